@@ -1,0 +1,1 @@
+"""Speed, accuracy drop, gates and reports."""

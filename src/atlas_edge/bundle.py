@@ -1,0 +1,147 @@
+"""Bundles: the folder that is deployed. Written whole, hashed, and checked before anything in it is loaded."""
+
+import hashlib
+import json
+from pathlib import Path, PurePosixPath
+
+from pydantic import ValidationError
+
+from atlas_edge.encoder import Encoder
+from atlas_edge.errors import ChecksumError, InputError
+from atlas_edge.manifest import SCHEMA_VERSION, BundleFile, Manifest
+from atlas_edge.spec import Target
+
+MANIFEST = "manifest.json"
+
+
+def open_bundle(path: str | Path, *, threads: int | None = None, cache_dir: Path | None = None) -> Encoder:
+    """Check a bundle's hashes and load it into the runtime that it was built for.
+
+    Args:
+        path: Bundle folder.
+        threads: Inference threads; the runtime's own choice when None.
+        cache_dir: Where the runtime may keep compiled models (OpenVINO); nowhere when None.
+
+    Raises:
+        InputError: No manifest, or one that cannot be read.
+        ChecksumError: A file is missing or differs from the manifest.
+        RuntimeMissing: The runtime or its device is not here.
+    """
+    folder = Path(path)
+    manifest = verify_bundle(folder)
+    # Each runtime is imported by the branch that needs it: a workstation installs one of them.
+    if manifest.target is Target.OPENVINO:
+        from atlas_edge.runtimes.openvino import OpenVinoEncoder
+
+        return OpenVinoEncoder.from_bundle(folder, manifest, threads=threads, cache_dir=cache_dir)
+    if manifest.target is Target.ONNX:
+        from atlas_edge.runtimes.onnxruntime import OnnxEncoder
+
+        return OnnxEncoder.from_bundle(folder, manifest, threads=threads)
+    from atlas_edge.runtimes.tensorrt import TensorRTEncoder
+
+    return TensorRTEncoder.from_bundle(folder, manifest)
+
+
+def verify_bundle(folder: Path) -> Manifest:
+    """Compare every file of a bundle with its manifest.
+
+    Returns:
+        The manifest, once all hashes and sizes match and no stray file lies beside them.
+
+    Raises:
+        InputError: No manifest, one that cannot be read, or a path that leaves the folder.
+        ChecksumError: A file is missing, extra, or differs in size or SHA-256.
+    """
+    manifest = read_manifest(folder)
+    for entry in manifest.files:
+        path = _inside(folder, entry.path)
+        if not path.is_file():
+            raise ChecksumError(f"{folder}: {entry.path} is missing", hint="copy the bundle again, or export it again")
+        size_bytes = path.stat().st_size
+        if size_bytes != entry.size_bytes:
+            raise ChecksumError(
+                f"{folder}: {entry.path} has {size_bytes} bytes, the manifest says {entry.size_bytes}",
+                hint="copy the bundle again, or export it again",
+            )
+        digest = sha256_file(path)
+        if digest != entry.sha256:
+            raise ChecksumError(
+                f"{folder}: {entry.path} has SHA-256 {digest[:12]}…, the manifest says {entry.sha256[:12]}…",
+                hint="do not use it: copy the bundle again, or export it again",
+            )
+    listed = {entry.path for entry in manifest.files} | {MANIFEST}
+    extra = sorted(set(_relative_files(folder)) - listed)
+    if extra:
+        raise ChecksumError(
+            f"{folder}: {extra[0]} is not in the manifest", hint="remove what was added, or export it again"
+        )
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json` without checking the files.
+
+    Raises:
+        InputError: Missing, not JSON, of another schema version, or with fields that do not fit.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{folder} is no bundle: it has no {MANIFEST}", hint="give the folder that atlas-export wrote")
+    try:
+        data = json.loads(path.read_bytes())
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise InputError(
+                f"{path} has schema version {version}, this atlas-edge reads {SCHEMA_VERSION}",
+                hint="install the atlas-edge that wrote it, or export it again",
+            )
+        return Manifest.model_validate_json(path.read_bytes())
+    except (ValueError, UnicodeDecodeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
+        raise InputError(f"{path} cannot be read: {what}", hint="export the bundle again") from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Hash every file below `folder`, and write `manifest.json` beside them.
+
+    Args:
+        folder: The bundle as it will be deployed, without a manifest.
+        manifest: Everything but `files`, which are replaced.
+
+    Returns:
+        The manifest as written.
+    """
+    files = tuple(
+        BundleFile(path=name, sha256=sha256_file(folder / name), size_bytes=(folder / name).stat().st_size)
+        for name in _relative_files(folder)
+        if name != MANIFEST
+    )
+    complete = manifest.model_copy(update={"files": files})
+    (folder / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return complete
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum((folder / name).stat().st_size for name in _relative_files(folder))
+
+
+def _relative_files(folder: Path) -> list[str]:
+    files = (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    found = (path.relative_to(folder) for path in files)
+    return sorted(path.as_posix() for path in found if path.parts[0] != ".scratch")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / PurePosixPath(name)
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or path.is_symlink():
+        raise InputError(f"{folder}: the manifest names {name}, outside the bundle", hint="do not use this bundle")
+    return path

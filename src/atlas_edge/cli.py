@@ -1,0 +1,129 @@
+"""What the five commands share: exit codes, errors without tracebacks, `--json`, verbosity, configuration."""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atlas_edge.errors import AtlasError, RuntimeMissing, UsageError
+
+if TYPE_CHECKING:
+    import cyclopts
+    from rich.console import Console
+
+EXIT_BUG = 1
+EXIT_USAGE = 2
+EXIT_INPUT = 5
+EXIT_INTERRUPTED = 130
+
+
+def make_app(name: str, summary: str) -> "cyclopts.App":
+    """A command with the house's behaviour.
+
+    Values come from the command line, then `ATLAS_<COMMAND>_<OPTION>` in the environment, then the command's
+    table in `atlas.toml` of the working folder.
+
+    Args:
+        name: `atlas-export`.
+        summary: Help text, Markdown; it holds an example.
+    """
+    import cyclopts
+
+    from atlas_edge import __version__
+
+    table = name.removeprefix("atlas-")
+    return cyclopts.App(
+        name=name,
+        help=summary,
+        help_format="markdown",
+        version=__version__,
+        config=[
+            cyclopts.config.Env(f"ATLAS_{table.upper()}_", command=False),
+            cyclopts.config.Toml("atlas.toml", root_keys=[table], search_parents=False, use_commands_as_keys=False),
+        ],
+    )
+
+
+def run_app(app: "cyclopts.App", argv: Sequence[str] | None = None) -> int:
+    """Run a command and turn what happens into an exit code (see `errors`).
+
+    Returns:
+        0 done · 1 bug · 2 usage · 3 gate · 4 runtime missing · 5 bad input · 130 interrupted.
+    """
+    import cyclopts
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except AtlasError as error:
+        return report_error(app.name[0], str(error), error.exit_code)
+    except cyclopts.CycloptsError as error:
+        return report_error(app.name[0], f"{_one_line(error)}\n  fix: see {app.name[0]} --help", EXIT_USAGE)
+    except KeyboardInterrupt:
+        return report_error(app.name[0], "interrupted; nothing was written at the final place", EXIT_INTERRUPTED)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        return report_error(
+            app.name[0],
+            f"{error.strerror or error}{where}\n  fix: check free disk space and permissions of that path",
+            EXIT_INPUT,
+        )
+    except Exception:  # the one place that may: a bug must leave as exit code 1, with its traceback
+        traceback.print_exc()
+        return report_error(app.name[0], "this is a bug in atlas-edge: please report the lines above", EXIT_BUG)
+    return int(result) if isinstance(result, int) else 0
+
+
+def report_error(command: str, message: str, exit_code: int) -> int:
+    """Print an error to stderr and return its exit code."""
+    print(f"{command}: error: {message}", file=sys.stderr)
+    return exit_code
+
+
+def console(*, quiet: bool = False) -> "Console":
+    """The stderr console: progress and tables go there, so that stdout holds data only."""
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=False)
+
+
+def set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """Log level of our own loggers and of the libraries that talk too much."""
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
+    for name in ("nncf", "torch.onnx", "onnxscript", "onnx_ir", "openvino", "modelopt"):
+        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.ERROR)
+
+
+def print_json(data: Any) -> None:
+    """Write one JSON document to stdout."""
+    json.dump(data, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")
+
+
+def require_module(module: str, *, extra: str) -> None:
+    """Raise RuntimeMissing, naming the extra to install, where a module cannot be found."""
+    import importlib.util
+
+    if importlib.util.find_spec(module) is None:
+        raise RuntimeMissing(f"{module} is not installed", hint=f"pip install 'atlas-edge[{extra}]'")
+
+
+def existing_folder(path: Path, what: str) -> Path:
+    """Return `path`, or raise UsageError naming what was expected there."""
+    if not path.is_dir():
+        raise UsageError(f"{path} is not a folder, expected {what}")
+    return path
+
+
+def offline() -> bool:
+    """Whether the user forbade the network by the Hugging Face environment variable."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""One thin encoder a runtime."""

@@ -1,0 +1,59 @@
+"""What an encoder is: the facts that travel with every model, bundle and report."""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Pooling = Literal["cls", "cls+mean", "avg"]
+
+
+class Precision(StrEnum):
+    """Number format of weights and activations in the compute-heavy layers."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    FP8 = "fp8"
+
+
+class Target(StrEnum):
+    """What a bundle is built for."""
+
+    ONNX = "onnx"
+    OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
+
+
+class EncoderSpec(BaseModel):
+    """Shape and preprocessing of an encoder: tiles `(B, tile_px, tile_px, 3)` uint8 -> `(B, embed_dim)` float32.
+
+    Attributes:
+        name: Model name, such as `atlas2-s` or `vit_small_patch14_dinov2`.
+        architecture: timm architecture.
+        embed_dim: Embedding size D (after pooling: `cls+mean` has twice the width of the network).
+        tile_px: Side of the square input, pixels.
+        mpp: µm per pixel that the encoder was trained at, or None where the model does not say.
+        mean: Per-channel mean on the 0-1 scale, subtracted inside the graph.
+        std: Per-channel standard deviation on the 0-1 scale, divided by inside the graph.
+        pooling: `cls` token, `cls+mean` (CLS beside the mean patch token), or `avg` (a CNN's average pool).
+        patch: Patch side in pixels; None for a CNN.
+        registers: Number of register tokens.
+        random_weights: True when no trained weights were loaded.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    architecture: str
+    embed_dim: int = Field(gt=0)
+    tile_px: int = Field(gt=0)
+    mpp: float | None = Field(default=None, gt=0)
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    pooling: Pooling
+    patch: int | None = None
+    registers: int = 0
+    random_weights: bool = False

@@ -1,0 +1,6 @@
+"""Tile sources: folders, packs, parquet, HDF5 and the synthetic sample, all streamed."""
+
+from atlas_edge.tiles.open import open_tiles
+from atlas_edge.tiles.source import TileBatch, TileFit, TileRecord, TileSource, batches, fit_tile
+
+__all__ = ["TileBatch", "TileFit", "TileRecord", "TileSource", "batches", "fit_tile", "open_tiles"]
