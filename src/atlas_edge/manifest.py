@@ -74,7 +74,7 @@ class Manifest(_Model):
         config: The resolved configuration of the command.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     created_utc: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     encoder: EncoderSpec
     target: Target

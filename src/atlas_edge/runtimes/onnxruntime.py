@@ -1,0 +1,79 @@
+"""ONNX Runtime on the CPU (or CUDA, where its GPU build is installed)."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge.encoder import check_tiles
+from atlas_edge.errors import InputError, RuntimeMissing
+from atlas_edge.manifest import Manifest
+from atlas_edge.runtimes.batching import encode_in_pieces
+from atlas_edge.spec import EncoderSpec
+
+_PIECE = 32
+
+
+class OnnxEncoder:
+    """An ONNX graph with input `tiles` and output `embedding`.
+
+    Args:
+        path: ONNX file.
+        spec: Shape and preprocessing.
+        threads: Intra-op threads; one a physical core when None.
+        precision: For `runtime` only: what the graph computes in.
+
+    Raises:
+        RuntimeMissing: ONNX Runtime is not installed.
+        InputError: The file is not a graph that it can load.
+    """
+
+    def __init__(
+        self, path: Path, spec: EncoderSpec, *, threads: int | None = None, precision: str | None = None
+    ) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise RuntimeMissing("onnxruntime is not installed", hint="pip install 'atlas-edge[onnx]'") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        available = onnxruntime.get_available_providers()
+        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise InputError(
+                f"{path.name}: ONNX Runtime cannot load it: {' '.join(str(error).split())}",
+                hint="export the bundle again with this version of onnxruntime",
+            ) from error
+        self.spec = spec
+        batch = self._session.get_inputs()[0].shape[0]
+        self._batch = batch if isinstance(batch, int) else None
+        parts = [
+            f"ONNX Runtime {onnxruntime.__version__}",
+            self._session.get_providers()[0].removesuffix("ExecutionProvider"),
+        ]
+        self.runtime = " ".join(parts + ([precision] if precision else []))
+
+    @classmethod
+    def from_bundle(cls, folder: Path, manifest: Manifest, *, threads: int | None = None) -> "OnnxEncoder":
+        """Open a verified bundle."""
+        path = folder / manifest.execution.model_file
+        return cls(path, manifest.encoder, threads=threads, precision=manifest.precision.value)
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embed tiles; see `Encoder.encode`."""
+        check_tiles(tiles, self.spec)
+        piece = self._batch or _PIECE
+        return encode_in_pieces(
+            tiles, self._infer, piece=piece, embed_dim=self.spec.embed_dim, fixed=self._batch is not None
+        )
+
+    def close(self) -> None:
+        """ONNX Runtime frees the session with the object."""
+
+    def _infer(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        result: NDArray[np.float32] = self._session.run(None, {self._session.get_inputs()[0].name: tiles})[0]
+        return result

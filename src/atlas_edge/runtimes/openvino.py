@@ -1,0 +1,128 @@
+"""OpenVINO on the CPU."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge.encoder import check_tiles
+from atlas_edge.errors import InputError, RuntimeMissing
+from atlas_edge.manifest import Manifest
+from atlas_edge.runtimes.batching import encode_in_pieces
+from atlas_edge.spec import EncoderSpec
+
+InferencePrecision = Literal["f32", "f16", "bf16"]
+
+# Large enough to fill the cores with a ViT-S, small enough that activations stay in cache.
+DEFAULT_BATCH = 8
+
+
+class OpenVinoEncoder:
+    """An OpenVINO model with input `tiles` and output `embedding`, compiled for fixed batch sizes.
+
+    OpenVINO runs a static batch faster than a dynamic one, so the model is compiled once for `batch` and once for a
+    single tile, each at first use; other numbers of tiles are cut or filled up to these two.
+
+    Args:
+        model: File (`.xml` or `.onnx`), or a model in memory.
+        spec: Shape and preprocessing.
+        inference_precision: Precision of the layers that are not quantized. `bf16` or `f16` falls back to `f32` where
+            the CPU lacks it; `runtime` says what is used.
+        threads: Inference threads; OpenVINO's own choice when None.
+        batch: Tiles a call.
+        cache_dir: Folder for compiled models; none when None.
+
+    Raises:
+        RuntimeMissing: OpenVINO is not installed.
+        InputError: The file is not a model that it can read.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        spec: EncoderSpec,
+        *,
+        inference_precision: InferencePrecision = "f32",
+        threads: int | None = None,
+        batch: int | None = None,
+        cache_dir: Path | None = None,
+    ) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise RuntimeMissing("openvino is not installed", hint="pip install 'atlas-edge[openvino]'") from error
+        self._core = openvino.Core()
+        self.spec = spec
+        self.batch = batch or DEFAULT_BATCH
+        self.inference_precision = _supported(self._core, inference_precision)
+        self._properties: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": self.inference_precision,
+        }
+        if threads is not None:
+            self._properties["INFERENCE_NUM_THREADS"] = threads
+        if cache_dir is not None:
+            self._properties["CACHE_DIR"] = str(cache_dir)
+        self._model = _read(self._core, model) if isinstance(model, str | Path) else model.clone()
+        self._requests: dict[int, Any] = {}
+        self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]} CPU {self.inference_precision}"
+
+    @classmethod
+    def from_bundle(
+        cls, folder: Path, manifest: Manifest, *, threads: int | None = None, cache_dir: Path | None = None
+    ) -> "OpenVinoEncoder":
+        """Open a verified bundle."""
+        encoder = cls(
+            folder / manifest.execution.model_file,
+            manifest.encoder,
+            inference_precision=manifest.execution.inference_precision,
+            threads=threads,
+            batch=manifest.execution.batch,
+            cache_dir=cache_dir,
+        )
+        if manifest.precision.value in ("int8", "fp8"):
+            encoder.runtime += f" + {manifest.precision.value}"
+        return encoder
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embed tiles; see `Encoder.encode`."""
+        check_tiles(tiles, self.spec)
+        size = 1 if len(tiles) == 1 else self.batch
+        request = self._request(size)
+
+        def infer(piece: NDArray[np.uint8]) -> NDArray[np.float32]:
+            request.infer({0: piece}, share_inputs=True)
+            result: NDArray[np.float32] = request.get_output_tensor(0).data
+            return result
+
+        return encode_in_pieces(tiles, infer, piece=size, embed_dim=self.spec.embed_dim, fixed=True)
+
+    def close(self) -> None:
+        """Drop the compiled models."""
+        self._requests.clear()
+
+    def _request(self, batch: int) -> Any:
+        if batch not in self._requests:
+            model = self._model.clone()
+            side = self.spec.tile_px
+            model.reshape({model.inputs[0]: [batch, side, side, 3]})
+            compiled = self._core.compile_model(model, "CPU", self._properties)
+            self._requests[batch] = compiled.create_infer_request()
+        return self._requests[batch]
+
+
+def _read(core: Any, path: str | Path) -> Any:
+    try:
+        return core.read_model(str(path))
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: OpenVINO cannot read it: {' '.join(str(error).split())}",
+            hint="export the bundle again with this version of openvino",
+        ) from error
+
+
+def _supported(core: Any, wanted: InferencePrecision) -> InferencePrecision:
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    name = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}[wanted]
+    return wanted if name in capabilities else "f32"

@@ -1,0 +1,54 @@
+"""PyTorch, eager, float32: the yardstick."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge.encoder import check_tiles
+from atlas_edge.runtimes.batching import encode_in_pieces
+from atlas_edge.spec import EncoderSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_PIECE = 32
+
+
+class TorchEncoder:
+    """A module that takes uint8 tiles, run eagerly on the CPU or on a CUDA device.
+
+    Args:
+        module: uint8 `(B, H, W, 3)` in, float32 `(B, D)` out.
+        spec: Shape and preprocessing.
+        threads: PyTorch's intra-op threads (a setting of the whole process); unchanged when None.
+        device: `cpu`, `cuda` or `cuda:1`.
+    """
+
+    def __init__(
+        self, module: "nn.Module", spec: EncoderSpec, *, threads: int | None = None, device: str = "cpu"
+    ) -> None:
+        import torch
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.spec = spec
+        self.device = torch.device(device)
+        self.module = module.eval().to(self.device)
+        self.runtime = f"PyTorch {torch.__version__.partition('+')[0]} eager f32, {torch.get_num_threads()} threads"
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embed tiles; see `Encoder.encode`."""
+        check_tiles(tiles, self.spec)
+        return encode_in_pieces(tiles, self._infer, piece=_PIECE, embed_dim=self.spec.embed_dim, fixed=False)
+
+    def close(self) -> None:
+        """Nothing to free beyond the module itself."""
+
+    def _infer(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode():
+            embedding = self.module(torch.from_numpy(tiles).to(self.device))
+        result: NDArray[np.float32] = embedding.cpu().numpy()
+        return result
