@@ -1,0 +1,119 @@
+"""Coverage of the paired interval, by simulation with fixed seeds."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from atlas_edge.bench.interval import class_mean_interval, geometric_mean_interval, quantile_interval, share_interval
+
+Draw = Callable[[np.random.Generator], tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64] | None]]
+SIMULATIONS = 600
+
+
+def _tiles(class_sizes: list[int], lost: list[float], gained: list[float]) -> Draw:
+    """Independent tiles: in class k the candidate loses a tile with probability lost[k] and gains with gained[k]."""
+    classes = np.repeat(np.arange(len(class_sizes)), class_sizes)
+
+    def draw(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.int64], None]:
+        u, plus, minus = rng.random(len(classes)), np.array(lost)[classes], np.array(gained)[classes]
+        return np.where(u < plus, 1.0, np.where(u < plus + minus, -1.0, 0.0)), classes, None
+
+    return draw
+
+
+def _slides(slides: int, tiles: int, classes: int, lost: float, gained: float, *, nested: bool) -> Draw:
+    """Slides whose own rates scatter (beta), so tiles of a slide resemble one another; nested: one class a slide."""
+
+    def draw(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+        values, labels, groups = [], [], []
+        for slide in range(slides):
+            plus, minus = rng.beta(30 * lost, 30 * (1 - lost)), rng.beta(30 * gained, 30 * (1 - gained))
+            size = max(4, int(rng.poisson(tiles)))
+            u = rng.random(size)
+            values.append(np.where(u < plus, 1.0, np.where(u < plus + minus, -1.0, 0.0)))
+            labels.append(np.full(size, slide % classes) if nested else np.arange(size) % classes)
+            groups.append(np.full(size, slide))
+        return np.concatenate(values), np.concatenate(labels), np.concatenate(groups)
+
+    return draw
+
+
+SCENARIOS: dict[str, tuple[Draw, float]] = {
+    "40 tiles, 2 classes, 20 % discordant": (_tiles([20] * 2, [0.15] * 2, [0.05] * 2), 0.10),
+    "100 tiles, 2 classes, 10 %": (_tiles([50] * 2, [0.06] * 2, [0.04] * 2), 0.02),
+    "198 tiles, 9 classes, 5 %": (_tiles([22] * 9, [0.03] * 9, [0.02] * 9), 0.01),
+    "300 tiles, unequal classes": (_tiles([60, 90, 150], [0.08, 0.05, 0.03], [0.02] * 3), (0.06 + 0.03 + 0.01) / 3),
+    "600 tiles, 5 classes, 1.5 %": (_tiles([120] * 5, [0.01] * 5, [0.005] * 5), 0.005),
+    "600 tiles, 5 classes, 4 %": (_tiles([120] * 5, [0.025] * 5, [0.015] * 5), 0.01),
+    "600 tiles, 5 classes, large drop": (_tiles([120] * 5, [0.12] * 5, [0.03] * 5), 0.09),
+    "2000 tiles, 5 classes, 1 %": (_tiles([400] * 5, [0.007] * 5, [0.003] * 5), 0.004),
+    "8 slides of 80": (_slides(8, 80, 2, 0.05, 0.03, nested=False), 0.02),
+    "12 slides of 50": (_slides(12, 50, 2, 0.04, 0.02, nested=False), 0.02),
+    "24 slides of 30, one class each": (_slides(24, 30, 2, 0.05, 0.02, nested=True), 0.03),
+}
+
+
+def _coverage(draw: Draw, truth: float) -> float:
+    rng = np.random.default_rng(20261124)
+    hits = 0
+    for _ in range(SIMULATIONS):
+        values, classes, groups = draw(rng)
+        found = class_mean_interval(values, classes, groups, resamples=600)
+        hits += found.low <= truth <= found.high
+    return hits / SIMULATIONS
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_paired_interval_covers_the_known_drop_in_93_to_97_per_cent(name: str) -> None:
+    assert 0.93 <= _coverage(*SCENARIOS[name]) <= 0.97
+
+
+def test_interval_errs_to_the_safe_side_where_three_flips_are_expected_in_all() -> None:
+    assert 0.95 <= _coverage(_tiles([50] * 2, [0.02] * 2, [0.01] * 2), 0.01) <= 0.995
+
+
+def test_no_flip_at_all_still_leaves_doubt() -> None:
+    found = class_mean_interval(np.zeros(600), np.arange(600) % 5)
+    assert found.estimate == 0.0
+    assert 0.002 < found.high < 0.005  # about 2 / tiles
+
+
+def test_few_slides_widen_the_interval_over_tiles() -> None:
+    values, classes, groups = SCENARIOS["8 slides of 80"][0](np.random.default_rng(3))
+    assert groups is not None
+    by_tile, by_slide = class_mean_interval(values, classes), class_mean_interval(values, classes, groups)
+    assert (by_tile.unit, by_slide.unit, by_slide.units) == ("tile", "group", 8)
+    assert by_slide.high - by_slide.low > by_tile.high - by_tile.low
+
+
+def test_one_slide_knows_nothing_about_other_slides() -> None:
+    found = class_mean_interval(np.array([1.0, 0.0, 0.0, 0.0]), np.zeros(4, np.int64), np.zeros(4, np.int64))
+    assert found.high == np.inf
+
+
+def test_share_stays_between_0_and_1() -> None:
+    found = share_interval(np.zeros(20, np.bool_))
+    assert found.low == 0.0 < found.high < 0.2
+
+
+def test_geometric_mean_interval_covers_a_known_ratio() -> None:
+    rng = np.random.default_rng(5)
+    hits = 0
+    for _ in range(1000):
+        found = geometric_mean_interval(2.0 * np.exp(rng.normal(0, 0.1, 10)), resamples=500)
+        hits += found.low <= 2.0 <= found.high
+    assert 0.93 <= hits / 1000 <= 0.97
+
+
+def test_quantile_interval_brackets_the_quantile_and_uses_groups() -> None:
+    rng = np.random.default_rng(2)
+    values = rng.normal(size=2000)
+    found = quantile_interval(values, 0.01)
+    assert found.low < -2.326 < found.high
+    assert found.low <= found.estimate <= found.high
+    shifts = np.repeat(rng.normal(size=20), 100)
+    grouped = quantile_interval(values + shifts, 0.01, np.repeat(np.arange(20), 100))
+    assert grouped.units == 20
+    assert grouped.high - grouped.low > found.high - found.low

@@ -1,0 +1,81 @@
+import time
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from atlas_edge.bench.speed import _turns, _warnings, paired_speed
+from atlas_edge.errors import UsageError
+from atlas_edge.spec import EncoderSpec
+
+TILES = np.zeros((8, 4, 4, 3), np.uint8)
+
+
+class SlowEncoder:
+    """Sleeps a fixed time a tile: its true speed is known."""
+
+    runtime = "sleep"
+    spec = EncoderSpec(
+        name="slow", architecture="none", embed_dim=2, tile_px=4, mean=(0, 0, 0), std=(1, 1, 1), pooling="cls"
+    )
+
+    def __init__(self, ms_per_tile: float) -> None:
+        self.ms_per_tile = ms_per_tile
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        time.sleep(self.ms_per_tile * len(tiles) / 1e3)
+        return np.zeros((len(tiles), 2), np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_known_ratio_is_found() -> None:
+    report = paired_speed(
+        {"reference": SlowEncoder(6.0), "fast": SlowEncoder(2.0)},
+        TILES,
+        reference="reference",
+        batch=4,
+        rounds=6,
+        block_seconds=0.06,
+    )
+    fast, reference = report.encoders["fast"], report.encoders["reference"]
+    assert reference.throughput_ratio is None and reference.latency_ratio is None
+    assert fast.throughput_ratio is not None and 2.3 < fast.throughput_ratio.estimate < 3.2
+    assert fast.latency_ratio is not None and 2.0 < fast.latency_ratio.estimate < 3.2
+    assert fast.throughput_ratio.low <= fast.throughput_ratio.estimate <= fast.throughput_ratio.high
+    assert 100 < reference.throughput.tiles_per_s < 170
+    assert reference.latency.p50_ms <= reference.latency.p90_ms <= reference.latency.p99_ms <= reference.latency.max_ms
+    assert len(reference.latency.samples_ms) >= 6 * 10
+    assert len(fast.throughput.rounds_tiles_per_s) == 6
+    assert "uint8 tiles in host memory" in report.timed_region
+
+
+def test_every_encoder_takes_every_position() -> None:
+    orders = [_turns(["a", "b"], number) for number in range(4)]
+    assert {order[0] for order in orders} == {"a", "b"}
+    assert sorted(_turns(["a", "b", "c"], 5)) == ["a", "b", "c"]
+
+
+def test_throttling_and_noise_are_said_with_their_cure() -> None:
+    class Throttling(SlowEncoder):
+        calls = 0
+
+        def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+            self.calls += 1
+            self.ms_per_tile = 1.0 if self.calls < 200 else 3.0
+            return super().encode(tiles)
+
+    report = paired_speed({"hot": Throttling(1.0)}, TILES, reference="hot", batch=1, rounds=12, block_seconds=0.02)
+    assert any("throttles" in line and "--threads" in line for line in _warnings(report.encoders))
+    assert any("--rounds" in line for line in report.warnings)
+
+
+def test_bad_requests_are_refused() -> None:
+    encoders = {"a": SlowEncoder(1.0)}
+    with pytest.raises(UsageError, match="not among"):
+        paired_speed(encoders, TILES, reference="b")
+    with pytest.raises(UsageError, match="--batch"):
+        paired_speed(encoders, TILES, reference="a", batch=9)
+    with pytest.raises(UsageError, match="--rounds 10"):
+        paired_speed(encoders, TILES, reference="a", batch=1, rounds=1)
