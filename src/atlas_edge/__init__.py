@@ -1,10 +1,15 @@
 """atlas-edge: distil, quantize, export and prove small pathology encoders."""
 
-from atlas_edge.bundle import open_bundle, verify_bundle
-from atlas_edge.encoder import Encoder
-from atlas_edge.errors import AtlasError, ChecksumError, GateFailed, InputError, RuntimeMissing, UsageError
-from atlas_edge.spec import EncoderSpec, Precision, Target
-from atlas_edge.tiles import open_tiles
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atlas_edge.bundle import open_bundle, verify_bundle
+    from atlas_edge.encoder import Encoder
+    from atlas_edge.errors import AtlasError, ChecksumError, GateFailed, InputError, RuntimeMissing, UsageError
+    from atlas_edge.models import load_encoder, load_model
+    from atlas_edge.spec import EncoderSpec, Precision, Target
+    from atlas_edge.tiles import open_tiles
 
 __version__ = "0.1.0"
 
@@ -19,7 +24,26 @@ __all__ = [
     "RuntimeMissing",
     "Target",
     "UsageError",
+    "load_encoder",
+    "load_model",
     "open_bundle",
     "open_tiles",
     "verify_bundle",
 ]
+
+# Imported at first use: a command's --help needs neither numpy nor pydantic.
+_MODULES = {
+    "bundle": ("open_bundle", "verify_bundle"),
+    "encoder": ("Encoder",),
+    "errors": ("AtlasError", "ChecksumError", "GateFailed", "InputError", "RuntimeMissing", "UsageError"),
+    "models": ("load_encoder", "load_model"),
+    "spec": ("EncoderSpec", "Precision", "Target"),
+    "tiles": ("open_tiles",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

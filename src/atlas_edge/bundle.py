@@ -71,6 +71,11 @@ def verify_bundle(folder: Path) -> Manifest:
                 hint="do not use it: copy the bundle again, or export it again",
             )
     listed = {entry.path for entry in manifest.files} | {MANIFEST}
+    for name in (manifest.execution.model_file, manifest.execution.fallback_file):
+        if name is not None and name not in listed:
+            raise InputError(
+                f"{folder}: the manifest runs {name}, which is not one of its files", hint="do not use this bundle"
+            )
     extra = sorted(set(_relative_files(folder)) - listed)
     if extra:
         raise ChecksumError(

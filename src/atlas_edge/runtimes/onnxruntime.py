@@ -43,7 +43,7 @@ class OnnxEncoder:
         providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
         try:
             self._session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
-        except (RuntimeError, ValueError, OSError) as error:
+        except _load_errors() as error:
             raise InputError(
                 f"{path.name}: ONNX Runtime cannot load it: {' '.join(str(error).split())}",
                 hint="export the bundle again with this version of onnxruntime",
@@ -77,3 +77,19 @@ class OnnxEncoder:
     def _infer(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         result: NDArray[np.float32] = self._session.run(None, {self._session.get_inputs()[0].name: tiles})[0]
         return result
+
+
+def _load_errors() -> tuple[type[Exception], ...]:
+    # ONNX Runtime's errors have no common base but Exception.
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = (
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NoSuchFile",
+        "NotImplemented",
+        "RuntimeException",
+    )
+    return (RuntimeError, ValueError, OSError, *(getattr(state, name) for name in names))

@@ -1,1 +1,0 @@
-"""ONNX, OpenVINO and TensorRT; writes bundles."""

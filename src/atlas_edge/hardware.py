@@ -1,0 +1,123 @@
+"""What this machine is: processor features, GPUs, memory, and the versions of what is installed."""
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+# Distributions whose versions decide what a bundle is.
+DISTRIBUTIONS = (
+    "atlas-edge",
+    "torch",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "nvidia-modelopt",
+    "tensorrt",
+    "tensorrt-rtx",
+    "numpy",
+)
+_NVIDIA_SMI_SECONDS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cpu:
+    """The processor.
+
+    Attributes:
+        name: As the operating system gives it.
+        cores: Physical cores that this process may use.
+        avx2, avx512_vnni, avx_vnni, avx512_bf16, amx_int8, amx_bf16: Instruction sets that decide speed.
+    """
+
+    name: str
+    cores: int
+    avx2: bool
+    avx512_vnni: bool
+    avx_vnni: bool
+    avx512_bf16: bool
+    amx_int8: bool
+    amx_bf16: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One NVIDIA GPU as its driver describes it; `compute_capability` such as `8.9`."""
+
+    name: str
+    driver: str
+    compute_capability: str
+    memory_bytes: int
+
+
+def cpu() -> Cpu:
+    """Read the processor's name and features."""
+    name, flags = _name_and_flags()
+    return Cpu(
+        name=name,
+        cores=usable_cores(),
+        avx2="avx2" in flags,
+        avx512_vnni="avx512_vnni" in flags or "avx512vnni" in flags,
+        avx_vnni="avx_vnni" in flags,
+        avx512_bf16="avx512_bf16" in flags or "avx512bf16" in flags,
+        amx_int8="amx_int8" in flags,
+        amx_bf16="amx_bf16" in flags,
+    )
+
+
+def usable_cores() -> int:
+    """Physical cores, or fewer where the process is pinned to fewer."""
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
+    return min(physical, allowed)
+
+
+def gpus() -> list[Gpu]:
+    """NVIDIA GPUs, asked of `nvidia-smi` in a child process; empty where there is none or no driver."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    query = [tool, "--query-gpu=name,driver_version,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True)
+    except (subprocess.SubprocessError, OSError):
+        return []
+    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 3]
+    return [
+        Gpu(name=name, driver=driver, compute_capability=capability, memory_bytes=int(float(mebibytes)) << 20)
+        for name, driver, capability, mebibytes in rows
+        if mebibytes.replace(".", "", 1).isdigit()
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the operating system and the distributions in `DISTRIBUTIONS` that are installed."""
+    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _name_and_flags() -> tuple[str, frozenset[str]]:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        flags = fields.get("flags") or fields.get("Features") or ""
+        return fields.get("model name", platform.processor()), frozenset(flags.split())
+    try:
+        from cpuinfo import get_cpu_info  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        return platform.processor(), frozenset()
+    info = get_cpu_info()
+    return str(info.get("brand_raw", platform.processor())), frozenset(map(str, info.get("flags", [])))

@@ -1,0 +1,82 @@
+"""Fixtures that all tests share: a tiny model, tile folders, the shared real data, the real command line."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY_PX = 32
+
+RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real tiles, slides and teachers beside the checkout; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("ATLAS_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip("the folder of real tiles (../shared, or ATLAS_SHARED) is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-weight ViT (32 px, patch 8, width 64, depth 2) as a timm folder."""
+    timm = pytest.importorskip("timm")
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-vit"
+    folder.mkdir()
+    arguments = {"img_size": TINY_PX, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "reg_tokens": 1}
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **arguments)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 0,
+        "global_pool": "token",
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [3, TINY_PX, TINY_PX],
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "license": "cc0-1.0",
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def tiny_tiles() -> NDArray[np.uint8]:
+    """Sixteen random tiles `(16, 32, 32, 3)`."""
+    return np.random.default_rng(0).integers(0, 256, (16, TINY_PX, TINY_PX, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def run_command() -> RunCommand:
+    """Run one of the commands in its own process, as a user does: `run_command("atlas-export", "doctor")`."""
+
+    def run(
+        command: str, *arguments: str | Path, cwd: Path | None = None, **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
+        package = command.removeprefix("atlas-")
+        environ = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "120", **environment}
+        return subprocess.run(
+            [sys.executable, "-m", f"atlas_edge.{package}", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env=environ,
+            timeout=500,
+        )
+
+    return run

@@ -1,0 +1,143 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("torch")
+
+from atlas_edge.errors import InputError, UsageError
+from atlas_edge.models import load_encoder, load_model
+
+
+@pytest.fixture
+def copy(tiny_model: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_model, folder)
+    return folder
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_folder_gives_timm_s_own_embedding(tiny_model: Path, tiny_tiles: NDArray[np.uint8]) -> None:
+    import timm
+    import torch
+
+    encoder = load_encoder(str(tiny_model))
+    reference = timm.create_model(f"local-dir:{tiny_model}", pretrained=True, num_classes=0).eval()
+    images = (torch.from_numpy(tiny_tiles).permute(0, 3, 1, 2) / 255.0 - 0.5) / 0.5
+    with torch.inference_mode():
+        expected = reference(images).numpy()
+    np.testing.assert_allclose(encoder.encode(tiny_tiles), expected, atol=1e-5)
+    assert encoder.spec.registers == 1
+    assert encoder.spec.patch == 8
+
+
+def test_cls_and_mean_are_concatenated(tiny_model: Path, tiny_tiles: NDArray[np.uint8]) -> None:
+    import torch
+
+    model = load_model(str(tiny_model), pooling="cls+mean")
+    with torch.inference_mode():
+        tiles = torch.from_numpy(tiny_tiles)
+        tokens = model.module.tokens(model.module.normalise(tiles))
+        embedding = model.module(tiles)
+    assert tokens.shape == (16, 1 + 1 + 16, 64)
+    torch.testing.assert_close(embedding, torch.cat([tokens[:, 0], tokens[:, 2:].mean(1)], dim=1))
+    assert model.spec.embed_dim == 128
+
+
+def test_registry_student_is_deterministic_and_says_random() -> None:
+    import torch
+
+    first, second, other = (load_model("atlas2-s", patch=16, seed=seed) for seed in (0, 0, 1))
+    weights = [model.module.backbone.blocks[0].attn.qkv.weight for model in (first, second, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert first.spec.random_weights
+    assert (first.spec.patch, first.spec.registers, first.spec.tile_px) == (16, 4, 224)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "atlas2-s", "patch": 15}, "patch side 15"),
+        ({"name": "atlas2-s", "registers": -1}, "-1 register"),
+        ({"name": "atlas3"}, "no model is called 'atlas3'"),
+    ],
+)
+def test_unknown_models(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_model(**arguments)
+
+
+def test_patch_of_a_checkpoint_cannot_be_changed(tiny_model: Path) -> None:
+    with pytest.raises(UsageError, match="registry student"):
+        load_model(str(tiny_model), patch=16)
+
+
+def test_truncated_weights(copy: Path) -> None:
+    data = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match="truncated"):
+        load_model(str(copy))
+
+
+def test_missing_weights_are_not_looked_for_in_a_pickle(copy: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(InputError, match="pickled checkpoints are never loaded"):
+        load_model(str(copy))
+
+
+def test_weights_of_another_architecture(copy: Path) -> None:
+    edit(copy, lambda config: config["model_args"].update(depth=3))
+    with pytest.raises(InputError, match="does not fit the architecture"):
+        load_model(str(copy))
+
+
+def test_weights_that_are_not_numbers(copy: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(copy / "model.safetensors")
+    state["norm.weight"][0] = torch.nan
+    save_file(state, copy / "model.safetensors")
+    with pytest.raises(InputError, match=r"norm\.weight holds NaN"):
+        load_model(str(copy))
+
+
+@pytest.mark.parametrize("key", ["checkpoint_path", "pretrained", "pretrained_cfg", "cache_dir"])
+def test_config_cannot_load_another_file(copy: Path, key: str) -> None:
+    edit(copy, lambda config: config["model_args"].update({key: "evil.pth"}))
+    with pytest.raises(InputError, match=f"model_args holds '{key}'"):
+        load_model(str(copy))
+
+
+@pytest.mark.parametrize("architecture", ["hf-hub:someone/model", "local-dir:/tmp/x", "vit_imaginary"])
+def test_architecture_must_be_timm_s(copy: Path, architecture: str) -> None:
+    edit(copy, lambda config: config.update(architecture=architecture))
+    with pytest.raises(InputError, match="which timm"):
+        load_model(str(copy))
+
+
+def test_hub_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"copy config\.json and model\.safetensors"):
+        load_model("hf-hub:nobody/nothing")
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 32, 4), (2, 31, 32, 3), (32, 32, 3), (0, 32, 32, 3)])
+def test_wrong_tiles_are_refused(tiny_model: Path, shape: tuple[int, ...]) -> None:
+    encoder = load_encoder(str(tiny_model))
+    with pytest.raises(InputError, match=r"expected \(B, 32, 32, 3\) uint8"):
+        encoder.encode(np.zeros(shape, dtype=np.uint8))
+    with pytest.raises(InputError, match="float32"):
+        encoder.encode(np.zeros((1, 32, 32, 3), dtype=np.float32))  # type: ignore[arg-type]
