@@ -1,9 +1,11 @@
 """What a tile source is: records that stream without pixels, and pixels decoded one tile at a time."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,9 @@ from numpy.typing import NDArray
 from atlas_edge.errors import InputError, UsageError
 
 TileFit = Literal["exact", "crop", "resize"]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +95,9 @@ class TileSource(ABC):
     def __len__(self) -> int:
         return sum(1 for _ in self.records())
 
+    def close(self) -> None:  # noqa: B027 - most sources hold nothing open
+        """Close what is open; reading again opens it again."""
+
 
 def batches(
     source: TileSource,
@@ -98,6 +106,7 @@ def batches(
     size: int,
     tile_px: int | None = None,
     fit: TileFit = "exact",
+    threads: int = 0,
 ) -> Iterator[TileBatch]:
     """Decode tiles in order into batches of `size` (the last one may be smaller).
 
@@ -107,16 +116,32 @@ def batches(
         size: Tiles a batch.
         tile_px: Side that the encoder takes; None leaves the tiles as they are (all must then be alike).
         fit: What to do with a tile of another size; see `fit_tile`.
+        threads: Decode ahead in so many threads, at most two batches; 0 decodes when a batch is asked for.
 
     Raises:
-        InputError: A tile cannot be read, or has another size while `fit` is `exact`.
+        InputError: A tile cannot be read, or has another size while `fit` is `exact`, or tiles differ in size.
+        UsageError: `size` is not positive.
     """
+    if size < 1:
+        raise UsageError(f"batch size is {size}, expected at least 1")
+
+    def decode(record: TileRecord) -> tuple[TileRecord, NDArray[np.uint8]]:
+        tile = source.read(record)
+        return record, tile if tile_px is None else fit_tile(tile, tile_px, fit, name=record.id)
+
+    wanted = source.records() if records is None else records
+    decoded = map(decode, wanted) if threads < 1 else _ahead(decode, wanted, threads=threads, most=2 * size)
     held: list[TileRecord] = []
     pixels: list[NDArray[np.uint8]] = []
-    for record in source.records() if records is None else records:
-        tile = source.read(record)
+    for record, tile in decoded:
+        if pixels and tile.shape != pixels[0].shape:
+            raise InputError(
+                f"tile {record.id} is {tile.shape[1]} x {tile.shape[0]} px, the tiles before it {pixels[0].shape[1]} x "
+                f"{pixels[0].shape[0]}",
+                hint="use --tile-fit crop or --tile-fit resize",
+            )
         held.append(record)
-        pixels.append(tile if tile_px is None else fit_tile(tile, tile_px, fit, name=record.id))
+        pixels.append(tile)
         if len(held) == size:
             yield TileBatch(records=tuple(held), pixels=np.stack(pixels))
             held, pixels = [], []
@@ -155,3 +180,18 @@ def fit_tile(tile: NDArray[np.uint8], tile_px: int, fit: TileFit, *, name: str) 
             hint="use --tile-fit crop (keeps µm per pixel) or --tile-fit resize",
         )
     raise UsageError(f"unknown tile fit {fit!r}", hint="choose exact, crop or resize")
+
+
+def _ahead(function: Callable[[T], R], items: Iterable[T], *, threads: int, most: int) -> Iterator[R]:
+    """`map` in threads, in order, with at most `most` results waiting."""
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

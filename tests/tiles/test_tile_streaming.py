@@ -1,0 +1,53 @@
+"""Memory stays flat for a million tiles."""
+
+import tracemalloc
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atlas_edge.tiles import TileRecord, open_tiles
+from atlas_edge.tiles.folders import image_names
+from atlas_edge.tiles.synthetic import SyntheticTiles
+
+MILLION = 1_000_000
+FLAT_BYTES = 2 * 2**20
+
+
+def peak_bytes(records: Iterator[TileRecord] | Iterator[str]) -> tuple[int, int]:
+    last = deque(maxlen=1)  # type: ignore[var-annotated]
+    count = 0
+    tracemalloc.start()
+    for record in records:
+        last.append(record)
+        count += 1
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return count, peak
+
+
+def test_a_million_synthetic_tiles() -> None:
+    count, peak = peak_bytes(SyntheticTiles(MILLION).records())
+    assert count == MILLION
+    assert peak < FLAT_BYTES
+
+
+def test_a_large_manifest(tmp_path: Path) -> None:
+    rows = MILLION // 5
+    with (tmp_path / "manifest.csv").open("w") as file:
+        file.write("file,shard,label,split,group,sha256\n")
+        for index in range(rows):
+            file.write(f"t/{index}.png,s-{index // 1000}.zip,a,train,slide-{index // 500},{index:064d}\n")
+    count, peak = peak_bytes(open_tiles(tmp_path).records())
+    assert count == rows
+    assert peak < FLAT_BYTES
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100, 5000])
+def test_a_folder_is_sorted_in_parts(tmp_path: Path, chunk: int) -> None:
+    names = [f"{index * 7919 % 101:03d}.png" for index in range(100)]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "notes.txt").touch()
+    assert list(image_names(tmp_path, chunk=chunk)) == sorted(names)
