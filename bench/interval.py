@@ -47,6 +47,7 @@ def class_mean_interval(
     classes: NDArray[np.int64],
     groups: NDArray[np.int64] | None = None,
     *,
+    discrete: bool = True,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Interval:
@@ -67,6 +68,7 @@ def class_mean_interval(
         values: `(N,)` per-tile values, usually -1, 0 or 1.
         classes: `(N,)` class numbers; each class weighs the same.
         groups: `(N,)` slide or patient numbers; tiles are the units when None.
+        discrete: Values are -1, 0 or 1; continuous values need no term for pairs that did not occur.
         seed: Seed of the resampling.
         resamples: Bootstrap resamples.
     """
@@ -81,7 +83,8 @@ def class_mean_interval(
     variance = float(np.var(_class_mean(weights, type_sums, type_counts)))
     if units > 1:
         variance *= units / (units - 1)
-    half = _student_t(units - 1) * math.sqrt(variance + 2 * _PSEUDO_PAIRS / tiles**2)
+    unseen = 2 * _PSEUDO_PAIRS / tiles**2 if discrete else 0.0
+    half = _student_t(units - 1) * math.sqrt(variance + unseen)
     return Interval(
         estimate=estimate,
         low=estimate - half,
@@ -100,6 +103,45 @@ def share_interval(events: NDArray[np.bool_], groups: NDArray[np.int64] | None =
         high=min(1.0, found.high),
         units=found.units,
         unit=found.unit,
+    )
+
+
+def mean_interval(values: NDArray[np.float64], groups: NDArray[np.int64] | None = None, *, seed: int = 0) -> Interval:
+    """Interval of the mean of a continuous figure per tile; see `class_mean_interval`."""
+    return class_mean_interval(values, np.zeros(len(values), np.int64), groups, discrete=False, seed=seed)
+
+
+def share_difference_interval(
+    first: tuple[NDArray[np.int64], NDArray[np.int64]],
+    second: tuple[NDArray[np.int64], NDArray[np.int64]],
+    groups: NDArray[np.int64] | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Interval of Σhits / Σtotal of the first minus that of the second, both counted per tile of the same tiles.
+
+    Args:
+        first: `(N,)` hits and `(N,)` totals.
+        second: The same of the other encoder.
+        groups: `(N,)` group numbers; tiles are the units when None.
+        seed: Seed of the resampling.
+        resamples: Bootstrap resamples.
+    """
+    unit_of = np.arange(len(first[0])) if groups is None else np.unique(groups, return_inverse=True)[1]
+    units = int(unit_of.max()) + 1
+    counts = np.stack([np.bincount(unit_of, weights=column, minlength=units) for column in (*first, *second)], axis=1)
+    weights = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=resamples)
+    drawn = _share_difference(weights.astype(np.float64) @ counts)
+    estimate = float(_share_difference(counts.sum(axis=0)[None])[0])
+    variance = float(np.nanvar(drawn)) * (units / (units - 1) if units > 1 else 1.0)
+    half = _student_t(units - 1) * math.sqrt(variance)
+    return Interval(
+        estimate=estimate,
+        low=estimate - half,
+        high=estimate + half,
+        units=units,
+        unit="tile" if groups is None else "group",
     )
 
 
@@ -187,6 +229,13 @@ def _class_mean(
     means = np.where(present, weights @ sums / np.maximum(tiles, 1.0), 0.0)
     result: NDArray[np.float64] = means.sum(axis=1) / present.sum(axis=1)
     return result
+
+
+def _share_difference(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`(R, 4)` sums of hits and totals of both -> `(R,)`; NaN where a resample has no totals."""
+    totals = np.where(sums[:, [1, 3]] > 0, sums[:, [1, 3]], np.nan)
+    difference: NDArray[np.float64] = sums[:, 0] / totals[:, 0] - sums[:, 2] / totals[:, 1]
+    return difference
 
 
 def _student_t(degrees: int) -> float:

@@ -1,0 +1,188 @@
+"""Budgets of the gate, and what they say about measured candidates."""
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from atlas_edge.bench.gate import Verdict, judge, units_to_settle, worst
+from atlas_edge.bench.interval import Interval
+from atlas_edge.errors import InputError
+
+
+class Budget(BaseModel):
+    """What a candidate may cost; None is not judged.
+
+    Attributes:
+        max_drop_pp: Linear probe, fitted on the reference: balanced accuracy lost, percentage points.
+        max_knn_drop_pp: The same with the kNN probe.
+        max_flip_percent: Predictions of the linear probe that change, per cent.
+        min_cosine: 1st percentile of the cosine to the reference.
+        max_robustness_drop: Robustness index lost, 0-1.
+        min_throughput_ratio: Throughput over the reference's, where speed was measured.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_drop_pp: float | None = Field(default=None, ge=0)
+    max_knn_drop_pp: float | None = Field(default=None, ge=0)
+    max_flip_percent: float | None = Field(default=None, ge=0, le=100)
+    min_cosine: float | None = Field(default=None, ge=-1, le=1)
+    max_robustness_drop: float | None = Field(default=None, ge=0, le=1)
+    min_throughput_ratio: float | None = Field(default=None, gt=0)
+
+
+class Budgets(BaseModel):
+    """A TOML file of budgets: one for all, and others for candidates whose names match a pattern.
+
+    ```toml
+    [default]
+    max_drop_pp = 1.0
+    min_cosine = 0.99
+
+    [candidate."*bf16*"]
+    max_drop_pp = 0.5
+    ```
+
+    A pattern's values replace the default's one by one; of several matching patterns the last one in the file wins.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    default: Budget = Budget()
+    candidate: dict[str, Budget] = Field(default_factory=dict)
+
+    def of(self, name: str) -> Budget:
+        """The budget of one candidate."""
+        found = self.default
+        for pattern, budget in self.candidate.items():
+            if fnmatchcase(name, pattern):
+                found = found.model_copy(update=budget.model_dump(exclude_none=True))
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateCheck:
+    """One budget, judged.
+
+    Attributes:
+        candidate: Name of the encoder.
+        figure: What was judged, in words.
+        option: The option that sets the budget.
+        value: The figure with its interval, in the budget's unit.
+        budget: The limit.
+        higher_is_worse: Whether the limit is the most, or the least, that is allowed.
+        verdict: PASS, FAIL or INCONCLUSIVE.
+        advice: What would settle or mend it; empty after PASS.
+    """
+
+    candidate: str
+    figure: str
+    option: str
+    value: Interval
+    budget: float
+    higher_is_worse: bool
+    verdict: Verdict
+    advice: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateResult:
+    """All checks, and the worst verdict among them."""
+
+    verdict: Verdict
+    checks: tuple[GateCheck, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A figure that a budget may judge; `value` None means that it was not measured."""
+
+    figure: str
+    option: str
+    field: str
+    value: Interval | None
+    higher_is_worse: bool = True
+    tiles: int = 0
+
+
+def read_budgets(path: Path) -> Budgets:
+    """Read a TOML file of budgets.
+
+    Raises:
+        InputError: Not there, not TOML, or with a key or value that does not fit.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Budgets.model_validate(data)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist, expected a TOML file of budgets") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"{path}: {where}: {first['msg']}", hint=f"known budgets: {', '.join(Budget.model_fields)}"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no TOML file: {error}") from error
+
+
+def run_gate(budgets: Budgets, figures: dict[str, list[Judged]]) -> GateResult:
+    """Judge every candidate's figures against its budget.
+
+    Args:
+        budgets: Limits.
+        figures: Candidate -> what was measured.
+
+    Raises:
+        InputError: A budget is set for a figure that was not measured: a gate never passes what nobody looked at.
+    """
+    checks: list[GateCheck] = []
+    for name, judged in figures.items():
+        checks.extend(_checks(name, budgets.of(name), judged))
+    return GateResult(verdict=worst([check.verdict for check in checks]), checks=tuple(checks))
+
+
+def _checks(name: str, budget: Budget, judged: list[Judged]) -> Iterable[GateCheck]:
+    for figure in judged:
+        limit = getattr(budget, figure.field)
+        if limit is None:
+            continue
+        if figure.value is None:
+            raise InputError(
+                f"{name}: {figure.option} is set, but {figure.figure} could not be measured on these tiles",
+                hint="give labelled tiles with --eval and --fit, measure speed with --speed, or leave the budget out",
+            )
+        verdict = judge(figure.value, limit, higher_is_worse=figure.higher_is_worse)
+        yield GateCheck(
+            candidate=name,
+            figure=figure.figure,
+            option=figure.option,
+            value=figure.value,
+            budget=limit,
+            higher_is_worse=figure.higher_is_worse,
+            verdict=verdict,
+            advice=_advice(verdict, figure, limit),
+        )
+
+
+def _advice(verdict: Verdict, figure: Judged, limit: float) -> str:
+    assert figure.value is not None
+    if verdict is Verdict.PASS:
+        return ""
+    if verdict is Verdict.FAIL:
+        return "quantize it more gently (fewer layers, another recipe, more calibration tiles), or loosen the budget"
+    units = units_to_settle(figure.value, limit)
+    if units is None:
+        return (
+            f"the estimate lies on the budget, or there is one {figure.value.unit} only: no number of tiles settles it"
+        )
+    if figure.value.unit == "group":
+        tiles = figure.tiles * units / figure.value.units
+        return f"about {units} groups ({tiles:.0f} tiles like these) would settle it; there are {figure.value.units}"
+    if figure.value.unit == "round":
+        return f"about {units} rounds would settle it (--rounds); there were {figure.value.units}"
+    return f"about {units} tiles would settle it; there are {figure.value.units}"
