@@ -46,7 +46,7 @@ def test_a_known_ratio_is_found() -> None:
     assert fast.throughput_ratio.low <= fast.throughput_ratio.estimate <= fast.throughput_ratio.high
     assert 100 < reference.throughput.tiles_per_s < 170
     assert reference.latency.p50_ms <= reference.latency.p90_ms <= reference.latency.p99_ms <= reference.latency.max_ms
-    assert len(reference.latency.samples_ms) >= 6 * 10
+    assert len(reference.latency.samples_ms) >= 6 * 5
     assert len(fast.throughput.rounds_tiles_per_s) == 6
     assert "uint8 tiles in host memory" in report.timed_region
 

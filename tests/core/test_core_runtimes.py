@@ -25,6 +25,7 @@ RUNTIMES: dict[str, Make] = {
     "onnx, batch 4": lambda model, dynamic, static: OnnxEncoder(static, model.spec),
     "openvino": lambda model, dynamic, static: OpenVinoEncoder(dynamic, model.spec),
     "openvino, batch 4": lambda model, dynamic, static: OpenVinoEncoder(dynamic, model.spec, batch=4),
+    "openvino, two streams": lambda model, dynamic, static: OpenVinoEncoder(dynamic, model.spec, batch=4, streams=2),
     "openvino, one thread": lambda model, dynamic, static: OpenVinoEncoder(dynamic, model.spec, threads=1),
 }
 

@@ -24,14 +24,25 @@ def encode_in_pieces(
         `(B, D)` float32, owned by the caller.
     """
     embeddings = np.empty((len(tiles), embed_dim), dtype=np.float32)
-    for start, chunk in _pieces(tiles, piece):
-        count = len(chunk)
-        if fixed and count < piece:
-            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], piece - count, axis=0)])
-        embeddings[start : start + count] = infer(chunk)[:count]
+    for rows, chunk in pieces(tiles, piece, fixed=fixed):
+        embeddings[rows] = infer(chunk)[: rows.stop - rows.start]
     return embeddings
 
 
-def _pieces(tiles: NDArray[np.uint8], piece: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def pieces(tiles: NDArray[np.uint8], piece: int, *, fixed: bool) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
+    """Cut a batch into contiguous pieces.
+
+    Args:
+        tiles: `(B, H, W, 3)` uint8.
+        piece: Tiles a piece.
+        fixed: Fill the last piece up with copies of its last tile.
+
+    Yields:
+        The rows that a piece stands for, and its tiles.
+    """
     for start in range(0, len(tiles), piece):
-        yield start, np.ascontiguousarray(tiles[start : start + piece])
+        chunk = np.ascontiguousarray(tiles[start : start + piece])
+        count = len(chunk)
+        if fixed and count < piece:
+            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], piece - count, axis=0)])
+        yield slice(start, start + count), chunk

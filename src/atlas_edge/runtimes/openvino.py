@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from atlas_edge.encoder import check_tiles
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.manifest import Manifest
-from atlas_edge.runtimes.batching import encode_in_pieces
+from atlas_edge.runtimes.batching import encode_in_pieces, pieces
 from atlas_edge.spec import EncoderSpec
 
 InferencePrecision = Literal["f32", "f16", "bf16"]
@@ -31,6 +31,7 @@ class OpenVinoEncoder:
             the CPU lacks it; `runtime` says what is used.
         threads: Inference threads; OpenVINO's own choice when None.
         batch: Tiles a call.
+        streams: Calls that run side by side, each on its share of the threads; see `configure`.
         cache_dir: Folder for compiled models; none when None.
 
     Raises:
@@ -46,6 +47,7 @@ class OpenVinoEncoder:
         inference_precision: InferencePrecision = "f32",
         threads: int | None = None,
         batch: int | None = None,
+        streams: int = 1,
         cache_dir: Path | None = None,
     ) -> None:
         try:
@@ -55,9 +57,9 @@ class OpenVinoEncoder:
         self._core = openvino.Core()
         self.spec = spec
         self.batch = batch or DEFAULT_BATCH
+        self.streams = streams
         self.inference_precision = _supported(self._core, inference_precision)
         self._properties: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": self.inference_precision,
         }
         if threads is not None:
@@ -66,6 +68,7 @@ class OpenVinoEncoder:
             self._properties["CACHE_DIR"] = str(cache_dir)
         self._model = _read(self._core, model) if isinstance(model, str | Path) else model.clone()
         self._requests: dict[int, Any] = {}
+        self._queue: Any = None
         self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]} CPU {self.inference_precision}"
 
     @classmethod
@@ -85,9 +88,25 @@ class OpenVinoEncoder:
             encoder.runtime += f" + {manifest.precision.value}"
         return encoder
 
+    def configure(self, *, batch: int | None = None, streams: int | None = None) -> None:
+        """Change how many tiles a call takes and how many calls run side by side; compiled again at the next use.
+
+        Several streams raise throughput where `encode` gets many batches at once and one call does not fill the
+        cores; a single batch or tile is always run by one stream.
+
+        Args:
+            batch: Tiles a call; unchanged when None.
+            streams: Streams; unchanged when None.
+        """
+        self.batch = batch or self.batch
+        self.streams = streams or self.streams
+        self.close()
+
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
         check_tiles(tiles, self.spec)
+        if self.streams > 1 and len(tiles) > self.batch:
+            return self._encode_side_by_side(tiles)
         size = 1 if len(tiles) == 1 else self.batch
         request = self._request(size)
 
@@ -101,15 +120,37 @@ class OpenVinoEncoder:
     def close(self) -> None:
         """Drop the compiled models."""
         self._requests.clear()
+        self._queue = None
+
+    def _encode_side_by_side(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        import openvino
+
+        if self._queue is None:
+            compiled = self._compile(self.batch, {"NUM_STREAMS": self.streams})
+            # One request waits while the other of a stream runs.
+            self._queue = openvino.AsyncInferQueue(compiled, 2 * self.streams)
+        embeddings = np.empty((len(tiles), self.spec.embed_dim), dtype=np.float32)
+
+        def keep(request: Any, rows: slice) -> None:
+            embeddings[rows] = request.get_output_tensor(0).data[: rows.stop - rows.start]
+
+        self._queue.set_callback(keep)
+        for rows, piece in pieces(tiles, self.batch, fixed=True):
+            self._queue.start_async({0: piece}, rows)
+        self._queue.wait_all()
+        return embeddings
 
     def _request(self, batch: int) -> Any:
         if batch not in self._requests:
-            model = self._model.clone()
-            side = self.spec.tile_px
-            model.reshape({model.inputs[0]: [batch, side, side, 3]})
-            compiled = self._core.compile_model(model, "CPU", self._properties)
+            compiled = self._compile(batch, {"PERFORMANCE_HINT": "LATENCY"})
             self._requests[batch] = compiled.create_infer_request()
         return self._requests[batch]
+
+    def _compile(self, batch: int, properties: dict[str, Any]) -> Any:
+        model = self._model.clone()
+        side = self.spec.tile_px
+        model.reshape({model.inputs[0]: [batch, side, side, 3]})
+        return self._core.compile_model(model, "CPU", {**self._properties, **properties})
 
 
 def _read(core: Any, path: str | Path) -> Any:

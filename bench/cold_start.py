@@ -1,0 +1,126 @@
+"""Cold start and peak memory: a new process opens a model and embeds its first tile.
+
+`python -m atlas_edge.bench.cold_start MODEL [CACHE]` is the new process; it prints one JSON object.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from atlas_edge.errors import AtlasError, InputError
+
+_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColdStart:
+    """Medians over fresh processes; the files are in the page cache from the second process on.
+
+    Attributes:
+        open_ms: Opening: hashes checked, runtime imported, model read.
+        first_embedding_ms: From the start of opening to the first tile's embedding in memory.
+        cached_first_embedding_ms: The same with the runtime's compiled-model cache filled; None without such a cache.
+        peak_memory_bytes: Most memory that the process held, interpreter and libraries included, one tile at a time.
+        processes: Fresh processes a figure.
+    """
+
+    open_ms: float
+    first_embedding_ms: float
+    cached_first_embedding_ms: float | None
+    peak_memory_bytes: int
+    processes: int
+
+
+def cold_start(model: str, *, threads: int | None = None, processes: int = 3) -> ColdStart:
+    """Measure a model in fresh processes.
+
+    Args:
+        model: Bundle folder or model name.
+        threads: Inference threads; the runtime's own choice when None.
+        processes: Fresh processes a figure.
+
+    Raises:
+        InputError: The process failed; its message is passed on.
+    """
+    plain = [_fresh(model, threads, None) for _ in range(processes)]
+    cached = None
+    with tempfile.TemporaryDirectory() as cache:
+        if _fresh(model, threads, cache)["cache_used"]:
+            cached = [_fresh(model, threads, cache)["first_embedding_ms"] for _ in range(processes)]
+    return ColdStart(
+        open_ms=float(np.median([run["open_ms"] for run in plain])),
+        first_embedding_ms=float(np.median([run["first_embedding_ms"] for run in plain])),
+        cached_first_embedding_ms=None if cached is None else float(np.median(cached)),
+        peak_memory_bytes=int(np.median([run["peak_memory_bytes"] for run in plain])),
+        processes=processes,
+    )
+
+
+def _fresh(model: str, threads: int | None, cache: str | None) -> dict[str, float]:
+    arguments = [model, "" if threads is None else str(threads), cache or ""]
+    child = subprocess.run(
+        [sys.executable, "-m", "atlas_edge.bench.cold_start", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    if child.returncode != 0:
+        lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
+        raise InputError(f"{model} failed in a fresh process: {lines[-1]}", hint="run it with atlas-embed to see more")
+    found: dict[str, float] = json.loads(child.stdout.splitlines()[-1])
+    return found
+
+
+def _measure(model: str, threads: int | None, cache: Path | None) -> dict[str, float]:
+    from atlas_edge.bundle import MANIFEST, open_bundle
+    from atlas_edge.models import load_encoder
+
+    started = time.perf_counter()
+    if (Path(model) / MANIFEST).is_file():
+        encoder = open_bundle(model, threads=threads, cache_dir=cache)
+    else:
+        encoder = load_encoder(model, threads=threads)
+    opened = time.perf_counter()
+    side = encoder.spec.tile_px
+    encoder.encode(np.full((1, side, side, 3), 128, np.uint8))
+    ended = time.perf_counter()
+    return {
+        "open_ms": 1e3 * (opened - started),
+        "first_embedding_ms": 1e3 * (ended - started),
+        "peak_memory_bytes": _peak_memory_bytes(),
+        "cache_used": cache is not None and any(cache.iterdir()),
+    }
+
+
+def _peak_memory_bytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts KiB, macOS bytes.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _main(arguments: list[str]) -> int:
+    model, threads, cache = arguments
+    try:
+        found = _measure(model, int(threads) if threads else None, Path(cache) if cache else None)
+    except AtlasError as error:
+        print(error.message, file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(_main(sys.argv[1:]))

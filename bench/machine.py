@@ -1,0 +1,89 @@
+"""What a report says of the machine that it was made on."""
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+_LIBRARIES = ("numpy", "openvino", "onnxruntime", "torch", "timm", "tensorrt", "tensorrt-rtx", "scikit-learn", "scipy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Hardware and software.
+
+    Attributes:
+        cpu: Model name.
+        physical_cores: Physical cores, or None where the system hides them.
+        logical_cores: Logical cores that this process may use.
+        memory_bytes: Installed memory.
+        system: Operating system.
+        python: Version.
+        gpus: Names of NVIDIA devices, where a driver answers.
+        versions: Installed versions of the libraries that matter.
+    """
+
+    cpu: str
+    physical_cores: int | None
+    logical_cores: int
+    memory_bytes: int
+    system: str
+    python: str
+    gpus: tuple[str, ...]
+    versions: dict[str, str]
+
+
+def this_machine() -> Machine:
+    """Read the machine's description."""
+    return Machine(
+        cpu=_cpu_name(),
+        physical_cores=psutil.cpu_count(logical=False),
+        logical_cores=_usable_cores(),
+        memory_bytes=psutil.virtual_memory().total,
+        system=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        gpus=_gpu_names(),
+        versions=installed_versions(_LIBRARIES),
+    )
+
+
+def installed_versions(libraries: tuple[str, ...]) -> dict[str, str]:
+    """Versions of those distributions that are installed."""
+    found = {}
+    for library in libraries:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _gpu_names() -> tuple[str, ...]:
+    try:
+        import pynvml
+    except ImportError:
+        return ()
+    try:
+        pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
+        return tuple(str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i))) for i in range(count))
+    except pynvml.NVMLError:
+        return ()
