@@ -20,7 +20,7 @@ def open_bundle(path: str | Path, *, threads: int | None = None, cache_dir: Path
     Args:
         path: Bundle folder.
         threads: Inference threads; the runtime's own choice when None.
-        cache_dir: Where the runtime may keep compiled models (OpenVINO); nowhere when None.
+        cache_dir: Where the runtime may keep compiled models (OpenVINO, TensorRT-RTX); nowhere when None.
 
     Raises:
         InputError: No manifest, or one that cannot be read.
@@ -40,7 +40,7 @@ def open_bundle(path: str | Path, *, threads: int | None = None, cache_dir: Path
         return OnnxEncoder.from_bundle(folder, manifest, threads=threads)
     from atlas_edge.runtimes.tensorrt import TensorRTEncoder
 
-    return TensorRTEncoder.from_bundle(folder, manifest)
+    return TensorRTEncoder.from_bundle(folder, manifest, cache_dir=cache_dir)
 
 
 def verify_bundle(folder: Path) -> Manifest:

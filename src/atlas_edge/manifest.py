@@ -55,6 +55,8 @@ class Execution(_Model):
         inference_precision: Precision of the layers that are not INT8/FP8 (`f32`, `f16` or `bf16`).
         compute_capabilities: CUDA compute capabilities that an engine was built for, such as `8.6`.
         fallback_file: The ONNX graph that an engine was built from.
+        engine_library: Which library built an engine.
+        engine_options: Build options of an engine that were on, such as `strip_weights`.
     """
 
     model_file: str
@@ -63,6 +65,8 @@ class Execution(_Model):
     inference_precision: Literal["f32", "f16", "bf16"] = "f32"
     compute_capabilities: tuple[str, ...] = ()
     fallback_file: str | None = None
+    engine_library: Literal["tensorrt", "tensorrt_rtx"] | None = None
+    engine_options: tuple[str, ...] = ()
 
 
 class Manifest(_Model):

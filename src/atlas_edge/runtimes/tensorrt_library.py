@@ -34,7 +34,7 @@ class TensorRTLibrary:
         hardware_compatible: An engine can be built to run on later GPU generations, too.
         version_compatible: An engine can be built to run under later library versions, too.
         runtime_cache: Kernels compiled at load time can be kept and reused; CUDA graphs are taken by the library.
-        engine_reads_on: Operating systems on which one engine file can be read.
+        engine_reads_on: Operating systems that share one engine file; empty: the one that it was built on.
     """
 
     module: LibraryName
@@ -72,7 +72,7 @@ ENTERPRISE = TensorRTLibrary(
     hardware_compatible=True,
     version_compatible=True,
     runtime_cache=False,
-    engine_reads_on="the operating system it was built on",
+    engine_reads_on="",
 )
 RTX = TensorRTLibrary(
     module="tensorrt_rtx",
