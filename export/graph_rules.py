@@ -8,6 +8,7 @@ graphs were measured (docs/tensorrt.md).
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def check_graph(path: Path, *, precision: Precision, float_linears: Sequence[str
     Args:
         path: ONNX file.
         precision: What the graph is meant to be.
-        float_linears: Linear nodes that the recipe leaves unquantized on purpose.
+        float_linears: Layers that the recipe leaves unquantized on purpose; `*` matches any run of characters.
 
     Raises:
         InputError: The first breach, with its node and remedy, and how many more there are.
@@ -244,7 +245,7 @@ def _linear_coverage(graph: OnnxView, precision: Precision, float_linears: Seque
     if not linears:
         yield Breach(rule=rule, node="(none)", found="the graph has no matrix product with constant weights", remedy="")
     for linear in linears:
-        if linear.name in float_linears:
+        if _is_left_out(linear.name, float_linears):
             continue
         missing = [
             what
@@ -262,6 +263,12 @@ def _linear_coverage(graph: OnnxView, precision: Precision, float_linears: Seque
                     found="one scale for the whole weight",
                     remedy=remedy,
                 )
+
+
+def _is_left_out(node_name: str, patterns: Sequence[str]) -> bool:
+    """Whether a recipe leaves a layer out: `blocks.3.mlp.fc2` names the node `/backbone/blocks.3/mlp/fc2/MatMul`."""
+    path = f".{node_name.replace('/', '.')}."
+    return any(fnmatchcase(path, f"*.{pattern}.*") for pattern in patterns)
 
 
 def _dequantized_operands(graph: OnnxView, node: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from atlas_edge.runtimes.gpu_probe import GpuProbe, probe_gpu
 from atlas_edge.runtimes.tensorrt_library import (
     ENTERPRISE,
     RTX,
+    LibraryName,
     TensorRTLibrary,
     check_version,
     installed_version,
@@ -53,8 +54,9 @@ class EngineReport:
         graph: What the rules found in the ONNX.
     """
 
-    library: str
+    library: LibraryName
     version: str
+    precision: Precision
     compute_capabilities: tuple[str, ...]
     batch_profile: tuple[int, int, int]
     build_seconds: float
@@ -123,7 +125,7 @@ def build_engine(
         precision: What the graph is meant to be; the rules depend on it.
         compute_capabilities: GPU generations (`8.9`); the library's default when empty. RTX only.
         batch_profile: Smallest, optimal and largest batch.
-        float_linears: Names of Linear nodes that the recipe leaves unquantized on purpose.
+        float_linears: Layers that the recipe leaves unquantized on purpose, such as `blocks.3.mlp.fc2` or `*.fc2`.
         refittable: Weights can be replaced later.
         strip_weights: Leave the weights out of the engine; they are read from the ONNX beside it when it is loaded.
         hardware_compatible: Also run on later GPU generations (Ampere and up), for some speed. Enterprise only.
@@ -175,6 +177,7 @@ def build_engine(
     return EngineReport(
         library=library.module,
         version=answer.version,
+        precision=precision,
         compute_capabilities=capabilities,
         batch_profile=batch_profile,
         build_seconds=answer.build_seconds,

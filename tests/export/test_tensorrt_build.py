@@ -2,10 +2,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+from small_graph import write_small_graph
 
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.export import tensorrt as under_test
@@ -22,23 +22,7 @@ ONE_GPU = GpuProbe(
 
 @pytest.fixture
 def small_graph(tmp_path: Path) -> Path:
-    """Tiles (B, 8, 8, 3) uint8 -> mean over pixels -> Linear -> (B, 16) float32."""
-    weight = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
-    nodes = [
-        helper.make_node("Cast", ["tiles"], ["pixels"], name="cast", to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"], name="mean", keepdims=0),
-        helper.make_node("MatMul", ["mean", "weight"], ["embedding"], name="linear"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "small",
-        [helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["B", 8, 8, 3])],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["B", 16])],
-        [numpy_helper.from_array(np.array([1, 2], np.int64), "axes"), numpy_helper.from_array(weight, "weight")],
-    )
-    path = tmp_path / "small.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-    return path
+    return write_small_graph(tmp_path / "small.onnx")
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:

@@ -1,0 +1,107 @@
+"""`atlas-export rebuild BUNDLE`: build a bundle's engines again, on and for the machine that runs them."""
+
+import shutil
+from pathlib import Path
+
+from atlas_edge import hardware
+from atlas_edge.atomic import atomic_folder
+from atlas_edge.bundle import MANIFEST, verify_bundle, write_manifest
+from atlas_edge.errors import InputError, UsageError
+from atlas_edge.export.engine_bundle import BESIDE, GRAPH_FILE, build_parts, write_part_manifests
+from atlas_edge.export.tensorrt import DEFAULT_BATCH_PROFILE, TensorRTChoice, find_tensorrt
+from atlas_edge.manifest import Manifest
+from atlas_edge.runtimes.gpu_probe import GpuProbe, probe_gpu
+from atlas_edge.spec import Target
+
+_TARGETS = (Target.TENSORRT, Target.TENSORRT_RTX)
+
+
+def rebuild_bundle(
+    bundle: Path,
+    *,
+    out: Path | None = None,
+    compute_capabilities: tuple[str, ...] = (),
+    batch_profile: tuple[int, int, int] | None = None,
+    strip_weights: bool | None = None,
+    timing_cache: Path | None = None,
+    command: tuple[str, ...] = ("atlas-export", "rebuild"),
+) -> Manifest:
+    """Build the engines of a bundle from the graphs inside it.
+
+    The old bundle stays until the new one is complete.
+
+    Args:
+        bundle: Bundle of a TensorRT target.
+        out: Where the new bundle goes; in place of the old one when None.
+        compute_capabilities: GPU generations; those of this machine's GPUs when empty, else the ones it had.
+        batch_profile: Smallest, optimal and largest batch; the ones it had when None.
+        strip_weights: Leave weights out of the engines; as it was when None.
+        timing_cache: Enterprise TensorRT's build-time measurements.
+        command: For the manifest.
+
+    Returns:
+        The new manifest.
+
+    Raises:
+        UsageError: The bundle is of another target.
+        InputError: It holds no graph, or the graph is refused.
+        ChecksumError: A file differs from the manifest.
+        RuntimeMissing: Neither library can build here.
+    """
+    manifest = verify_bundle(bundle)
+    if manifest.target not in _TARGETS:
+        raise UsageError(f"{bundle} is built for {manifest.target}, which has no engine to rebuild")
+    if not (bundle / GRAPH_FILE).is_file():
+        raise InputError(f"{bundle} holds no {GRAPH_FILE} to build from", hint="export the bundle again")
+    probe = probe_gpu()
+    choice = find_tensorrt(manifest.target, probe=probe)
+    was = manifest.execution
+    stripped = "strip_weights" in was.engine_options if strip_weights is None else strip_weights
+    options = {name: name in was.engine_options and _has(choice, name) for name in _FLAGS}
+    fp16_graph = bundle / BESIDE / GRAPH_FILE
+    with atomic_folder(out or bundle, overwrite=out is None) as folder:
+        _copy_rest(bundle, folder)
+        parts = build_parts(
+            folder,
+            bundle / GRAPH_FILE,
+            choice=choice,
+            precision=manifest.precision,
+            fp16_graph=fp16_graph if fp16_graph.is_file() else None,
+            compute_capabilities=compute_capabilities or _capabilities(choice, probe, manifest),
+            batch_profile=batch_profile or was.batch_profile or DEFAULT_BATCH_PROFILE,
+            strip_weights=stripped,
+            timing_cache=timing_cache,
+            float_linears=_float_linears(manifest),
+            **options,
+        )
+        rebuilt = manifest.model_copy(
+            update={"execution": parts.execution, "versions": hardware.versions(), "command": command}
+        )
+        write_part_manifests(folder, rebuilt, parts)
+        return write_manifest(folder, rebuilt)
+
+
+_FLAGS = ("refittable", "hardware_compatible", "version_compatible", "batch_independent")
+
+
+def _has(choice: TensorRTChoice, flag: str) -> bool:
+    """Whether the library that builds now has a flag that the one that built then had."""
+    return bool(getattr(choice.library, flag, True))
+
+
+def _capabilities(choice: TensorRTChoice, probe: GpuProbe, manifest: Manifest) -> tuple[str, ...]:
+    known = choice.library.compute_capabilities
+    here = tuple(dict.fromkeys(gpu.compute_capability for gpu in probe.gpus if gpu.compute_capability in known))
+    return here or tuple(name for name in manifest.execution.compute_capabilities if name in known)
+
+
+def _copy_rest(bundle: Path, folder: Path) -> None:
+    """Copy reports, card and selftest; engines, graphs and manifests are written anew."""
+    for path in bundle.iterdir():
+        if path.is_file() and path.name != MANIFEST and path.suffix != ".engine":
+            shutil.copyfile(path, folder / path.name)
+
+
+def _float_linears(manifest: Manifest) -> tuple[str, ...]:
+    recipe = (manifest.quantization or {}).get("recipe", {})
+    return tuple(recipe.get("exclude", ()))
