@@ -1,0 +1,65 @@
+"""`atlas-bench selftest BUNDLE`, registered by `bench.cli`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from atlas_edge.cli import console, print_json, set_verbosity
+from atlas_edge.errors import GateFailed
+
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+def selftest(
+    bundle: Path,
+    /,
+    *,
+    out: Path = Path("selftest"),
+    speed: bool = True,
+    rounds: int = 6,
+    batch: int = 32,
+    json: Flag = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False,
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+) -> None:
+    """Run a bundle on this machine against the full-precision embeddings stored in it, and time its precisions.
+
+    Writes OUT.json and OUT.md to send back to whoever made the bundle. Exit 3 where a precision computes something
+    else here than where it was made, 4 where its runtime or GPU is missing. Example:
+
+        atlas-bench selftest bundles/atlas2-s-tensorrt-int8
+
+    Args:
+        bundle: Bundle folder, of any target.
+        out: Reports, without ending.
+        speed: Time the bundle, and FP16 beside INT8 where the bundle holds both.
+        rounds: Turns of each precision.
+        batch: Tiles a call in the throughput scenario.
+        json: Print the report as JSON on stdout.
+        quiet: Print errors only.
+        verbose: Print what the libraries say, too.
+    """
+    import json as json_module
+
+    from atlas_edge.bench.selftest import run_selftest, selftest_markdown
+
+    set_verbosity(quiet=quiet, verbose=verbose)
+    report = run_selftest(bundle, speed=speed, rounds=rounds, batch=batch)
+    data = asdict(report)
+    text = selftest_markdown(report)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json_module.dumps(data, indent=2, default=str) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    screen = console(quiet=quiet)
+    screen.print(text, markup=False)
+    screen.print(f"written: {out.with_suffix('.json')} and {out.with_suffix('.md')}; please send them back")
+    if json:
+        print_json(data)
+    if not report.passed:
+        failed = [name for name, case in report.cases.items() if not case.passed]
+        raise GateFailed(
+            f"{', '.join(failed)} computes something else here than where the bundle was made",
+            hint=f"send {out.with_suffix('.json')} to whoever made the bundle, and use another precision or target",
+        )
