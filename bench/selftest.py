@@ -114,14 +114,15 @@ def write_selftest(
     Returns:
         The file written.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     tiles = selftest_tiles(encoder.spec) if tiles is None else tiles
     arrays = {"reference": _embed(encoder, tiles), "tile_blocks": _block_means(tiles)}
     if deployed is not None:
         arrays["deployed"] = _embed(deployed, tiles)
     path = folder / SELFTEST_FILE
-    save_file(arrays, path, metadata={"tiles": f"synthetic:{len(tiles)}:{_SEED}", "reference": encoder.runtime})
+    metadata = {"tiles": f"synthetic:{len(tiles)}:{_SEED}", "reference": encoder.runtime}
+    path.write_bytes(save(arrays, metadata=metadata))
     return path
 
 

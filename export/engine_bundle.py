@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atlas_edge.bench.selftest import SELFTEST_FILE
 from atlas_edge.bundle import write_manifest
 from atlas_edge.export.tensorrt import EngineReport, TensorRTChoice, build_engine
 from atlas_edge.manifest import Execution, Manifest
@@ -80,6 +81,9 @@ def write_part_manifests(folder: Path, manifest: Manifest, parts: EngineBundle) 
         manifest: The outer manifest, complete but for its files.
         parts: From `build_parts`.
     """
+    if (folder / SELFTEST_FILE).is_file():
+        # The graph is what the selftest's figures were made with: it can be tested by itself, on any machine.
+        shutil.copyfile(folder / SELFTEST_FILE, folder / FALLBACK_FOLDER / SELFTEST_FILE)
     _write_graph_manifest(folder, manifest)
     if parts.beside is not None:
         inner = manifest.model_copy(

@@ -63,6 +63,7 @@ def test_the_bundle_holds_bundles_that_run_without_a_gpu(bundle: Path) -> None:
     assert (manifest.execution.model_file, manifest.execution.fallback_file) == ("model.engine", "onnx/model.onnx")
     assert manifest.execution.engine_library == "tensorrt_rtx"
     tiles = np.random.default_rng(0).integers(0, 256, (3, TILE_PX, TILE_PX, 3), dtype=np.uint8)
+    assert run_selftest(bundle / "onnx", speed=False).passed
     for inner in ("onnx", "fp16/onnx"):
         encoder = open_bundle(bundle / inner)
         assert encoder.encode(tiles).shape == (3, DIM)
