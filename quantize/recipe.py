@@ -1,0 +1,74 @@
+"""The quantization recipe: every choice between a full-precision encoder and its INT8 form."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from atlas_edge.atomic import write_atomic
+from atlas_edge.errors import InputError
+from atlas_edge.spec import Target
+
+Calibrator = Literal["max", "percentile", "mse"]
+
+
+class Recipe(BaseModel):
+    """How an encoder is quantized to INT8.
+
+    Attributes:
+        name: What reports call it.
+        smooth_alphas: SmoothQuant migration strengths to choose from, by embedding error on held-out calibration
+            tiles; one value is taken as it is. -1 turns SmoothQuant off, 0 moves nothing to the weights, 1 moves the
+            whole activation range (Xiao 2022, arXiv:2211.10438).
+        calibrator: How the range of an activation is set: its largest value, a percentile, or the range with the
+            least squared rounding error.
+        calibration_tiles: Most tiles that set the ranges.
+        choice_tiles: Tiles held out of the calibration tiles to choose between recipes; also the number that set the
+            ranges while choosing, so that a choice stays cheap.
+        attention: Quantize the two matrix products inside attention.
+        patch_embed: Quantize the patch embedding (or the first convolution of a CNN).
+        bias_correction: Correct the mean shift that rounded weights cause.
+        exclude: Layers left in floating point, by module name such as `blocks.3.mlp.fc2`; `*` matches any run of
+            characters.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(default="custom", min_length=1)
+    smooth_alphas: tuple[float, ...] = Field(default=(0.75,), min_length=1)
+    calibrator: Calibrator = "max"
+    calibration_tiles: int = Field(default=300, ge=1)
+    choice_tiles: int = Field(default=48, ge=1)
+    attention: bool = False
+    patch_embed: bool = True
+    bias_correction: bool = True
+    exclude: tuple[str, ...] = ()
+
+
+def default_recipe(target: Target) -> Recipe:
+    """The INT8 recipe that measurements favour for a target; see `docs/quantization.md`."""
+    if target is Target.OPENVINO:
+        return Recipe(name="openvino-int8", smooth_alphas=(0.5,), attention=True)
+    return Recipe(name="onnx-int8", smooth_alphas=(0.75,))
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a saved recipe.
+
+    Raises:
+        InputError: Missing, not JSON, or with fields that do not fit.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is no file, expected a recipe", hint="write one with atlas-quantize recipe --out")
+    try:
+        return Recipe.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(f"{path}: {where}: {first['msg']}", hint="see atlas-quantize recipe --help") from error
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe as JSON that `load_recipe` reads."""
+    write_atomic(path, (json.dumps(recipe.model_dump(), indent=2) + "\n").encode())

@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from atlas_edge.bench.agreement import embedding_agreement
+from atlas_edge.errors import InputError, UsageError
+from atlas_edge.models import LoadedModel
+from atlas_edge.quantize.fakequant import embed
+from atlas_edge.quantize.openvino import quantize_openvino
+from atlas_edge.quantize.recipe import Recipe, default_recipe
+from atlas_edge.runtimes.openvino import OpenVinoEncoder
+from atlas_edge.spec import Target
+
+Batches = list[NDArray[np.uint8]]
+
+
+def test_default_recipe_is_int8_and_close(
+    tiny: LoadedModel, tiny_onnx: Path, calibration: Batches, held_out: NDArray[np.uint8]
+) -> None:
+    model, report = quantize_openvino(tiny_onnx, calibration, recipe=default_recipe(Target.OPENVINO))
+    assert report["coverage"]["Convolution"] == "1 of 1"
+    result = OpenVinoEncoder(model, tiny.spec).encode(held_out)
+    reference = embed(tiny.module, [held_out])
+    assert not np.array_equal(result, reference)
+    assert embedding_agreement(reference, result).cosine_worst > 0.995
+
+
+def test_alpha_is_chosen_and_layers_stay_out(tiny_onnx: Path, calibration: Batches) -> None:
+    recipe = Recipe(
+        smooth_alphas=(-1.0, 0.5), exclude=("blocks.1.mlp.*",), patch_embed=False, bias_correction=False, choice_tiles=8
+    )
+    _, report = quantize_openvino(tiny_onnx, calibration, recipe=recipe)
+    assert report["coverage"] == {"Convolution": "0 of 1", "MatMul": "6 of 12"}
+    errors = report["alpha_errors"]
+    assert set(errors) == {"-1.0", "0.5"}
+    assert errors[str(report["smooth_alpha"])] == min(errors.values())
+
+
+def test_unknown_exclusion_is_refused(tiny_onnx: Path, calibration: Batches) -> None:
+    with pytest.raises(UsageError, match="fc9"):
+        quantize_openvino(tiny_onnx, calibration, recipe=Recipe(exclude=("*.fc9",)))
+
+
+def test_no_tiles_is_refused(tiny_onnx: Path) -> None:
+    with pytest.raises(InputError, match="no calibration tiles"):
+        quantize_openvino(tiny_onnx, [], recipe=Recipe())
