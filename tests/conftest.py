@@ -38,6 +38,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = {"img_size": TINY_PX, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "reg_tokens": 1}
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **arguments)
+    # A trained model has no two equal biases; the exporter would merge them into one.
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.02)
     save_file(model.state_dict(), folder / "model.safetensors")
     config = {
         "architecture": "vit_tiny_patch16_224",

@@ -61,6 +61,9 @@ class OpenVinoEncoder:
         self.inference_precision = _supported(self._core, inference_precision)
         self._properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": self.inference_precision,
+            # Pinning would tie the calling thread to one core, and every thread that it starts later (decoders, a
+            # second runtime) with it; and a core that another program uses would hold all of them up.
+            "ENABLE_CPU_PINNING": False,
         }
         if threads is not None:
             self._properties["INFERENCE_NUM_THREADS"] = threads
