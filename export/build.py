@@ -1,0 +1,237 @@
+"""From the full-precision graph to the files of a bundle, one function a target."""
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge.encoder import Encoder
+from atlas_edge.errors import RuntimeMissing
+from atlas_edge.export.config import ExportConfig
+from atlas_edge.export.steps import Steps
+from atlas_edge.graph import export_onnx
+from atlas_edge.manifest import Execution
+from atlas_edge.models import LoadedModel
+from atlas_edge.spec import Precision, Target
+
+if TYPE_CHECKING:
+    from atlas_edge.export.engine_bundle import EngineBundle
+
+ONNX_FILE = "model.onnx"
+OPENVINO_FILE = "model.xml"
+
+_QUANTIZED = (Precision.INT8, Precision.FP8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What every build starts from.
+
+    Attributes:
+        model: The network in PyTorch.
+        graph: Its full-precision ONNX with a dynamic batch.
+        calibration: Batches of tiles, `(B, H, W, 3)` uint8.
+    """
+
+    model: LoadedModel
+    graph: Path
+    calibration: list[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantized:
+    """The outcome of the quantize step.
+
+    Attributes:
+        graph: ONNX file for the ONNX and TensorRT targets.
+        openvino: Model in memory for the OpenVINO target.
+        quantization: Recipe and coverage, for the manifest.
+    """
+
+    graph: Path | None = None
+    openvino: Any = None
+    quantization: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """The outcome of the build step.
+
+    Attributes:
+        execution: How a runtime loads it, for the manifest.
+        details: What is worth reporting of the build (an engine's size and build time).
+        not_run: Why the deployed file itself was not run here; None where it was.
+        parts: The engines, for a TensorRT target.
+    """
+
+    execution: Execution
+    details: dict[str, Any] = field(default_factory=dict)
+    not_run: str | None = None
+    parts: "EngineBundle | None" = None
+
+
+def quantize(config: ExportConfig, sources: Sources, scratch: Path) -> Quantized:
+    """Bring the graph to the precision that was asked for.
+
+    Raises:
+        RuntimeMissing: The quantization library is not installed.
+        InputError: The graph cannot be brought to that precision.
+    """
+    if config.target is Target.OPENVINO:
+        return _quantize_openvino(config, sources)
+    return _quantize_onnx(config, sources, scratch)
+
+
+def build(config: ExportConfig, sources: Sources, quantized: Quantized, folder: Path, steps: Steps) -> Built:
+    """Write the model files into the bundle.
+
+    Raises:
+        RuntimeMissing: Nothing here can build for the target.
+        InputError: The graph is refused.
+    """
+    if config.target is Target.OPENVINO:
+        return _build_openvino(config, quantized, folder)
+    if config.target is Target.ONNX:
+        return _build_onnx(config, quantized, folder)
+    return _build_tensorrt(config, sources, quantized, folder, steps)
+
+
+def open_reference(config: ExportConfig, sources: Sources) -> Encoder:
+    """The full-precision encoder, in the CPU runtime of the target."""
+    spec = sources.model.spec
+    if config.target is Target.OPENVINO:
+        from atlas_edge.runtimes.openvino import OpenVinoEncoder
+
+        return OpenVinoEncoder(sources.graph, spec, threads=config.threads, batch=config.fixed_batch)
+    from atlas_edge.runtimes.onnxruntime import OnnxEncoder
+
+    return OnnxEncoder(sources.graph, spec, threads=config.threads, precision="fp32")
+
+
+def open_built(config: ExportConfig, sources: Sources, built: Built, folder: Path) -> Encoder:
+    """The bundle's encoder; for an engine that cannot run here, the very ONNX that it was built from."""
+    spec, execution = sources.model.spec, built.execution
+    if config.target is Target.OPENVINO:
+        from atlas_edge.runtimes.openvino import OpenVinoEncoder
+
+        return OpenVinoEncoder(
+            folder / execution.model_file,
+            spec,
+            inference_precision=execution.inference_precision,
+            threads=config.threads,
+            batch=execution.batch,
+        )
+    from atlas_edge.runtimes.onnxruntime import OnnxEncoder
+
+    path = folder / (execution.fallback_file or execution.model_file)
+    return OnnxEncoder(path, spec, threads=config.threads, precision=config.precision.value)
+
+
+def _quantize_openvino(config: ExportConfig, sources: Sources) -> Quantized:
+    import openvino
+
+    if config.precision is Precision.INT8:
+        from atlas_edge.quantize.openvino import quantize_openvino
+        from atlas_edge.quantize.recipe import default_recipe
+
+        model, details = quantize_openvino(sources.graph, sources.calibration, recipe=default_recipe(Target.OPENVINO))
+        return Quantized(openvino=model, quantization=details)
+    return Quantized(openvino=openvino.Core().read_model(str(sources.graph)))
+
+
+def _quantize_onnx(config: ExportConfig, sources: Sources, scratch: Path) -> Quantized:
+    out = scratch / "quantized.onnx"
+    spec, batch = sources.model.spec, config.fixed_batch
+    if config.precision is Precision.INT8:
+        from atlas_edge.quantize.onnx import quantize_onnx
+        from atlas_edge.quantize.recipe import default_recipe
+
+        details = quantize_onnx(
+            sources.model.module, spec, sources.calibration, out, recipe=default_recipe(config.target), batch=batch
+        )
+        return Quantized(graph=out, quantization=details)
+    full = (
+        sources.graph if batch is None else export_onnx(sources.model.module, spec, scratch / "fixed.onnx", batch=batch)
+    )
+    if config.precision is Precision.FP32:
+        return Quantized(graph=full)
+    from atlas_edge.quantize.cast import cast_onnx
+
+    cast_onnx(full, out, config.precision)
+    return Quantized(graph=out)
+
+
+def _build_openvino(config: ExportConfig, quantized: Quantized, folder: Path) -> Built:
+    import openvino
+
+    openvino.save_model(
+        quantized.openvino, str(folder / OPENVINO_FILE), compress_to_fp16=config.precision is Precision.FP16
+    )
+    precision: Any = {Precision.FP32: "f32", Precision.FP16: "f16"}.get(config.precision, "bf16")
+    return Built(execution=Execution(model_file=OPENVINO_FILE, batch=config.fixed_batch, inference_precision=precision))
+
+
+def _build_onnx(config: ExportConfig, quantized: Quantized, folder: Path) -> Built:
+    _copy_graph(_graph_of(quantized), folder)
+    return Built(execution=Execution(model_file=ONNX_FILE, batch=config.fixed_batch, inference_precision=_rest(config)))
+
+
+def _build_tensorrt(config: ExportConfig, sources: Sources, quantized: Quantized, folder: Path, steps: Steps) -> Built:
+    from atlas_edge.export.engine_bundle import build_parts
+    from atlas_edge.export.tensorrt import DEFAULT_BATCH_PROFILE, find_tensorrt
+
+    choice = find_tensorrt(config.target)
+    steps.note(f"{choice.library.title} {choice.version}: {choice.reason}")
+    batch = config.batch
+    profile = (batch[0], batch[1], batch[2]) if len(batch) == 3 else (batch[0],) * 3 if batch else DEFAULT_BATCH_PROFILE
+    parts = build_parts(
+        folder,
+        _graph_of(quantized),
+        choice=choice,
+        precision=config.precision,
+        fp16_graph=_fp16_beside(config, sources),
+        compute_capabilities=config.compute_capabilities if choice.library.compute_capabilities else (),
+        batch_profile=profile,
+    )
+    for report in filter(None, (parts.report, parts.beside)):
+        steps.note(
+            f"{report.precision} engine for compute capability "
+            f"{', '.join(report.compute_capabilities) or 'of this GPU'}: "
+            f"{report.size_bytes / 1e6:.1f} MB in {report.build_seconds:.1f} s"
+        )
+    return Built(
+        execution=parts.execution,
+        details={"engine": asdict(parts.report), "library_reason": choice.reason},
+        not_run=f"the engine was built with {choice.library.title} {choice.version} and not run; the figures are those "
+        "of the very ONNX that it was built from, in ONNX Runtime on the CPU",
+        parts=parts,
+    )
+
+
+def _fp16_beside(config: ExportConfig, sources: Sources) -> Path | None:
+    if config.precision not in _QUANTIZED:
+        return None
+    from atlas_edge.quantize.cast import cast_onnx
+
+    path = sources.graph.with_name("beside.onnx")
+    cast_onnx(sources.graph, path, Precision.FP16)
+    return path
+
+
+def _graph_of(quantized: Quantized) -> Path:
+    if quantized.graph is None:
+        raise RuntimeMissing("no ONNX graph was made for this target")
+    return quantized.graph
+
+
+def _copy_graph(graph: Path, folder: Path) -> None:
+    # Weights beyond protobuf's 2 GiB lie beside the graph under its name.
+    for part in graph.parent.glob(f"{graph.name}*"):
+        shutil.copyfile(part, folder / part.name.replace(graph.name, ONNX_FILE))
+
+
+def _rest(config: ExportConfig) -> Any:
+    return {Precision.FP16: "f16", Precision.BF16: "bf16"}.get(config.precision, "f32")

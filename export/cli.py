@@ -1,0 +1,252 @@
+"""`atlas-export`: an encoder in, a verified bundle out."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from atlas_edge.cli import console, make_app, print_json, run_app, set_verbosity
+from atlas_edge.errors import GateFailed, RuntimeMissing
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from atlas_edge.export.config import ExportConfig
+
+HELP = """Turn an encoder into a verified bundle for the workstation beside the scanner.
+
+Example, on real tiles (the train split calibrates, the test split judges):
+
+    atlas-export my-student --target openvino --precision int8 --calib tiles --eval tiles --max-drop 1
+
+Without MODEL it takes the default student, without tiles the synthetic sample.
+"""
+
+app = make_app("atlas-export", HELP)
+
+Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
+Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")]
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+@app.default
+def export(
+    model: str | None = None,
+    /,
+    *,
+    target: Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"],
+    precision: Literal["fp32", "fp16", "bf16", "int8", "fp8"],
+    calib: str | None = None,
+    eval: str | None = None,
+    out: Path | None = None,
+    batch: str = "",
+    max_drop: float | None = None,
+    calib_limit: int = 300,
+    fit_limit: int = 1500,
+    eval_limit: int = 2000,
+    tile_fit: Literal["exact", "crop", "resize"] = "exact",
+    pooling: Literal["cls", "cls+mean"] | None = None,
+    patch: int | None = None,
+    registers: int | None = None,
+    compute_capability: str = "8.6,8.9,12.0",
+    seed: int = 0,
+    threads: int | None = None,
+    speed: bool = True,
+    overwrite: Flag = False,
+    dry_run: Flag = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Export.
+
+    Args:
+        model: Registry name, model folder, or hf-hub:organisation/name; the default student when left out.
+        target: What the bundle is built for.
+        precision: Number format of the compute-heavy layers.
+        calib: Tiles that set the scales and fit the probes: a folder, pack, parquet or HDF5; PATH@SPLIT for one split.
+        eval: Tiles that the bundle is judged on; the test split of --calib when left out.
+        out: Bundle folder; bundles/<model>-<target>-<precision> when left out.
+        batch: One size fixes the graph's batch; min,opt,max is TensorRT's profile; dynamic when left out.
+        max_drop: Budget on the upper end of the accuracy drop's 95 % interval, percentage points; exit 3 when missed.
+        calib_limit: Most tiles to calibrate on.
+        fit_limit: Most tiles to fit the probes on.
+        eval_limit: Most tiles to evaluate on.
+        tile_fit: What to do with tiles of another size than the encoder's.
+        pooling: Pooling of the embedding; the model's own when left out.
+        patch: Patch side of a registry student in pixels: 8, 14 or 16.
+        registers: Register tokens of a registry student.
+        compute_capability: GPU generations that a TensorRT-RTX engine is built for.
+        seed: Seed of every random choice.
+        threads: Inference threads; the runtime's own choice when left out.
+        speed: Time the bundle against the reference.
+        overwrite: Replace an existing bundle.
+        dry_run: Check everything that can be checked without work, print the resolved configuration, write nothing.
+        json: Print the report as JSON on stdout.
+        quiet: Print errors only.
+        verbose: Print what the libraries say, too.
+    """
+    from atlas_edge.export.config import resolve
+    from atlas_edge.models import DEFAULT_MODEL
+
+    set_verbosity(quiet=quiet, verbose=verbose)
+    config = resolve(
+        model=model or DEFAULT_MODEL,
+        target=target,
+        precision=precision,
+        calib=calib,
+        eval=eval,
+        out=out,
+        batch=_sizes(batch),
+        max_drop_pp=max_drop,
+        calib_limit=calib_limit,
+        fit_limit=fit_limit,
+        eval_limit=eval_limit,
+        tile_fit=tile_fit,
+        pooling=pooling,
+        patch=patch,
+        registers=registers,
+        compute_capabilities=_listed(compute_capability),
+        seed=seed,
+        threads=threads,
+        speed=speed,
+        overwrite=overwrite,
+    )
+    screen = console(quiet=quiet)
+    if dry_run:
+        _dry_run(config, screen, json=json)
+        return
+    from atlas_edge.export.pipeline import STEPS, export_bundle
+    from atlas_edge.export.steps import Steps
+    from atlas_edge.export.summary import as_dict, gate_line, next_command, notes, table
+
+    command = ("atlas-export", *sys.argv[1:])
+    result = export_bundle(config, Steps(screen, STEPS), command=command)
+    screen.print(table(result))
+    for note in notes(result):
+        screen.print(f"[dim]{note}[/dim]")
+    gate = gate_line(result)
+    if gate:
+        screen.print(f"[bold]{gate}[/bold]")
+    screen.print(f"bundle: {result.folder}")
+    screen.print(f"next:   {next_command(result)}")
+    if json:
+        print_json(as_dict(result))
+    if not result.gate_open:
+        raise GateFailed(gate or "gate", hint="calibrate on more tiles, or choose --precision bf16 or fp16")
+
+
+@app.command
+def verify(bundle: Path, *, json: Json = False) -> None:
+    """Compare every file of a bundle with its manifest: hashes, sizes, nothing missing, nothing added.
+
+    Args:
+        bundle: Bundle folder.
+        json: Print the manifest as JSON on stdout.
+    """
+    from atlas_edge.bundle import verify_bundle
+
+    manifest = verify_bundle(bundle)
+    if json:
+        print_json(manifest.model_dump(mode="json"))
+        return
+    size = sum(file.size_bytes for file in manifest.files)
+    print(
+        f"{bundle}: intact. {manifest.encoder.name}, {manifest.target.value} {manifest.precision.value}, "
+        f"{len(manifest.files)} files, {size / 1e6:.1f} MB, made {manifest.created_utc}"
+    )
+
+
+@app.command
+def rebuild(
+    bundle: Path,
+    *,
+    out: Path | None = None,
+    compute_capability: str = "",
+    batch: str = "",
+    json: Json = False,
+) -> None:
+    """Build the engines of a TensorRT bundle again, from the graphs inside it, for this machine's GPU.
+
+    Args:
+        bundle: Bundle folder of a TensorRT target.
+        out: Where the new bundle goes; in place of the old one when left out.
+        compute_capability: GPU generations; those of this machine's GPUs, else the ones it had, when left out.
+        batch: min,opt,max; the ones it had when left out.
+        json: Print the new manifest as JSON on stdout.
+    """
+    from atlas_edge.errors import UsageError
+    from atlas_edge.export.rebuild import rebuild_bundle
+
+    sizes = _sizes(batch)
+    if len(sizes) not in (0, 3):
+        raise UsageError(f"--batch {batch!r} is not min,opt,max", hint="--batch 1,32,64")
+    manifest = rebuild_bundle(
+        bundle,
+        out=out,
+        compute_capabilities=_listed(compute_capability),
+        batch_profile=(sizes[0], sizes[1], sizes[2]) if sizes else None,
+        command=("atlas-export", *sys.argv[1:]),
+    )
+    if json:
+        print_json(manifest.model_dump(mode="json"))
+    else:
+        capabilities = ", ".join(manifest.execution.compute_capabilities) or "this GPU"
+        print(f"{out or bundle}: rebuilt for {capabilities}")
+
+
+@app.command
+def doctor(*, json: Json = False) -> None:
+    """Say what this machine can build and run: PASS, WARN or FAIL, each with its fix. Exit 4 after a FAIL.
+
+    Args:
+        json: Print the diagnosis as JSON on stdout.
+    """
+    from atlas_edge.export.doctor import diagnose
+    from atlas_edge.export.doctor_table import print_diagnosis
+
+    diagnosis = diagnose()
+    if json:
+        print_json(diagnosis.as_dict())
+    else:
+        print_diagnosis(diagnosis)
+    if diagnosis.failed:
+        raise RuntimeMissing("this machine lacks something that every job needs", hint="see the lines marked FAIL")
+
+
+def main() -> None:
+    """Entry point."""
+    raise SystemExit(run_app(app))
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    from atlas_edge.errors import UsageError
+
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise UsageError(
+            f"--batch {text!r} is not a size or min,opt,max", hint="--batch 8 or --batch 1,32,64"
+        ) from error
+
+
+def _dry_run(config: "ExportConfig", screen: "Console", *, json: bool) -> None:
+    from atlas_edge.atomic import check_vacant
+    from atlas_edge.export.requirements import check_requirements
+    from atlas_edge.export.tile_sets import open_tile_sets
+
+    check_vacant(config.output, overwrite=config.overwrite)
+    check_requirements(config)
+    tile_sets = open_tile_sets(config)
+    for role in ("calibration", "evaluation"):
+        choice = getattr(tile_sets, role)
+        screen.print(f"{role}: {len(choice.records)} tiles of {choice.source.name} ({choice.source.split or 'all'})")
+    screen.print(f"would write {config.output}; nothing was written")
+    if json:
+        print_json({"config": config.model_dump(mode="json"), "out": str(config.output)})

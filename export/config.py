@@ -1,0 +1,115 @@
+"""What `atlas-export` was asked for, checked before any work is done."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from atlas_edge.errors import UsageError
+from atlas_edge.models import DEFAULT_MODEL
+from atlas_edge.spec import Pooling, Precision, Target
+
+TileFit = Literal["exact", "crop", "resize"]
+
+# Why a target cannot have a precision, and what to take instead.
+_IMPOSSIBLE = {
+    (Target.OPENVINO, Precision.FP8): "OpenVINO's CPU plugin computes no FP8; choose int8 or bf16",
+    (Target.ONNX, Precision.FP8): "ONNX Runtime's CPU provider computes no FP8; choose int8, or --target tensorrt-rtx",
+}
+
+
+class ExportConfig(BaseModel):
+    """The resolved configuration of one export; a copy goes into the bundle.
+
+    Attributes:
+        model: Registry name, model folder or `hf-hub:` name.
+        target: What the bundle is built for.
+        precision: Number format of the compute-heavy layers.
+        calib: Tiles that set the quantization scales and fit the probes; the synthetic sample when None.
+        eval: Tiles that the bundle is compared on; the other split of `calib`, or the synthetic sample, when None.
+        out: Bundle folder; `bundles/<model>-<target>-<precision>` when None.
+        batch: `(n,)` fixes the batch of the graph; `(min, opt, max)` is TensorRT's profile; empty is dynamic.
+        max_drop_pp: Budget on the upper end of the drop's interval, percentage points; no gate when None.
+        calib_limit: Tiles to calibrate on.
+        fit_limit: Labelled calibration tiles to fit the probes on.
+        eval_limit: Tiles to evaluate on.
+        tile_fit: What to do with tiles of another size than the encoder takes.
+        pooling: Pooling of the embedding; the model's own when None.
+        patch: Patch side of a registry student, pixels.
+        registers: Register tokens of a registry student.
+        compute_capabilities: CUDA compute capabilities that a TensorRT-RTX engine is built for.
+        seed: Seed of every random choice.
+        threads: Inference threads; the runtime's choice when None.
+        speed: Whether to time the bundle against the reference.
+        overwrite: Replace an existing bundle.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = DEFAULT_MODEL
+    target: Target
+    precision: Precision
+    calib: str | None = None
+    eval: str | None = None
+    out: Path | None = None
+    batch: tuple[int, ...] = ()
+    max_drop_pp: float | None = Field(default=None, ge=0)
+    calib_limit: int = Field(default=300, ge=8)
+    fit_limit: int = Field(default=1500, ge=8)
+    eval_limit: int = Field(default=2000, ge=8)
+    tile_fit: TileFit = "exact"
+    pooling: Pooling | None = None
+    patch: int | None = None
+    registers: int | None = None
+    compute_capabilities: tuple[str, ...] = ("8.6", "8.9", "12.0")
+    seed: int = 0
+    threads: int | None = Field(default=None, ge=1)
+    speed: bool = True
+    overwrite: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ExportConfig":
+        why = _IMPOSSIBLE.get((self.target, self.precision))
+        if why is not None:
+            raise ValueError(f"--target {self.target} --precision {self.precision}: {why}")
+        if any(size < 1 for size in self.batch):
+            raise ValueError("--batch: sizes start at 1")
+        if len(self.batch) == 3:
+            if self.target not in (Target.TENSORRT, Target.TENSORRT_RTX):
+                raise ValueError(f"--batch min,opt,max is TensorRT's; --target {self.target} takes one size")
+            if list(self.batch) != sorted(self.batch):
+                raise ValueError("--batch min,opt,max must not fall")
+        elif len(self.batch) > 1:
+            raise ValueError("--batch takes one size, or min,opt,max")
+        return self
+
+    @property
+    def output(self) -> Path:
+        """Where the bundle goes."""
+        if self.out is not None:
+            return self.out
+        stem = Path(self.model.rpartition(":")[2]).name or "model"
+        if self.patch is not None:
+            stem += f"-patch{self.patch}"
+        return Path("bundles") / f"{stem}-{self.target}-{self.precision}"
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The one batch size of the graph, or None for a dynamic one."""
+        return self.batch[0] if len(self.batch) == 1 else None
+
+
+def resolve(**values: object) -> ExportConfig:
+    """Build the configuration.
+
+    Raises:
+        UsageError: A value is out of range or contradicts another.
+    """
+    try:
+        return ExportConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_pp", "").replace("_", "-") + ": " if first["loc"] else ""
+        raise UsageError(
+            f"{option}{first['msg'].removeprefix('Value error, ')}", hint="see atlas-export --help"
+        ) from error

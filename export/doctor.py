@@ -1,0 +1,186 @@
+"""`atlas-export doctor`: what this machine can build and run, each shortcoming with its fix."""
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from importlib.util import find_spec
+from typing import Any
+
+from atlas_edge import hardware
+from atlas_edge.hardware import Cpu, Gpu
+
+
+class Status(StrEnum):
+    """PASS as it should be, WARN works with less, FAIL stops a job."""
+
+    PASS = "PASS"
+    WARN = "WARN"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One line of the doctor's report; `fix` is empty where nothing needs mending."""
+
+    name: str
+    status: Status
+    found: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ability:
+    """Whether a target can be built here, and run here, and why not."""
+
+    target: str
+    build: bool
+    run: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """All checks and abilities of this machine."""
+
+    checks: tuple[Check, ...]
+    abilities: tuple[Ability, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether a check failed."""
+        return any(check.status is Status.FAIL for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "checks": [asdict(check) for check in self.checks],
+            "abilities": [asdict(ability) for ability in self.abilities],
+            "versions": hardware.versions(),
+        }
+
+
+def diagnose(
+    cpu: Cpu | None = None, gpus: list[Gpu] | None = None, installed: frozenset[str] | None = None
+) -> Diagnosis:
+    """Look at the processor, the GPUs and what is installed.
+
+    Args:
+        cpu: The processor; this machine's when None.
+        gpus: NVIDIA GPUs; this machine's when None.
+        installed: Importable modules among those of `_MODULES`; looked up when None.
+    """
+    cpu = hardware.cpu() if cpu is None else cpu
+    gpus = hardware.gpus() if gpus is None else gpus
+    installed = frozenset(name for name in _MODULES if find_spec(name)) if installed is None else installed
+    checks = (*_cpu_checks(cpu), _gpu_check(gpus), *_runtime_checks(installed), _export_check(installed))
+    return Diagnosis(checks=checks, abilities=_abilities(gpus, installed))
+
+
+# Importable module -> the extra that brings it.
+_MODULES = {
+    "torch": "torch",
+    "timm": "torch",
+    "onnx": "torch",
+    "nncf": "torch",
+    "modelopt": "torch",
+    "openvino": "openvino",
+    "onnxruntime": "onnx",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "openslide": "slides",
+}
+_RUNTIMES = ("openvino", "onnxruntime", "tensorrt", "tensorrt_rtx")
+
+
+def _cpu_checks(cpu: Cpu) -> list[Check]:
+    integer = cpu.avx512_vnni or cpu.avx_vnni or cpu.amx_int8
+    bfloat = cpu.avx512_bf16 or cpu.amx_bf16
+    return [
+        Check(
+            name="processor",
+            status=Status.PASS if cpu.avx2 else Status.FAIL,
+            found=f"{cpu.name}, {cpu.cores} cores, {'AVX2' if cpu.avx2 else 'no AVX2'}",
+            fix="" if cpu.avx2 else "use a processor with AVX2 (2013 or later)",
+        ),
+        Check(
+            name="INT8 arithmetic",
+            status=Status.PASS if integer else Status.WARN,
+            found=_named(cpu, amx_int8="AMX-INT8", avx512_vnni="AVX512-VNNI", avx_vnni="AVX-VNNI") or "no VNNI, no AMX",
+            fix="" if integer else "INT8 gains little here: compare with --precision fp32 by atlas-bench speed",
+        ),
+        Check(
+            name="BF16 arithmetic",
+            status=Status.PASS if bfloat else Status.WARN,
+            found=_named(cpu, amx_bf16="AMX-BF16", avx512_bf16="AVX512-BF16") or "no AVX512-BF16, no AMX",
+            fix="" if bfloat else "BF16 bundles run in f32 here: choose --precision int8 or fp32",
+        ),
+    ]
+
+
+def _named(cpu: Cpu, **names: str) -> str:
+    return ", ".join(label for attribute, label in names.items() if getattr(cpu, attribute))
+
+
+def _gpu_check(gpus: list[Gpu]) -> Check:
+    if gpus:
+        found = "; ".join(f"{gpu.name} (compute {gpu.compute_capability}, driver {gpu.driver})" for gpu in gpus)
+        return Check(name="GPU", status=Status.PASS, found=found)
+    return Check(
+        name="GPU",
+        status=Status.WARN,
+        found="no NVIDIA GPU or no driver",
+        fix="engines can be built here but not run: install the NVIDIA driver, or deploy --target openvino",
+    )
+
+
+def _runtime_checks(installed: frozenset[str]) -> list[Check]:
+    versions = hardware.versions()
+    checks = []
+    for module in _RUNTIMES:
+        here = module in installed
+        version = versions.get(module.replace("_", "-"), "version unknown")
+        checks.append(
+            Check(
+                name=module,
+                status=Status.PASS if here else Status.WARN,
+                found=version if here else "not installed",
+                fix="" if here else f"pip install 'atlas-edge[{_MODULES[module]}]'",
+            )
+        )
+    if not installed & set(_RUNTIMES):
+        checks.append(
+            Check(
+                name="any runtime",
+                status=Status.FAIL,
+                found="none: no bundle can be opened",
+                fix="pip install 'atlas-edge[openvino]'",
+            )
+        )
+    return checks
+
+
+def _export_check(installed: frozenset[str]) -> Check:
+    missing = [name for name in ("torch", "timm", "onnx", "nncf", "modelopt") if name not in installed]
+    return Check(
+        name="export tools",
+        status=Status.WARN if missing else Status.PASS,
+        found=f"missing {', '.join(missing)}" if missing else "torch, timm, onnx, nncf, modelopt",
+        fix="to export or distil here: pip install 'atlas-edge[torch]'" if missing else "",
+    )
+
+
+def _abilities(gpus: list[Gpu], installed: frozenset[str]) -> tuple[Ability, ...]:
+    tools = {"torch", "timm", "onnx"} <= installed
+    engine = "an engine runs on a GPU only" if not gpus else ""
+    enterprise = "tensorrt" in installed and bool(gpus)
+    rtx = "tensorrt_rtx" in installed
+    return (
+        Ability(target="onnx", build=tools, run="onnxruntime" in installed),
+        Ability(target="openvino", build=tools and "openvino" in installed, run="openvino" in installed),
+        Ability(
+            target="tensorrt",
+            build=tools and (enterprise or rtx),
+            run=enterprise or (rtx and bool(gpus)),
+            note=engine or ("built with TensorRT-RTX" if not enterprise else ""),
+        ),
+        Ability(target="tensorrt-rtx", build=tools and rtx, run=rtx and bool(gpus), note=engine),
+    )

@@ -1,0 +1,94 @@
+"""The bundle's `README.md`: what the model is, what it came from, what it measured, what it is not for."""
+
+from typing import TYPE_CHECKING
+
+from atlas_edge.export.summary import report_markdown
+from atlas_edge.manifest import TilesProvenance
+
+if TYPE_CHECKING:
+    from atlas_edge.export.pipeline import ExportResult
+
+_TEMPLATE = """{front_matter}
+
+# {title}
+
+{what}
+
+{warning}
+
+## Use
+
+```python
+from atlas_edge import open_bundle
+
+encoder = open_bundle("{folder}")
+embeddings = encoder.encode(tiles)  # (B, {px}, {px}, 3) uint8 RGB -> (B, {dim}) float32
+```
+
+Tiles are 8-bit RGB{mpp}. Normalisation is inside the model: do not normalise.
+
+## Where it came from
+
+| | |
+|---|---|
+| model | {model} |
+| weights | {weights} |
+| licence of the weights | {licence} |
+| calibration | {calibration} |
+| evaluation | {evaluation} |
+| made with | {versions} |
+
+## Measured
+
+{figures}
+"""
+
+
+def model_card(result: "ExportResult") -> str:
+    """Model card in the Hugging Face form: YAML front matter, then Markdown."""
+    from huggingface_hub import ModelCardData
+
+    manifest = result.manifest
+    encoder, model = manifest.encoder, manifest.model
+    data = ModelCardData(
+        license=model.licence or "other",
+        library_name="atlas-edge",
+        pipeline_tag="image-feature-extraction",
+        tags=["pathology", manifest.target.value, manifest.precision.value],
+    )
+    figures = report_markdown(result).partition("\n\n")[2].strip()
+    return _TEMPLATE.format(
+        front_matter=f"---\n{data.to_yaml()}\n---",
+        title=f"{encoder.name} for {manifest.target.value}, {manifest.precision.value}",
+        what=(
+            f"A tile encoder for H&E histology ({encoder.architecture}, {encoder.pooling} pooling, "
+            f"{encoder.embed_dim}-d embeddings), exported by atlas-edge for {manifest.target.value} "
+            f"in {manifest.precision.value}."
+        ),
+        warning=_warning(result),
+        folder=result.folder.name,
+        px=encoder.tile_px,
+        dim=encoder.embed_dim,
+        mpp=f" at {encoder.mpp:g} µm per pixel" if encoder.mpp else "; the model does not state its µm per pixel",
+        model=f"{model.name} ({model.source})",
+        weights=f"SHA-256 `{model.sha256}`" if model.sha256 else f"random, seed {model.seed}",
+        licence=model.licence or "not stated",
+        calibration=_tiles(manifest.calibration),
+        evaluation=_tiles(manifest.evaluation),
+        versions=", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+        figures=figures,
+    )
+
+
+def _warning(result: "ExportResult") -> str:
+    if result.manifest.encoder.random_weights:
+        return "**The weights are random: the embeddings mean nothing. Not for clinical use.**"
+    return "**For research. Not a medical device; validate it on your own slides before any other use.**"
+
+
+def _tiles(tiles: TilesProvenance | None) -> str:
+    if tiles is None:
+        return "none"
+    split = f", split {tiles.split}" if tiles.split else ""
+    kind = "SYNTHETIC tiles" if tiles.synthetic else f"tiles of {tiles.name}"
+    return f"{tiles.tiles} {kind}{split} (licence: {tiles.licence or 'not stated'})"

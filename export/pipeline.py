@@ -1,0 +1,244 @@
+"""The main job: load -> calibrate -> quantize -> build -> verify -> bench, into one bundle."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge import hardware
+from atlas_edge.atomic import atomic_folder, check_vacant
+from atlas_edge.bench.gate import Verdict
+from atlas_edge.bench.selftest import write_selftest
+from atlas_edge.bench.speed import SpeedReport, paired_speed
+from atlas_edge.bundle import write_manifest
+from atlas_edge.encoder import Encoder
+from atlas_edge.errors import InputError
+from atlas_edge.export.build import Built, Quantized, Sources, build, open_built, open_reference, quantize
+from atlas_edge.export.config import ExportConfig
+from atlas_edge.export.model_card import model_card
+from atlas_edge.export.requirements import check_requirements
+from atlas_edge.export.steps import Steps
+from atlas_edge.export.summary import report_json, report_markdown
+from atlas_edge.export.tile_sets import TileSets, open_tile_sets
+from atlas_edge.export.verify import Verification, verify
+from atlas_edge.graph import export_onnx, largest_difference
+from atlas_edge.manifest import Manifest
+from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.tiles import batches
+
+STEPS = 6
+# Float32 in two runtimes differs by rounding only; more means that the graph is not the model.
+_GRAPH_TOLERANCE = 1e-5
+_CHECKED_TILES = 4
+_BENCH_TILES = 64
+_BENCH_ROUNDS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportResult:
+    """What an export made and measured.
+
+    Attributes:
+        folder: The bundle.
+        manifest: As written into it.
+        verification: Agreement and drop.
+        speed: Reference, bundle and PyTorch taking turns; None where it was not asked for.
+        size_bytes: Of the bundle's model files.
+        reference_size_bytes: Of the full-precision graph.
+        not_run: Why the deployed file itself was not run here.
+        seconds: Wall time of each step.
+        synthetic: Whether a figure rests on synthetic tiles.
+    """
+
+    folder: Path
+    manifest: Manifest
+    verification: Verification
+    speed: SpeedReport | None
+    size_bytes: int
+    reference_size_bytes: int
+    not_run: str | None
+    seconds: dict[str, float]
+    synthetic: bool
+
+    @property
+    def gate_open(self) -> bool:
+        """Whether the gate passed, or there was none."""
+        return self.verification.verdict in (None, Verdict.PASS)
+
+
+def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...]) -> ExportResult:
+    """Turn an encoder into a verified bundle.
+
+    Args:
+        config: What was asked for.
+        steps: Where progress goes.
+        command: The command line, for the manifest.
+
+    Returns:
+        What was made; the folder exists, whatever the gate says.
+
+    Raises:
+        UsageError: The output folder is taken, or options contradict one another.
+        InputError: The model or a tile cannot be read, or a graph does not reproduce its model.
+        RuntimeMissing: A library that the job needs is not installed.
+    """
+    check_vacant(config.output, overwrite=config.overwrite)
+    check_requirements(config)
+    with atomic_folder(config.output, overwrite=config.overwrite) as folder:
+        scratch = folder / ".scratch"
+        with steps.step("load", config.model):
+            tile_sets = open_tile_sets(config)
+            model = _load(config, steps)
+            graph = export_onnx(model.module, model.spec, scratch / "reference.onnx")
+        with steps.step("calibrate", _described(tile_sets)):
+            _announce(tile_sets, steps)
+            calibration = _calibration(config, model, tile_sets)
+            sources = Sources(model=model, graph=graph, calibration=calibration)
+            _check_graph(sources, steps)
+        with steps.step("quantize", config.precision.value):
+            quantized = quantize(config, sources, scratch)
+        with steps.step("build", config.target.value):
+            built = build(config, sources, quantized, folder, steps)
+        reference, bundle = open_reference(config, sources), open_built(config, sources, built, folder)
+        with steps.step("verify", f"{len(tile_sets.evaluation.records)} tiles of {tile_sets.evaluation.source.name}"):
+            verification = verify(
+                reference,
+                bundle,
+                fit=tile_sets.fit,
+                evaluation=tile_sets.evaluation,
+                max_drop_pp=config.max_drop_pp,
+                seed=config.seed,
+                steps=steps,
+            )
+        with steps.step("bench", "reference, bundle and PyTorch take turns" if config.speed else "skipped"):
+            speed = _speed(config, sources, reference, bundle) if config.speed else None
+        result = ExportResult(
+            folder=config.output,
+            manifest=_manifest(config, model, tile_sets, quantized, built, verification, command),
+            verification=verification,
+            speed=speed,
+            size_bytes=_model_size(folder),
+            reference_size_bytes=sum(part.stat().st_size for part in scratch.glob(f"{graph.name}*")),
+            not_run=built.not_run,
+            seconds=steps.seconds,
+            synthetic=tile_sets.synthetic,
+        )
+        write_selftest(folder, reference, deployed=bundle)
+        result = _write(result, folder, built)
+        bundle.close()
+        reference.close()
+    return result
+
+
+def _load(config: ExportConfig, steps: Steps) -> LoadedModel:
+    model = load_model(
+        config.model, patch=config.patch, registers=config.registers, pooling=config.pooling, seed=config.seed
+    )
+    if model.spec.random_weights:
+        steps.warn(
+            f"{model.spec.name} has RANDOM weights: the bundle shows that the tool works, its embeddings mean nothing"
+        )
+    return model
+
+
+def _described(tile_sets: TileSets) -> str:
+    calibration = tile_sets.calibration
+    split = f" ({calibration.source.split})" if calibration.source.split else ""
+    return f"{len(calibration.records)} tiles of {calibration.source.name}{split}"
+
+
+def _announce(tile_sets: TileSets, steps: Steps) -> None:
+    if tile_sets.synthetic:
+        steps.warn("SYNTHETIC tiles: give --calib and --eval real tiles before you rely on a figure")
+    if tile_sets.overlap:
+        steps.warn(
+            f"{tile_sets.overlap} slides or tiles are in both calibration and evaluation: the figures are flattering"
+        )
+
+
+def _calibration(config: ExportConfig, model: LoadedModel, tile_sets: TileSets) -> list[NDArray[np.uint8]]:
+    chosen = tile_sets.calibration
+    pieces = batches(chosen.source, chosen.records, size=8, tile_px=model.spec.tile_px, fit=config.tile_fit)
+    return [piece.pixels for piece in pieces]
+
+
+def _check_graph(sources: Sources, steps: Steps) -> None:
+    tiles = np.concatenate(sources.calibration)[:_CHECKED_TILES]
+    difference = largest_difference(sources.model.module, sources.graph, tiles)
+    if not difference < _GRAPH_TOLERANCE:
+        raise InputError(
+            f"the exported graph differs from the PyTorch model: 1 - cosine is {difference:.2g} on calibration tiles, "
+            f"expected below {_GRAPH_TOLERANCE:g}",
+            hint="report it with the versions that atlas-export doctor --json prints",
+        )
+    steps.note(f"full-precision graph equals PyTorch: 1 - cosine <= {difference:.1e} on {len(tiles)} tiles")
+
+
+def _speed(config: ExportConfig, sources: Sources, reference: Encoder, bundle: Encoder) -> SpeedReport:
+    from atlas_edge.runtimes.openvino import DEFAULT_BATCH
+    from atlas_edge.runtimes.torch import TorchEncoder
+
+    eager = TorchEncoder(sources.model.module, sources.model.spec, threads=config.threads)
+    tiles = np.concatenate(sources.calibration)[:_BENCH_TILES]
+    return paired_speed(
+        {"reference": reference, "bundle": bundle, "PyTorch": eager},
+        tiles,
+        reference="reference",
+        batch=min(config.fixed_batch or DEFAULT_BATCH, len(tiles)),
+        rounds=_BENCH_ROUNDS,
+        seed=config.seed,
+    )
+
+
+def _manifest(
+    config: ExportConfig,
+    model: LoadedModel,
+    tile_sets: TileSets,
+    quantized: Quantized,
+    built: Built,
+    verification: Verification,
+    command: tuple[str, ...],
+) -> Manifest:
+    calibration, evaluation = tile_sets.provenances()
+    drops = {
+        method: {"drop_pp": d.drop_pp, "low_pp": d.low_pp, "high_pp": d.high_pp}
+        for method, d in verification.drops.items()
+    }
+    return Manifest(
+        encoder=model.spec,
+        target=config.target,
+        precision=config.precision,
+        execution=built.execution,
+        versions=hardware.versions(),
+        command=command,
+        config=config.model_dump(mode="json", exclude={"out", "overwrite"}),
+        model=model.provenance,
+        calibration=calibration,
+        evaluation=evaluation,
+        quantization=quantized.quantization,
+        verification={
+            "cosine_median": verification.agreement.cosine_median,
+            "cosine_p1": verification.agreement.cosine_p1,
+            "cosine_worst": verification.agreement.cosine_worst,
+            "drops": drops,
+            "verdict": verification.verdict,
+            "deployed_file_was_run": built.not_run is None,
+        },
+        files=(),
+    )
+
+
+def _model_size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.name.startswith("model."))
+
+
+def _write(result: ExportResult, folder: Path, built: Built) -> ExportResult:
+    (folder / "report.json").write_text(report_json(result, details=built.details), encoding="utf-8")
+    (folder / "report.md").write_text(report_markdown(result), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(result), encoding="utf-8")
+    if built.parts is not None:
+        from atlas_edge.export.engine_bundle import write_part_manifests
+
+        write_part_manifests(folder, result.manifest, built.parts)
+    return replace(result, manifest=write_manifest(folder, result.manifest))

@@ -1,0 +1,108 @@
+"""The bundle against the full-precision encoder, on the same tiles: agreement, drop, and the gate."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge.bench.agreement import Agreement, embedding_agreement
+from atlas_edge.bench.drop import AccuracyDrop, accuracy_drop
+from atlas_edge.bench.gate import Verdict, judge, units_to_settle
+from atlas_edge.bench.probe import ProbeMethod
+from atlas_edge.bench.tileset import TileSet, embed_tiles
+from atlas_edge.encoder import Encoder
+from atlas_edge.export.steps import Steps
+
+METHODS: tuple[ProbeMethod, ...] = ("linear", "knn")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What the comparison found.
+
+    Attributes:
+        agreement: Embeddings, tile by tile.
+        drops: One a probe; empty where the tiles have no labels.
+        fit_tiles: Tiles that the probes were fitted on.
+        eval_tiles: Tiles that both encoders were compared on.
+        worst_tiles: Ids of the least similar tiles, worst first.
+        verdict: The gate's, or None without a budget.
+        tiles_to_settle: How many tiles would settle an inconclusive verdict, where a number would.
+    """
+
+    agreement: Agreement
+    drops: dict[str, AccuracyDrop]
+    fit_tiles: int
+    eval_tiles: int
+    worst_tiles: tuple[str, ...]
+    verdict: Verdict | None
+    tiles_to_settle: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `report.json`."""
+        return asdict(self)
+
+
+def verify(
+    reference: Encoder,
+    bundle: Encoder,
+    *,
+    fit: TileSet | None,
+    evaluation: TileSet,
+    max_drop_pp: float | None,
+    seed: int,
+    steps: Steps,
+) -> Verification:
+    """Embed the evaluation tiles with both encoders and compare.
+
+    Args:
+        reference: The full-precision encoder.
+        bundle: What was built.
+        fit: Labelled tiles, disjoint from the evaluation's, to fit the probes on; None skips the probes.
+        evaluation: Tiles to compare on.
+        max_drop_pp: Budget on the upper end of the linear probe's drop, percentage points.
+        seed: Seed of the bootstrap.
+        steps: Where progress goes.
+    """
+    probed = fit is not None and evaluation.labels is not None
+    total = 2 * len(evaluation.records) + (len(fit.records) if fit and probed else 0)
+    with steps.progress("embedding", total) as advance:
+        tested = embed_tiles({"reference": reference, "bundle": bundle}, evaluation, progress=advance)
+        fitted = embed_tiles({"reference": reference}, fit, progress=advance)["reference"] if fit and probed else None
+    agreement = embedding_agreement(tested["reference"], tested["bundle"], groups=evaluation.group_numbers, seed=seed)
+    drops = {} if fit is None or fitted is None else _drops(tested, evaluation, fitted, fit, seed)
+    verdict = tiles = None
+    if max_drop_pp is not None and drops:
+        verdict = judge(drops["linear"].interval, max_drop_pp)
+        if verdict is Verdict.INCONCLUSIVE:
+            tiles = units_to_settle(drops["linear"].interval, max_drop_pp)
+    return Verification(
+        agreement=agreement,
+        drops=drops,
+        fit_tiles=0 if fitted is None else len(fitted),
+        eval_tiles=len(evaluation.records),
+        worst_tiles=tuple(evaluation.records[index].id for index in agreement.worst),
+        verdict=verdict,
+        tiles_to_settle=tiles,
+    )
+
+
+def _drops(
+    tested: dict[str, NDArray[np.float32]], evaluation: TileSet, fitted: NDArray[np.float32], fit: TileSet, seed: int
+) -> dict[str, AccuracyDrop]:
+    if fit.labels is None or evaluation.labels is None:
+        return {}
+    return {
+        method: accuracy_drop(
+            fit_features=fitted,
+            fit_labels=fit.labels,
+            reference=tested["reference"],
+            candidate=tested["bundle"],
+            labels=evaluation.labels,
+            groups=evaluation.groups,
+            method=method,
+            seed=seed,
+        )
+        for method in METHODS
+    }
