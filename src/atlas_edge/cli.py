@@ -95,7 +95,7 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
     """Log level of our own loggers and of the libraries that talk too much."""
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
-    for name in ("nncf", "torch.onnx", "onnxscript", "onnx_ir", "openvino", "modelopt"):
+    for name in ("nncf", "torch.onnx", "torch.utils.cpp_extension", "onnxscript", "onnx_ir", "openvino", "modelopt"):
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.ERROR)
 
 
