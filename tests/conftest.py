@@ -4,17 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-TINY_PX = 32
-
-RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
+from support import ROOT, TINY_PX, RunCommand
 
 
 @pytest.fixture(scope="session")
@@ -84,3 +81,32 @@ def run_command() -> RunCommand:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 32 px tiles, told apart by colour, in train and test folders."""
+    folder = tmp_path_factory.mktemp("tiles")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 16)):
+        for label, colour in (("pink", (220, 120, 180)), ("blue", (90, 70, 160))):
+            (folder / split / label).mkdir(parents=True)
+            for number in range(count):
+                noise = random.normal(0, 30, (TINY_PX, TINY_PX, 3)) + np.array(colour)
+                pixels = np.clip(noise, 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(tiny_model: Path, tiles: Path, run_command: RunCommand, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    done = run_command(
+        "atlas-export", tiny_model, "--target", "openvino", "--precision", "int8", "--calib", tiles, "--out", out,
+        "--max-drop", "50", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["verification"]["verdict"] == "PASS"
+    assert report["speed"]["encoders"].keys() == {"reference", "bundle", "PyTorch"}
+    return out

@@ -1,0 +1,50 @@
+"""A workstation's install: the wheel with [openvino] alone, in an empty environment."""
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+
+LIMIT_BYTES = 400_000_000
+
+USE = """
+import importlib.util, sys
+import numpy as np
+from atlas_edge import open_bundle
+encoder = open_bundle(sys.argv[1])
+side = encoder.spec.tile_px
+print(encoder.encode(np.zeros((3, side, side, 3), dtype=np.uint8)).shape, encoder.runtime)
+absent = [name for name in ("torch", "timm", "onnx", "nncf", "sklearn") if importlib.util.find_spec(name)]
+assert not absent, absent
+"""
+
+
+def test_bundle_runs_without_torch(bundle: Path, tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
+    subprocess.run(build, check=True, capture_output=True)
+    wheel = next(tmp_path.glob("*.whl"))
+    environment = tmp_path / "edge"
+    venv.create(environment, with_pip=True)
+    scripts = environment / ("Scripts" if os.name == "nt" else "bin")
+    python = scripts / "python"
+    installed = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", f"{wheel}[openvino]"], capture_output=True, text=True
+    )
+    if "Could not find a version" in installed.stderr or "connection" in installed.stderr.lower():
+        pytest.skip("no package index can be reached")
+    assert installed.returncode == 0, installed.stderr
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([python, "-c", USE, bundle], capture_output=True, text=True, env=clean, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "(3, 64) OpenVINO" in done.stdout
+    size = sum(path.stat().st_size for path in environment.rglob("*") if path.is_file() and not path.is_symlink())
+    print(f"edge install: {size / 1e6:.0f} MB")
+    assert size < LIMIT_BYTES
+    verified = subprocess.run([scripts / "atlas-export", "verify", bundle], capture_output=True, text=True, env=clean)
+    assert verified.returncode == 0, verified.stderr
+    assert "intact" in verified.stdout

@@ -1,0 +1,54 @@
+import json
+
+from atlas_edge.export.doctor import Status, diagnose
+from atlas_edge.hardware import Cpu, Gpu
+from support import RunCommand
+
+OLD = Cpu(
+    name="old",
+    cores=2,
+    avx2=False,
+    avx512_vnni=False,
+    avx_vnni=False,
+    avx512_bf16=False,
+    amx_int8=False,
+    amx_bf16=False,
+)
+NEW = Cpu(
+    name="new", cores=8, avx2=True, avx512_vnni=True, avx_vnni=True, avx512_bf16=True, amx_int8=True, amx_bf16=True
+)
+CARD = Gpu(name="RTX 4090", driver="580.1", compute_capability="8.9", memory_bytes=24 << 30)
+EXPORT = frozenset({"torch", "timm", "onnx", "nncf", "modelopt"})
+
+
+def test_every_shortcoming_has_a_fix() -> None:
+    for cpu in (OLD, NEW):
+        for installed in (frozenset(), frozenset({"openvino"}), EXPORT):
+            for check in diagnose(cpu, [], installed).checks:
+                assert (check.status is Status.PASS) == (check.fix == ""), check
+
+
+def test_workstation_with_a_card() -> None:
+    diagnosis = diagnose(NEW, [CARD], EXPORT | {"tensorrt", "tensorrt_rtx", "openvino", "onnxruntime"})
+    assert not diagnosis.failed
+    assert all(ability.build and ability.run for ability in diagnosis.abilities)
+
+
+def test_build_machine_without_a_card() -> None:
+    diagnosis = diagnose(NEW, [], EXPORT | {"tensorrt_rtx"})
+    engine = {ability.target: ability for ability in diagnosis.abilities}["tensorrt"]
+    assert (engine.build, engine.run) == (True, False)
+
+
+def test_nothing_to_run_with_fails() -> None:
+    assert diagnose(NEW, [], frozenset()).failed
+    assert diagnose(OLD, [], frozenset({"openvino"})).failed
+
+
+def test_command(run_command: RunCommand) -> None:
+    done = run_command("atlas-export", "doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert {check["status"] for check in data["checks"]} <= {"PASS", "WARN"}
+    assert "numpy" in data["versions"]
+    assert "PASS" in run_command("atlas-export", "doctor").stdout
