@@ -1,0 +1,28 @@
+# `make demo` and `make test` are all that a fresh machine needs: each creates .venv and installs into it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint
+demo: .venv/demo
+	$(BIN)/atlas-export --target openvino --precision int8 --overwrite
+	$(BIN)/atlas-export --target tensorrt --precision int8 --overwrite
+	@ls -d bundles/*
+
+test: .venv/dev
+	$(BIN)/pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/demo: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[all]'
+	touch $@
+
+.venv/dev: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[dev]'
+	touch $@ .venv/demo
