@@ -1,0 +1,113 @@
+"""Where tiles lie on a slide."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge.errors import InputError
+from atlas_edge.slides.slide import Slide
+from atlas_edge.slides.tissue import TissueMask
+
+SAME_SCALE = 0.01
+"""A level this close to the wanted µm per pixel is used as it is: 0.499 for 0.5 would only be blurred."""
+
+_MOST_UPSAMPLING = 1.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileGrid:
+    """A grid of tiles without overlap.
+
+    Attributes:
+        level: Level to read from.
+        tile_px: Side of a tile as the encoder sees it.
+        mpp: µm per pixel of the tiles as the encoder sees them.
+        scale_x: Level pixels for each tile pixel; exactly 1 where nothing is resampled.
+        scale_y: The same, downwards.
+        size_x: Level-0 pixels that a tile spans, across.
+        size_y: The same, downwards.
+        coords: `(N, 2)` int64, x and y of the top left corners in level-0 pixels, row by row.
+        candidates: Tiles of the whole grid, with tissue or without.
+    """
+
+    level: int
+    tile_px: int
+    mpp: float
+    scale_x: float
+    scale_y: float
+    size_x: float
+    size_y: float
+    coords: NDArray[np.int64]
+    candidates: int
+
+
+def plan_grid(slide: Slide, mask: TissueMask | None, *, tile_px: int, mpp: float, min_tissue: float = 0.1) -> TileGrid:
+    """Lay a grid over a slide and keep the tiles with tissue.
+
+    Args:
+        slide: The slide.
+        mask: Where tissue is; every tile is kept when None.
+        tile_px: Side of a tile as the encoder sees it.
+        mpp: µm per pixel that the encoder wants.
+        min_tissue: Least share of a tile that must be tissue, 0-1.
+
+    Raises:
+        InputError: The slide is coarser than the encoder wants, or smaller than a tile.
+    """
+    if max(slide.mpp_x, slide.mpp_y) > mpp * _MOST_UPSAMPLING:
+        raise InputError(
+            f"{slide.path} has {slide.mpp_x:.3g} µm per pixel, the encoder wants {mpp:.3g}: detail cannot be invented",
+            hint=f"add --tile-mpp {slide.mpp_x:.3g} to embed it as it is",
+        )
+    level = slide.level_for(mpp, tolerance=SAME_SCALE)
+    down_x, down_y = slide.levels[level].downsample_x, slide.levels[level].downsample_y
+    scale_x, scale_y = mpp / (slide.mpp_x * down_x), mpp / (slide.mpp_y * down_y)
+    if abs(scale_x - 1) <= SAME_SCALE and abs(scale_y - 1) <= SAME_SCALE:
+        scale_x = scale_y = 1.0
+        mpp = slide.mpp_x * down_x
+    size_x, size_y = tile_px * scale_x * down_x, tile_px * scale_y * down_y
+    columns, rows = int(slide.levels[0].width / size_x + 1e-9), int(slide.levels[0].height / size_y + 1e-9)
+    if columns == 0 or rows == 0:
+        raise InputError(
+            f"{slide.path} is {slide.levels[0].width} x {slide.levels[0].height} px, smaller than one tile "
+            f"({size_x:.0f} x {size_y:.0f} px at {mpp:.3g} µm per pixel)"
+        )
+    lefts = np.arange(columns, dtype=np.float64) * size_x
+    tops = np.arange(rows, dtype=np.float64) * size_y
+    keep = np.ones((rows, columns), dtype=bool)
+    if mask is not None:
+        keep = _tissue_share(mask, lefts, tops, size_x, size_y) >= max(min_tissue, 1e-9)
+    row, column = np.nonzero(keep)
+    coords = np.stack([np.rint(lefts[column]), np.rint(tops[row])], axis=1).astype(np.int64)
+    return TileGrid(
+        level=level,
+        tile_px=tile_px,
+        mpp=mpp,
+        scale_x=scale_x,
+        scale_y=scale_y,
+        size_x=size_x,
+        size_y=size_y,
+        coords=coords,
+        candidates=rows * columns,
+    )
+
+
+def _tissue_share(
+    mask: TissueMask, lefts: NDArray[Any], tops: NDArray[Any], size_x: float, size_y: float
+) -> NDArray[np.float64]:
+    """Share of tissue in each tile, `(rows, columns)`, from a summed-area table."""
+    height, width = mask.tissue.shape
+    table = np.zeros((height + 1, width + 1), dtype=np.int64)
+    np.cumsum(np.cumsum(mask.tissue, axis=0, dtype=np.int64), axis=1, out=table[1:, 1:])
+    x0, x1 = _span(lefts, size_x, mask.pixel_x, width)
+    y0, y1 = _span(tops, size_y, mask.pixel_y, height)
+    inside = table[y1[:, None], x1] - table[y0[:, None], x1] - table[y1[:, None], x0] + table[y0[:, None], x0]
+    return inside / ((y1 - y0)[:, None] * (x1 - x0))
+
+
+def _span(starts: NDArray[Any], size: float, pixel: float, limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    first = np.clip(np.rint(starts / pixel), 0, limit - 1).astype(np.int64)
+    last = np.clip(np.rint((starts + size) / pixel), first + 1, limit).astype(np.int64)
+    return first, last

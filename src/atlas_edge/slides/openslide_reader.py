@@ -1,0 +1,117 @@
+"""Slides through OpenSlide."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge.cli import require_module
+from atlas_edge.errors import InputError
+from atlas_edge.slides.slide import Level, Slide
+
+
+def detect_format(path: Path) -> str | None:
+    """OpenSlide's name for the form, None where it knows none.
+
+    Raises:
+        RuntimeMissing: OpenSlide is not installed.
+    """
+    require_module("openslide", extra="slides")
+    import openslide
+
+    found: str | None = openslide.OpenSlide.detect_format(path)
+    return found
+
+
+class OpenSlideFile(Slide):
+    """A slide that OpenSlide reads.
+
+    Args:
+        path: The slide.
+        cache_bytes: Decoded tiles that OpenSlide keeps. A row of the scanner's own tiles should fit: rows of our tiles
+            straddle them.
+
+    Raises:
+        InputError: Damaged.
+    """
+
+    def __init__(self, path: Path, *, cache_bytes: int) -> None:
+        import openslide
+
+        self.path = path
+        self._cache_bytes = cache_bytes
+        self._lock = threading.Lock()
+        self._alone = threading.Lock()
+        self._handle = self._open()
+        properties = self._handle.properties
+        self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+        self.stated_mpp = (
+            _number(properties.get(openslide.PROPERTY_NAME_MPP_X)),
+            _number(properties.get(openslide.PROPERTY_NAME_MPP_Y)),
+        )
+        full_width, full_height = self._handle.dimensions
+        self.levels = tuple(
+            Level(width=width, height=height, downsample_x=full_width / width, downsample_y=full_height / height)
+            for width, height in self._handle.level_dimensions
+        )
+
+    def read(self, level: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read a region; see `Slide.read`."""
+        handle = self._handle
+        try:
+            return self._read(handle, level, left, top, width, height)
+        except InputError:
+            # OpenSlide refuses every read after one that failed: later ones need another handle. The old one is left
+            # to the garbage collector, since other threads may be inside it.
+            with self._lock:
+                if self._handle is handle:
+                    self._handle = self._open()
+            raise
+
+    def read_alone(self, level: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read through a handle of its own; see `Slide.read_alone`."""
+        with self._alone:
+            handle = self._open()
+            try:
+                return self._read(handle, level, left, top, width, height)
+            finally:
+                handle.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+
+    def _open(self) -> Any:
+        import openslide
+
+        try:
+            handle = openslide.OpenSlide(self.path)
+            handle.set_cache(openslide.OpenSlideCache(self._cache_bytes))
+        except (openslide.OpenSlideError, OSError) as error:
+            raise InputError(f"{self.path} cannot be opened: {error}", hint="copy the slide again") from error
+        return handle
+
+    def _read(self, handle: Any, level: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
+        import openslide
+
+        size = self.levels[level]
+        corner = (round(left * size.downsample_x), round(top * size.downsample_y))
+        try:
+            rgba = np.asarray(handle.read_region(corner, level, (width, height)))
+        except openslide.OpenSlideError as error:
+            raise InputError(f"{self.path} cannot be read at {corner}: {error}", hint="copy the slide again") from error
+        rgb = np.ascontiguousarray(rgba[..., :3])
+        clear = rgba[..., 3] < 255
+        if clear.any():
+            # The scanner did not look there.
+            rgb[rgba[..., 3] == 0] = 255
+        return rgb
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,94 @@
+"""What a slide is: a pyramid of RGB levels at a known µm per pixel."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_BLOCK_PX = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """One level of the pyramid; `downsample_*` are level-0 pixels for each of its own."""
+
+    width: int
+    height: int
+    downsample_x: float
+    downsample_y: float
+
+
+class Slide(ABC):
+    """A slide that is open for reading from several threads.
+
+    Attributes:
+        path: File.
+        vendor: As the reader calls it: `aperio`, `hamamatsu`, `generic-tiff`, `ome-tiff`.
+        mpp_x: µm per pixel of level 0.
+        mpp_y: The same, downwards.
+        levels: From the finest to the coarsest.
+    """
+
+    path: Path
+    vendor: str
+    mpp_x: float
+    mpp_y: float
+    levels: tuple[Level, ...]
+
+    @property
+    def name(self) -> str:
+        """File name without its last suffix."""
+        return self.path.stem
+
+    @abstractmethod
+    def read(self, level: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read a region, `(height, width, 3)` uint8 RGB; what the scanner left out is white.
+
+        Args:
+            level: Index into `levels`.
+            left: Pixels of that level, as the rest.
+            top: See `left`.
+            width: See `left`.
+            height: See `left`.
+
+        Raises:
+            InputError: The file is damaged there.
+        """
+
+    def read_alone(self, level: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read as `read` does, undisturbed by a fault that another thread met."""
+        return self.read(level, left, top, width, height)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the file."""
+
+    def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
+        """The whole slide at about `mpp` µm per pixel (never finer than level 0), `(h, w, 3)` uint8 RGB.
+
+        Read in blocks, so that a slide without a pyramid needs no more memory than one with it.
+        """
+        level = self.level_for(mpp)
+        size = self.levels[level]
+        shrink = max(int(mpp / (self.mpp_x * size.downsample_x) + 1e-6), 1)
+        out = np.full((-(-size.height // shrink), -(-size.width // shrink), 3), 255, dtype=np.uint8)
+        step = max(_BLOCK_PX // shrink, 1) * shrink
+        for top in range(0, size.height, step):
+            for left in range(0, size.width, step):
+                width, height = min(step, size.width - left), min(step, size.height - top)
+                block = np.asarray(Image.fromarray(self.read(level, left, top, width, height)).reduce(shrink))
+                y, x = top // shrink, left // shrink
+                out[y : y + block.shape[0], x : x + block.shape[1]] = block
+        return out
+
+    def level_for(self, mpp: float, *, tolerance: float = 0.01) -> int:
+        """The coarsest level that is at most `mpp` (within `tolerance`), level 0 where none is."""
+        fine = [
+            index
+            for index, level in enumerate(self.levels)
+            if max(self.mpp_x * level.downsample_x, self.mpp_y * level.downsample_y) <= mpp * (1 + tolerance)
+        ]
+        return max(fine, default=0)
