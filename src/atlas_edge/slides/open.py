@@ -26,7 +26,7 @@ def open_slide(path: Path, *, mpp: float | None = None, cache_bytes: int = 128 *
         UsageError: `mpp` contradicts the slide.
         RuntimeMissing: OpenSlide or tifffile is not installed.
     """
-    _check_file(path)
+    check_file(path)
     slide, found = _open(path, cache_bytes)
     try:
         slide.mpp_x, slide.mpp_y = _resolve_mpp(path, found, mpp)
@@ -36,7 +36,8 @@ def open_slide(path: Path, *, mpp: float | None = None, cache_bytes: int = 128 *
     return slide
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise InputError where a path is missing, a folder or empty."""
     if not path.exists():
         raise InputError(f"{path} does not exist, expected a slide", hint="check the path")
     if path.is_dir():

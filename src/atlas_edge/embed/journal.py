@@ -1,0 +1,81 @@
+"""Embeddings of a slide under way, kept so that a killed run goes on where it was."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge.atomic import write_atomic
+
+
+class Journal:
+    """Rows in a raw file beside the output, and how many of them are safely on disk.
+
+    Args:
+        out: Final output file; the journal is the folder `.NAME.work` beside it.
+        plan: What the rows depend on: a journal of another plan is dropped.
+        embed_dim: Values a row.
+    """
+
+    def __init__(self, out: Path, plan: dict[str, Any], embed_dim: int) -> None:
+        self.folder = out.parent / f".{out.name}.work"
+        self.rows = 0
+        self.unreadable: dict[int, str] = {}
+        self._row_bytes = 4 * embed_dim
+        self._embed_dim = embed_dim
+        self._progress = self.folder / "progress.json"
+        self._features = self.folder / "features.f32"
+        self._plan = plan
+        if not self._resume():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            self._features.touch()
+        self._file = self._features.open("r+b")
+        self._file.truncate(self.rows * self._row_bytes)
+        self._file.seek(0, os.SEEK_END)
+        self.checkpoint()
+
+    def append(self, features: NDArray[np.float32], unreadable: dict[int, str]) -> None:
+        """Add rows; `unreadable` counts from the slide's first tile."""
+        self._file.write(np.ascontiguousarray(features, dtype="<f4").tobytes())
+        self.rows += len(features)
+        self.unreadable.update(unreadable)
+
+    def checkpoint(self) -> None:
+        """Make what was appended survive a kill or a power cut."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        state = {"plan": self._plan, "rows": self.rows, "unreadable": self.unreadable}
+        write_atomic(self._progress, json.dumps(state).encode())
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows that were checkpointed, `(stop - start, D)` float32."""
+        count = (stop - start) * self._embed_dim
+        values = np.fromfile(self._features, dtype="<f4", count=count, offset=start * self._row_bytes)
+        return values.reshape(-1, self._embed_dim)
+
+    def close(self) -> None:
+        """Close the file; what is on disk stays for the next run."""
+        self._file.close()
+
+    def remove(self) -> None:
+        """Forget everything, once the output is whole."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _resume(self) -> bool:
+        try:
+            state = json.loads(self._progress.read_bytes())
+            rows = int(state["rows"])
+            whole = self._features.stat().st_size >= rows * self._row_bytes
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        if state["plan"] != self._plan or not whole:
+            return False
+        self.rows = rows
+        self.unreadable = {int(index): str(reason) for index, reason in state["unreadable"].items()}
+        return True

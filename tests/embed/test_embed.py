@@ -1,0 +1,177 @@
+"""Slides through the real command line, and a kill in the middle of one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from atlas_edge.embed import EmbedConfig, embed_slide
+from atlas_edge.errors import InputError
+from atlas_edge.slides import TileReader, open_slide
+from atlas_edge.slides.grid import plan_grid
+from atlas_edge.spec import EncoderSpec
+
+h5py = pytest.importorskip("h5py")
+tifffile = pytest.importorskip("tifffile")
+pytest.importorskip("openslide")
+
+RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class MeanEncoder:
+    """Mean colour of each of 4 x 4 cells: an embedding that can be checked by hand."""
+
+    runtime = "numpy"
+    spec = EncoderSpec(
+        name="mean",
+        architecture="mean",
+        embed_dim=48,
+        tile_px=32,
+        mpp=0.5,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        pooling="avg",
+    )
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        cells = tiles.reshape(len(tiles), 4, 8, 4, 8, 3).astype(np.float32).mean(axis=(2, 4))
+        return cells.reshape(len(tiles), -1)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    image = np.random.default_rng(0).integers(90, 180, (640, 960, 3), dtype=np.uint8)
+    image[..., 0] += 70
+    path = tmp_path / "scan.tif"
+    tifffile.imwrite(
+        path, image, tile=(64, 64), photometric="rgb", metadata=None, resolution=(2e4, 2e4), resolutionunit="CENTIMETER"
+    )
+    return path
+
+
+def contents(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    with h5py.File(path) as file:
+        return file["features"][:], file["coords"][:]
+
+
+def test_features_and_coords_belong_together(scan: Path, tmp_path: Path) -> None:
+    encoder, out = MeanEncoder(), tmp_path / "out.h5"
+    result = embed_slide(scan, encoder, out, EmbedConfig(tissue=False, batch=7, threads=2))
+    features, coords = contents(out)
+    assert result.tiles == len(coords) == (640 // 32) * (960 // 32)
+    slide = open_slide(scan)
+    tiles = TileReader(slide, plan_grid(slide, None, tile_px=32, mpp=0.5)).read(coords).pixels
+    slide.close()
+    assert np.array_equal(features, encoder.encode(tiles))
+    with h5py.File(out) as file:
+        assert file.attrs["mpp"] == pytest.approx(0.5)
+        assert file["coords"].attrs["patch_size"] == 32
+    assert not list(tmp_path.glob(".*"))
+
+
+class FailsLate(MeanEncoder):
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.calls -= 1
+        if self.calls < 0:
+            raise KeyboardInterrupt
+        return super().encode(tiles)
+
+
+def test_goes_on_where_it_stopped(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atlas_edge.embed.slide._CHECKPOINT_S", 0.0)
+    config = EmbedConfig(tissue=False, batch=7)
+    embed_slide(scan, MeanEncoder(), tmp_path / "whole.h5", config)
+    with pytest.raises(KeyboardInterrupt):
+        embed_slide(scan, FailsLate(20), tmp_path / "resumed.h5", config)
+    assert not (tmp_path / "resumed.h5").exists()
+    result = embed_slide(scan, MeanEncoder(), tmp_path / "resumed.h5", config)
+    assert 0 < result.resumed_tiles < result.tiles
+    for whole, resumed in zip(contents(tmp_path / "whole.h5"), contents(tmp_path / "resumed.h5"), strict=True):
+        assert whole.tobytes() == resumed.tobytes()
+
+
+def test_notices_that_a_slide_grows(scan: Path, tmp_path: Path) -> None:
+    class Grows(MeanEncoder):
+        def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+            with scan.open("ab") as file:
+                file.write(b"more")
+            return super().encode(tiles)
+
+    with pytest.raises(InputError, match="changed while it was read"):
+        embed_slide(scan, Grows(), tmp_path / "out.h5", EmbedConfig(tissue=False))
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_lists_unreadable_tiles_up_to_a_limit(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas_edge.slides.openslide_reader import OpenSlideFile
+
+    genuine = OpenSlideFile._read
+
+    def damaged(self: OpenSlideFile, handle: object, level: int, x: int, y: int, width: int, height: int):  # type: ignore[no-untyped-def]
+        if y <= 40 < y + height and x <= 70 < x + width:
+            raise InputError("damaged")
+        return genuine(self, handle, level, x, y, width, height)
+
+    monkeypatch.setattr(OpenSlideFile, "_read", damaged)
+    result = embed_slide(scan, MeanEncoder(), tmp_path / "out.h5", EmbedConfig(tissue=False))
+    assert result.unreadable == {"[64, 32]": "damaged"}
+    features, coords = contents(tmp_path / "out.h5")
+    assert len(features) == len(coords) == 599
+    with pytest.raises(InputError, match="1 of 600 tiles are unreadable, at most 0"):
+        embed_slide(scan, MeanEncoder(), tmp_path / "b.h5", EmbedConfig(tissue=False, max_unreadable=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "message"),
+    [
+        ("zero.svs", b"", 5, "0 bytes"),
+        ("text.svs", b"nothing", 5, "no slide form"),
+        ("none.svs", None, 5, "does not exist"),
+    ],
+)
+def test_bad_slides_on_the_command_line(
+    run_command: RunCommand, tiny_model: Path, tmp_path: Path, name: str, content: bytes | None, code: int, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    arguments = ["--bundle", tiny_model, "--tile-mpp", "0.5", "--out", tmp_path / "o.h5"]
+    done = run_command("atlas-embed", tmp_path / name, *arguments)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o.h5").exists()
+
+
+def test_killed_and_run_again(scan: Path, tiny_model: Path, tmp_path: Path, run_command: RunCommand) -> None:
+    arguments = ["--bundle", tiny_model, "--tile-mpp", "0.5", "--no-tissue", "--batch", "1"]
+    whole = run_command("atlas-embed", scan, *arguments, "--out", tmp_path / "whole.h5")
+    assert whole.returncode == 0, whole.stderr
+    command = [sys.executable, "-m", "atlas_edge.embed", scan, *arguments, "--out", tmp_path / "killed.h5"]
+    process = subprocess.Popen(
+        list(map(str, command)), env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / ".killed.h5.work" / "progress.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = run_command("atlas-embed", scan, *arguments, "--out", tmp_path / "killed.h5", "--overwrite")
+    assert again.returncode == 0, again.stderr
+    for first, second in zip(contents(tmp_path / "whole.h5"), contents(tmp_path / "killed.h5"), strict=True):
+        assert first.tobytes() == second.tobytes()
+    assert not list(tmp_path.glob(".*"))
