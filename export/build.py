@@ -1,7 +1,7 @@
 """From the full-precision graph to the files of a bundle, one function a target."""
 
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +48,12 @@ class Quantized:
     Attributes:
         graph: ONNX file for the ONNX and TensorRT targets.
         openvino: Model in memory for the OpenVINO target.
+        fp16_graph: The same in FP16, to be built beside an INT8 or FP8 engine.
         quantization: Recipe and coverage, for the manifest.
     """
 
     graph: Path | None = None
+    fp16_graph: Path | None = None
     openvino: Any = None
     quantization: dict[str, Any] | None = None
 
@@ -82,7 +84,12 @@ def quantize(config: ExportConfig, sources: Sources, scratch: Path) -> Quantized
     """
     if config.target is Target.OPENVINO:
         return _quantize_openvino(config, sources)
-    return _quantize_onnx(config, sources, scratch)
+    if config.target is Target.ONNX:
+        return _quantize_onnx(config, sources, scratch)
+    from atlas_edge.export.engine_target import quantize_for_engine
+
+    graphs = quantize_for_engine(config, sources, scratch)
+    return Quantized(graph=graphs.graph, fp16_graph=graphs.fp16, quantization=graphs.quantization)
 
 
 def build(config: ExportConfig, sources: Sources, quantized: Quantized, folder: Path, steps: Steps) -> Built:
@@ -96,7 +103,7 @@ def build(config: ExportConfig, sources: Sources, quantized: Quantized, folder: 
         return _build_openvino(config, quantized, folder)
     if config.target is Target.ONNX:
         return _build_onnx(config, quantized, folder)
-    return _build_tensorrt(config, sources, quantized, folder, steps)
+    return _build_tensorrt(config, quantized, folder, steps)
 
 
 def open_reference(config: ExportConfig, sources: Sources) -> Encoder:
@@ -179,46 +186,17 @@ def _build_onnx(config: ExportConfig, quantized: Quantized, folder: Path) -> Bui
     return Built(execution=Execution(model_file=ONNX_FILE, batch=config.fixed_batch, inference_precision=_rest(config)))
 
 
-def _build_tensorrt(config: ExportConfig, sources: Sources, quantized: Quantized, folder: Path, steps: Steps) -> Built:
-    from atlas_edge.export.engine_bundle import build_parts
-    from atlas_edge.export.tensorrt import DEFAULT_BATCH_PROFILE, find_tensorrt
+def _build_tensorrt(config: ExportConfig, quantized: Quantized, folder: Path, steps: Steps) -> Built:
+    from atlas_edge.export.engine_target import build_engines
 
-    choice = find_tensorrt(config.target)
-    steps.note(f"{choice.library.title} {choice.version}: {choice.reason}")
-    batch = config.batch
-    profile = (batch[0], batch[1], batch[2]) if len(batch) == 3 else (batch[0],) * 3 if batch else DEFAULT_BATCH_PROFILE
-    parts = build_parts(
-        folder,
-        _graph_of(quantized),
-        choice=choice,
-        precision=config.precision,
-        fp16_graph=_fp16_beside(config, sources),
-        compute_capabilities=config.compute_capabilities if choice.library.compute_capabilities else (),
-        batch_profile=profile,
-    )
-    for report in filter(None, (parts.report, parts.beside)):
-        steps.note(
-            f"{report.precision} engine for compute capability "
-            f"{', '.join(report.compute_capabilities) or 'of this GPU'}: "
-            f"{report.size_bytes / 1e6:.1f} MB in {report.build_seconds:.1f} s"
-        )
+    parts, details = build_engines(config, _graph_of(quantized), quantized.fp16_graph, folder, steps)
     return Built(
         execution=parts.execution,
-        details={"engine": asdict(parts.report), "library_reason": choice.reason},
-        not_run=f"the engine was built with {choice.library.title} {choice.version} and not run; the figures are those "
-        "of the very ONNX that it was built from, in ONNX Runtime on the CPU",
+        details=details,
+        not_run=f"the engine was built with {parts.choice.library.title} {parts.choice.version} and not run; the "
+        "figures are those of the very ONNX that it was built from, in ONNX Runtime on the CPU",
         parts=parts,
     )
-
-
-def _fp16_beside(config: ExportConfig, sources: Sources) -> Path | None:
-    if config.precision not in _QUANTIZED:
-        return None
-    from atlas_edge.quantize.cast import cast_onnx
-
-    path = sources.graph.with_name("beside.onnx")
-    cast_onnx(sources.graph, path, Precision.FP16)
-    return path
 
 
 def _graph_of(quantized: Quantized) -> Path:

@@ -50,7 +50,13 @@ def export(
     pooling: Literal["cls", "cls+mean"] | None = None,
     patch: int | None = None,
     registers: int | None = None,
-    compute_capability: str = "8.6,8.9,12.0",
+    compute_capability: str = "",
+    hardware_compatible: Flag = False,
+    version_compatible: Flag = False,
+    batch_independent: Flag = False,
+    refit: Flag = False,
+    strip: Flag = False,
+    timing_cache: Path | None = None,
     seed: int = 0,
     threads: int | None = None,
     speed: bool = True,
@@ -78,7 +84,13 @@ def export(
         pooling: Pooling of the embedding; the model's own when left out.
         patch: Patch side of a registry student in pixels: 8, 14 or 16.
         registers: Register tokens of a registry student.
-        compute_capability: GPU generations that a TensorRT-RTX engine is built for.
+        compute_capability: GPU generations of a TensorRT-RTX engine; 8.6,8.9,12.0 (RTX 30, 40, 50) when left out.
+        hardware_compatible: TensorRT only: an engine for Ampere and every later GPU generation.
+        version_compatible: TensorRT only: an engine that later TensorRT versions run, too.
+        batch_independent: TensorRT targets: an embedding does not depend on the rest of its batch.
+        refit: TensorRT targets, beside the GPU: an engine whose weights can be replaced.
+        strip: TensorRT targets, beside the GPU: leave the weights in the bundle's ONNX.
+        timing_cache: TensorRT only: keep build-time measurements in this file.
         seed: Seed of every random choice.
         threads: Inference threads; the runtime's own choice when left out.
         speed: Time the bundle against the reference.
@@ -109,6 +121,12 @@ def export(
         patch=patch,
         registers=registers,
         compute_capabilities=_listed(compute_capability),
+        hardware_compatible=hardware_compatible,
+        version_compatible=version_compatible,
+        batch_independent=batch_independent,
+        refit=refit,
+        strip=strip,
+        timing_cache=timing_cache,
         seed=seed,
         threads=threads,
         speed=speed,
@@ -164,37 +182,43 @@ def rebuild(
     bundle: Path,
     *,
     out: Path | None = None,
-    compute_capability: str = "",
     batch: str = "",
+    compute_capability: str = "",
+    strip: bool | None = None,
+    timing_cache: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Build the engines of a TensorRT bundle again, from the graphs inside it, for this machine's GPU.
+    """Build the engines of a TensorRT bundle again, for the GPU of this machine, from the graphs inside it.
 
     Args:
         bundle: Bundle folder of a TensorRT target.
         out: Where the new bundle goes; in place of the old one when left out.
+        batch: min,opt,max or one size; as it was when left out.
         compute_capability: GPU generations; those of this machine's GPUs, else the ones it had, when left out.
-        batch: min,opt,max; the ones it had when left out.
+        strip: Leave the weights in the bundle's ONNX; as it was when left out.
+        timing_cache: Keep TensorRT's build-time measurements in this file.
         json: Print the new manifest as JSON on stdout.
     """
     from atlas_edge.errors import UsageError
     from atlas_edge.export.rebuild import rebuild_bundle
+    from atlas_edge.runtimes.tensorrt_fit import built_for
 
     sizes = _sizes(batch)
-    if len(sizes) not in (0, 3):
-        raise UsageError(f"--batch {batch!r} is not min,opt,max", hint="--batch 1,32,64")
+    if len(sizes) not in (0, 1, 3):
+        raise UsageError(f"--batch {batch!r} is not a size or min,opt,max", hint="--batch 8 or --batch 1,32,64")
     manifest = rebuild_bundle(
         bundle,
         out=out,
         compute_capabilities=_listed(compute_capability),
-        batch_profile=(sizes[0], sizes[1], sizes[2]) if sizes else None,
+        batch_profile=(sizes[0], sizes[len(sizes) // 2], sizes[-1]) if sizes else None,
+        strip_weights=strip,
+        timing_cache=timing_cache,
         command=("atlas-export", *sys.argv[1:]),
     )
     if json:
         print_json(manifest.model_dump(mode="json"))
     else:
-        capabilities = ", ".join(manifest.execution.compute_capabilities) or "this GPU"
-        print(f"{out or bundle}: rebuilt for {capabilities}")
+        print(f"{out or bundle}: rebuilt for {built_for(manifest)}")
 
 
 @app.command

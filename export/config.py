@@ -37,7 +37,11 @@ class ExportConfig(BaseModel):
         pooling: Pooling of the embedding; the model's own when None.
         patch: Patch side of a registry student, pixels.
         registers: Register tokens of a registry student.
-        compute_capabilities: CUDA compute capabilities that a TensorRT-RTX engine is built for.
+        compute_capabilities: CUDA compute capabilities that a TensorRT-RTX engine is built for; its default when empty.
+        hardware_compatible, version_compatible: An enterprise engine that also runs on later GPUs, or later versions.
+        batch_independent: An embedding does not depend on the rest of its batch.
+        refit, strip: An engine whose weights can be replaced, or that leaves them in its ONNX.
+        timing_cache: File that keeps enterprise TensorRT's build-time measurements.
         seed: Seed of every random choice.
         threads: Inference threads; the runtime's choice when None.
         speed: Whether to time the bundle against the reference.
@@ -61,7 +65,13 @@ class ExportConfig(BaseModel):
     pooling: Pooling | None = None
     patch: int | None = None
     registers: int | None = None
-    compute_capabilities: tuple[str, ...] = ("8.6", "8.9", "12.0")
+    compute_capabilities: tuple[str, ...] = ()
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    batch_independent: bool = False
+    refit: bool = False
+    strip: bool = False
+    timing_cache: Path | None = None
     seed: int = 0
     threads: int | None = Field(default=None, ge=1)
     speed: bool = True

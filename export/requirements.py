@@ -16,6 +16,6 @@ def check_requirements(config: ExportConfig) -> None:
     elif config.precision in (Precision.INT8, Precision.FP8):
         require_module("modelopt", extra="torch")
     if config.target in (Target.TENSORRT, Target.TENSORRT_RTX):
-        from atlas_edge.export.tensorrt import find_tensorrt
+        from atlas_edge.export.engine_target import check_engine_options
 
-        find_tensorrt(config.target)
+        check_engine_options(config)

@@ -96,7 +96,9 @@ def test_without_a_gpu_the_fallback_is_named(tmp_path: Path) -> None:
     (tmp_path / "onnx" / "manifest.json").write_text("{}")
     with pytest.raises(RuntimeMissing) as missing:
         check_fit(tmp_path, manifest(), version="1.7.1.116", probe=NO_GPU)
-    assert missing.value.hint == f"use its fallback bundle, which runs on the CPU: {tmp_path / 'onnx'}"
+    assert missing.value.hint == (
+        f"use its fallback bundle, which runs on the CPU (slowly; --target openvino is fast there): {tmp_path / 'onnx'}"
+    )
 
 
 def test_a_bundle_opened_without_a_gpu_leaves_with_exit_code_4(tmp_path: Path) -> None:

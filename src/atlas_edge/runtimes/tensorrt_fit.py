@@ -70,7 +70,10 @@ def built_for(manifest: Manifest) -> str:
 def fallback_hint(folder: Path, manifest: Manifest) -> str:
     """How to run a bundle without a GPU."""
     if (folder / FALLBACK_FOLDER / "manifest.json").is_file():
-        return f"use its fallback bundle, which runs on the CPU: {folder / FALLBACK_FOLDER}"
+        return (
+            "use its fallback bundle, which runs on the CPU (slowly; --target openvino is fast there): "
+            f"{folder / FALLBACK_FOLDER}"
+        )
     if manifest.execution.fallback_file:
         return (
             f"run its graph {folder / manifest.execution.fallback_file} with ONNX Runtime, or export --target openvino"
