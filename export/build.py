@@ -170,7 +170,9 @@ def _quantize_onnx(config: ExportConfig, sources: Sources, scratch: Path) -> Qua
         return Quantized(graph=full)
     from atlas_edge.quantize.cast import cast_onnx
 
-    cast_onnx(full, out, config.precision)
+    # ONNX Runtime has no BF16 kernels on the CPU: BF16 is then the form in which the weights are stored.
+    weights_only = config.target is Target.ONNX and config.precision is Precision.BF16
+    cast_onnx(full, out, config.precision, weights_only=weights_only)
     return Quantized(graph=out)
 
 

@@ -135,7 +135,7 @@ def _zero_points(graph: OnnxView) -> Iterator[Breach]:
             continue
         zero_point = graph.constant(node.input[2])
         kind = graph.stored_type(node.input[2])
-        remedy = "quantize again with atlas-quantize or atlas-export, whose scales are symmetric (S8S8)"
+        remedy = "quantize again with atlas-export, whose scales are symmetric (S8S8)"
         if zero_point is None:
             found = "its zero point is computed, not constant"
         elif kind == TensorProto.UINT8:

@@ -47,7 +47,7 @@ class Recipe(BaseModel):
 
 
 def default_recipe(target: Target) -> Recipe:
-    """The INT8 recipe that measurements favour for a target; see `docs/quantization.md`."""
+    """The INT8 recipe of a target: one fixed smoothing strength each, tried on one model only."""
     if target is Target.OPENVINO:
         return Recipe(name="openvino-int8", smooth_alphas=(0.5,), attention=True)
     return Recipe(name="onnx-int8", smooth_alphas=(0.75,))
@@ -60,13 +60,13 @@ def load_recipe(path: Path) -> Recipe:
         InputError: Missing, not JSON, or with fields that do not fit.
     """
     if not path.is_file():
-        raise InputError(f"{path} is no file, expected a recipe", hint="write one with atlas-quantize recipe --out")
+        raise InputError(f"{path} is no file, expected a recipe", hint="write one with save_recipe")
     try:
         return Recipe.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{path}: {where}: {first['msg']}", hint="see atlas-quantize recipe --help") from error
+        raise InputError(f"{path}: {where}: {first['msg']}", hint="see the fields of Recipe") from error
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

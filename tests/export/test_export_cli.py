@@ -74,7 +74,9 @@ def test_missed_budget_exits_3_and_keeps_the_files(
     assert run_command("atlas-export", "verify", out).returncode == 0
 
 
-@pytest.mark.parametrize(("target", "precision"), [("onnx", "fp16"), ("openvino", "bf16"), ("openvino", "fp16")])
+@pytest.mark.parametrize(
+    ("target", "precision"), [("onnx", "fp16"), ("onnx", "bf16"), ("openvino", "bf16"), ("openvino", "fp16")]
+)
 def test_other_precisions(
     target: str, precision: str, tiny_model: Path, tiles: Path, tmp_path: Path, run_command: RunCommand
 ) -> None:
