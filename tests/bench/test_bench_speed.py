@@ -46,7 +46,8 @@ def test_a_known_ratio_is_found() -> None:
     assert fast.throughput_ratio.low <= fast.throughput_ratio.estimate <= fast.throughput_ratio.high
     assert 100 < reference.throughput.tiles_per_s < 170
     assert reference.latency.p50_ms <= reference.latency.p90_ms <= reference.latency.p99_ms <= reference.latency.max_ms
-    assert len(reference.latency.samples_ms) >= 6 * 5
+    # Every one of the six blocks is filled up to its 60 ms, however slow the machine; samples are rounded to 0.1 µs.
+    assert sum(reference.latency.samples_ms) >= 6 * 60 - 0.1
     assert len(fast.throughput.rounds_tiles_per_s) == 6
     assert "uint8 tiles in host memory" in report.timed_region
 
