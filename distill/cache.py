@@ -1,0 +1,233 @@
+"""Teacher features on disk: computed once, resumable, checked against the tiles that they belong to.
+
+A cache is a folder with `cache.json` and shards `00000.safetensors` …, each with the features of a fixed range of
+*views*. View v is augmentation seed `seeds[v // tiles]` of tile `v % tiles`. A shard holds `cls` (n, D) float16,
+`patches` (n, grid², D) float16 where kept, and `hashes` (n,) int64 of the tiles' pixels.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from atlas_edge.atomic import write_atomic
+from atlas_edge.distill.augment import Augmentation, stored_view
+from atlas_edge.distill.teachers import Features, Teacher
+from atlas_edge.distill.tileset import TrainingTiles, tile_hash
+from atlas_edge.errors import ChecksumError, InputError, UsageError
+from atlas_edge.manifest import ModelProvenance, TilesProvenance
+
+_INDEX = "cache.json"
+_FLOAT16_MAX = 65_504.0
+
+
+class CacheIndex(BaseModel):
+    """`cache.json`.
+
+    Attributes:
+        teacher: Whose features they are.
+        dim: Their width.
+        tiles: How many tiles.
+        tiles_fingerprint: Of the tile sets.
+        sources: The tile sets, with their licences.
+        seeds: Augmentation seeds kept for each tile; 0 is the plain tile.
+        augmentation: Ranges of the stored half of a view.
+        tile_px: Side of the views.
+        grid: Side of the patch grid; None without patch tokens.
+        shard_views: Views a shard.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = 1
+    teacher: ModelProvenance
+    dim: int
+    tiles: int
+    tiles_fingerprint: str
+    sources: tuple[TilesProvenance, ...]
+    seeds: tuple[int, ...]
+    augmentation: dict[str, float]
+    tile_px: int
+    grid: int | None
+    shard_views: int
+
+    @property
+    def drawn(self) -> tuple[tuple[int, ...], dict[str, float]]:
+        """How views are drawn: equal for caches that can teach together."""
+        return self.seeds, self.augmentation
+
+    @property
+    def views(self) -> int:
+        """Views in all."""
+        return self.tiles * len(self.seeds)
+
+    @property
+    def shards(self) -> int:
+        """Shards in all."""
+        return -(-self.views // self.shard_views)
+
+
+def write_cache(
+    out: Path,
+    teacher: Teacher,
+    tiles: TrainingTiles,
+    *,
+    seeds: tuple[int, ...],
+    augmentation: Augmentation,
+    tile_px: int,
+    grid: int | None,
+    batch: int = 16,
+    shard_views: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> CacheIndex:
+    """Compute what is missing of a cache; shards that are whole are kept.
+
+    Args:
+        out: Folder.
+        teacher: Whose features.
+        tiles: Which tiles.
+        seeds: Augmentation seeds of each tile; 0 is the plain tile.
+        augmentation: Ranges of the views.
+        tile_px: Side of the views.
+        grid: Side of the student's patch grid, or None for CLS features only.
+        batch: Tiles a teacher batch.
+        shard_views: Views a shard.
+        progress: Called with views done and views in all.
+
+    Raises:
+        UsageError: The folder holds another cache.
+        InputError: Features are not finite, or too large for float16.
+    """
+    index = CacheIndex(
+        teacher=teacher.provenance,
+        dim=teacher.spec.embed_dim,
+        tiles=len(tiles),
+        tiles_fingerprint=tiles.fingerprint(),
+        sources=tiles.provenance(),
+        seeds=seeds,
+        augmentation=asdict(augmentation),
+        tile_px=tile_px,
+        grid=grid,
+        shard_views=shard_views,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / _INDEX).exists() and _read_index(out) != index:
+        raise UsageError(
+            f"{out} holds the cache of another teacher, tile set or augmentation", hint="choose another --out"
+        )
+    write_atomic(out / _INDEX, (index.model_dump_json(indent=2) + "\n").encode())
+    for shard in range(index.shards):
+        first, last = shard * shard_views, min((shard + 1) * shard_views, index.views)
+        path = out / f"{shard:05d}.safetensors"
+        if not path.exists():
+            write_atomic(path, save(_shard(teacher, tiles, index, augmentation, range(first, last), batch)))
+        if progress is not None:
+            progress(last, index.views)
+    return index
+
+
+class FeatureCache:
+    """A finished cache, read view by view without holding it in memory.
+
+    Args:
+        folder: As `write_cache` made it.
+        tiles: The tiles that training reads.
+
+    Raises:
+        InputError: Not a cache, or not finished.
+        UsageError: It belongs to other tiles.
+    """
+
+    def __init__(self, folder: Path, tiles: TrainingTiles) -> None:
+        self.index = _read_index(folder)
+        if self.index.tiles_fingerprint != tiles.fingerprint():
+            raise UsageError(
+                f"{folder} holds features of other tiles than those given",
+                hint="give the tile sets that it was made of",
+            )
+        paths = [folder / f"{shard:05d}.safetensors" for shard in range(self.index.shards)]
+        missing = [path.name for path in paths if not path.exists()]
+        if missing:
+            raise InputError(
+                f"{folder} is not finished: {len(missing)} of {len(paths)} shards are missing",
+                hint="run the same atlas-distill cache command again: it goes on where it stopped",
+            )
+        try:
+            self._shards: list[Any] = [safe_open(path, framework="numpy") for path in paths]
+        except SafetensorError as error:
+            raise InputError(f"{folder} has a damaged shard: {error}", hint="delete it and run cache again") from error
+        self.teacher = self.index.teacher
+        self.dim, self.grid = self.index.dim, self.index.grid
+
+    def features(self, views: NDArray[np.int64], hashes: NDArray[np.int64] | None = None) -> Features:
+        """Features of some views.
+
+        Args:
+            views: `(B,)` view numbers.
+            hashes: `(B,)` hashes of the tiles that were read for them.
+
+        Raises:
+            ChecksumError: A tile's pixels are not those that the teacher saw.
+        """
+        cls, patches = [], []
+        for place, view in enumerate(views.tolist()):
+            shard, row = self._shards[view // self.index.shard_views], view % self.index.shard_views
+            if hashes is not None and int(shard.get_slice("hashes")[row : row + 1][0]) != int(hashes[place]):
+                raise ChecksumError(
+                    f"tile {view % self.index.tiles} has other pixels than when its features were computed",
+                    hint="restore the tiles, or compute the cache again",
+                )
+            cls.append(shard.get_slice("cls")[row : row + 1])
+            if self.grid is not None:
+                patches.append(shard.get_slice("patches")[row : row + 1])
+        return Features(
+            cls=np.concatenate(cls).astype(np.float32),
+            patches=np.concatenate(patches).astype(np.float32) if patches else None,
+        )
+
+
+def _shard(
+    teacher: Teacher, tiles: TrainingTiles, index: CacheIndex, augmentation: Augmentation, views: range, batch: int
+) -> dict[str, NDArray[Any]]:
+    cls, patches, hashes = [], [], []
+    for start in range(views.start, views.stop, batch):
+        numbers = range(start, min(start + batch, views.stop))
+        decoded = [tiles.read(view % index.tiles) for view in numbers]
+        shown = [
+            stored_view(tile, tiles.id(view % index.tiles), seed, augmentation, tile_px=index.tile_px)
+            for view, tile in zip(numbers, decoded, strict=True)
+            for seed in (index.seeds[view // index.tiles],)
+        ]
+        found = teacher.features(np.stack(shown), grid=index.grid)
+        hashes += [tile_hash(tile) for tile in decoded]
+        cls.append(_half(found.cls, index.teacher.name))
+        if found.patches is not None:
+            patches.append(_half(found.patches, index.teacher.name))
+    arrays: dict[str, NDArray[Any]] = {"cls": np.concatenate(cls), "hashes": np.array(hashes, dtype=np.int64)}
+    if patches:
+        arrays["patches"] = np.concatenate(patches)
+    return arrays
+
+
+def _half(features: NDArray[np.float32], teacher: str) -> NDArray[np.float16]:
+    largest = float(np.abs(features).max())
+    if not largest < _FLOAT16_MAX:
+        raise InputError(f"a feature of {teacher} is {largest:g}, more than float16 holds", hint="check the teacher")
+    return features.astype(np.float16)
+
+
+def _read_index(folder: Path) -> CacheIndex:
+    path = folder / _INDEX
+    if not path.is_file():
+        raise InputError(f"{folder} is no feature cache: it has no {_INDEX}", hint="make one with atlas-distill cache")
+    try:
+        return CacheIndex.model_validate(json.loads(path.read_bytes()))
+    except (ValueError, ValidationError) as error:
+        raise InputError(f"{path} cannot be read: {error}", hint="compute the cache again") from error

@@ -1,0 +1,115 @@
+"""The whole state of a run in one safetensors file: a killed run goes on to the same losses, step for step.
+
+Order, views and fresh augmentation are functions of the step number (see `stream`), so the data's position is the
+step itself.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from atlas_edge.atomic import write_atomic
+from atlas_edge.errors import InputError, UsageError
+
+NAME = "checkpoint.safetensors"
+
+
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: Mapping[str, Tensor],
+    *,
+    step: int,
+    config: dict[str, object],
+    extra: Mapping[str, Tensor],
+) -> None:
+    """Write the checkpoint beside its final place and rename it: a kill leaves the one before.
+
+    Args:
+        folder: Folder of the run.
+        model: Student and heads.
+        optimiser: AdamW.
+        average: Averaged weights.
+        step: Steps done.
+        config: What must be the same when the run goes on.
+        extra: Other tensors of the run, such as target transforms.
+    """
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in average.items()}
+    tensors |= {f"extra.{name}": value for name, value in extra.items()}
+    for number, entry in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{number}.{name}": value for name, value in entry.items()}
+    tensors["rng"] = torch.get_rng_state()
+    contiguous = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+    metadata = {"step": str(step), "config": json.dumps(config, sort_keys=True)}
+    write_atomic(folder / NAME, save(contiguous, metadata))
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, *, config: dict[str, object]
+) -> tuple[int, dict[str, Tensor]]:
+    """Restore a run in place.
+
+    Returns:
+        Steps done, and the averaged weights.
+
+    Raises:
+        UsageError: The checkpoint is of a run with other options.
+        InputError: It cannot be read.
+    """
+    step, stored = read_header(folder)
+    changed = sorted(key for key in config if config[key] != stored.get(key))
+    if changed:
+        raise UsageError(
+            f"{folder} holds a run with another {changed[0]} ({stored.get(changed[0])!r}, now {config[changed[0]]!r})",
+            hint="give the same options to go on, or add --overwrite to start anew",
+        )
+    with safe_open(folder / NAME, framework="pt") as file:
+        groups: dict[str, dict[str, Any]] = {"model": {}, "average": {}, "optimiser": {}}
+        for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            group, _, rest = name.partition(".")
+            if group in groups:
+                groups[group][rest] = file.get_tensor(name)
+        torch.set_rng_state(file.get_tensor("rng"))
+    model.load_state_dict(groups["model"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in groups["optimiser"].items():
+        number, _, field = name.partition(".")
+        state.setdefault(int(number), {})[field] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return step, groups["average"]
+
+
+def load_extra(folder: Path) -> dict[str, Tensor]:
+    """The tensors that were saved as `extra`.
+
+    Raises:
+        InputError: The checkpoint cannot be read.
+    """
+    read_header(folder)
+    with safe_open(folder / NAME, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith("extra.")]  # noqa: SIM118 - safe_open is no mapping
+        return {name.removeprefix("extra."): file.get_tensor(name) for name in names}
+
+
+def read_header(folder: Path) -> tuple[int, dict[str, object]]:
+    """Steps done, and the options of the run.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        with safe_open(folder / NAME, framework="pt") as file:
+            metadata = file.metadata()
+        return int(metadata["step"]), dict(json.loads(metadata["config"]))
+    except (SafetensorError, KeyError, ValueError, OSError, TypeError) as error:
+        raise InputError(
+            f"{folder / NAME} cannot be read: {error}", hint="add --overwrite to start the run anew"
+        ) from error

@@ -1,0 +1,338 @@
+"""`atlas-distill`: a teacher and unlabelled tiles in, a student checkpoint out."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from atlas_edge.cli import console, make_app, print_json, require_module, run_app, set_verbosity
+from atlas_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from atlas_edge.distill.config import TrainConfig
+    from atlas_edge.distill.evaluate import Evaluation
+
+HELP = """Distil a small student from a large teacher, on unlabelled tiles.
+
+Example, with features that are computed once:
+
+    atlas-distill cache my-teacher tiles --out features --grid 14
+    atlas-distill features --tiles tiles --student vit_tiny_patch16_224 --out my-student
+    atlas-distill evaluate my-teacher my-student --fit labelled --tiles labelled
+
+Several GPUs or machines: `accelerate launch -m atlas_edge.distill …` with the same options.
+"""
+
+app = make_app("atlas-distill", HELP)
+
+Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
+Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")]
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+Flag = Annotated[bool, Parameter(negative="")]
+Many = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
+AugmentationName = Literal["none", "geometry", "weak", "strong"]
+
+
+@app.default
+def train(
+    *teachers: str,
+    tiles: Many,
+    out: Path,
+    student: str = "atlas2-s",
+    init: Literal["teacher", "random"] = "random",
+    init_from: str | None = None,
+    init_tiles: int = 384,
+    steps: int = 2_000,
+    batch: int = 32,
+    lr: float = 1e-4,
+    warmup: int = 100,
+    weight_decay: float = 0.05,
+    clip: float = 1.0,
+    ema: float = 0.998,
+    loss: Literal["cosine", "l1"] = "cosine",
+    phi_s: bool = True,
+    patch_weight: float = 1.0,
+    relational_weight: float = 0.0,
+    matryoshka: Annotated[tuple[int, ...], Parameter(negative="", consume_multiple=True)] = (),
+    views: int = 4,
+    stored: AugmentationName = "weak",
+    fresh: AugmentationName = "strong",
+    fresh_share: float = 0.5,
+    precision: Literal["bf16", "fp32"] = "bf16",
+    seed: int = 0,
+    threads: int | None = None,
+    workers: int = 1,
+    checkpoint_every: int = 100,
+    evaluate_every: int = 100,
+    held_out: str | None = None,
+    half: bool = True,
+    overwrite: Flag = False,
+    dry_run: Flag = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a student. The same command goes on where a killed run stopped.
+
+    Args:
+        teachers: Teacher folders, hf-hub:organisation/name, or folders of cached features.
+        tiles: Tile sets; those with splits give train.
+        out: Folder of the student.
+        student: Registry name, timm architecture, or a folder to go on from.
+        init: First weights: fitted to the first ViT teacher in closed form, or random.
+        init_from: Folder of the ViT to inherit from, where the teacher is a cache.
+        init_tiles: Views used for that fit.
+        steps: Optimiser steps.
+        batch: Views a step, over all processes.
+        lr: Peak learning rate.
+        warmup: Steps of warm-up.
+        weight_decay: AdamW's weight decay.
+        clip: Largest gradient norm.
+        ema: Decay of the averaged weights, which are what is saved.
+        loss: 0.9 cosine + 0.1 smooth-L1, or L1 alone.
+        phi_s: Normalise targets by PHI-S.
+        patch_weight: Weight of the patch-token loss; 0 asks for CLS tokens only.
+        relational_weight: Weight of the similarity-matrix loss.
+        matryoshka: Embedding prefixes that must be useful alone.
+        views: Stored views of each tile; a cache knows its own.
+        stored: Augmentation that teacher and student see; a cache knows its own.
+        fresh: Augmentation that only the student sees.
+        fresh_share: Share of views that get it.
+        precision: Autocast of the student.
+        seed: Seed of every random choice.
+        threads: PyTorch's threads.
+        workers: Decoding threads.
+        checkpoint_every: Steps between checkpoints.
+        evaluate_every: Steps between looks at the held-out tiles.
+        held_out: Tile set for those looks.
+        half: Save float16 weights.
+        overwrite: Replace an existing student and start anew.
+        dry_run: Check the options, print the resolved configuration, write nothing.
+        json: Print the report as JSON on stdout.
+        quiet: Print errors only.
+        verbose: Print what the libraries say, too.
+    """
+    options = {name: value for name, value in locals().items() if name not in _NOT_OPTIONS}
+    set_verbosity(quiet=quiet, verbose=verbose)
+    require_module("timm", extra="torch")
+    config = _config(options)
+    screen = console(quiet=quiet)
+    if dry_run:
+        print_json(config.model_dump(mode="json"))
+        return
+    from atlas_edge.distill.run import distill
+
+    with _Display(screen, config.steps) as display:
+        report = distill(config, overwrite=overwrite, warn=display.warn, progress=display.show)
+    if json:
+        data = asdict(report)
+        print_json(data | {"teachers": [teacher.model_dump() for teacher in report.teachers]})
+    elif not quiet:
+        cosine = "" if report.held_out_cosine is None else f", held-out cosine {report.held_out_cosine:.4f}"
+        screen.print(f"{report.student}: {report.steps} steps{cosine}")
+
+
+@app.command
+def cache(
+    teacher: str,
+    *tiles: str,
+    out: Path,
+    views: int = 4,
+    augmentation: AugmentationName = "weak",
+    tile_px: int = 224,
+    grid: int | None = None,
+    batch: int = 16,
+    threads: int | None = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compute a teacher's features once; the same command goes on where a killed one stopped.
+
+    Args:
+        teacher: Teacher folder or hf-hub:organisation/name.
+        tiles: Tile sets; those with splits give train.
+        out: Folder of the cache.
+        views: Augmented views of each tile; the first is the plain tile.
+        augmentation: How far those views move.
+        tile_px: Side of the views: the student's input.
+        grid: Keep patch tokens, on a grid of this side (14 for patch 16 at 224 px); CLS features only when left out.
+        batch: Tiles a batch.
+        threads: PyTorch's threads.
+        json: Print what was written as JSON on stdout.
+        quiet: Print errors only.
+        verbose: Print what the libraries say, too.
+    """
+    set_verbosity(quiet=quiet, verbose=verbose)
+    require_module("timm", extra="torch")
+    if not tiles or views < 1 or batch < 1:
+        raise UsageError(
+            "expected at least one tile set, and --views and --batch of 1 or more",
+            hint="see atlas-distill cache --help",
+        )
+    import torch
+
+    from atlas_edge.distill.augment import Augmentation
+    from atlas_edge.distill.cache import write_cache
+    from atlas_edge.distill.teachers import licence_warning, open_teacher
+    from atlas_edge.distill.tileset import open_training_tiles
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    screen = console(quiet=quiet)
+    loaded = open_teacher(teacher)
+    warning = licence_warning(loaded.provenance)
+    if warning is not None:
+        screen.print(f"warning: {warning}", style="yellow")
+    with _Display(screen, 0) as display:
+        index = write_cache(
+            out,
+            loaded,
+            open_training_tiles(tiles),
+            seeds=tuple(range(views)),
+            augmentation=Augmentation.named(augmentation),
+            tile_px=tile_px,
+            grid=grid,
+            batch=batch,
+            progress=display.count,
+        )
+    if json:
+        print_json(index.model_dump(mode="json"))
+    else:
+        screen.print(f"{out}: {index.views} views of {index.tiles} tiles")
+
+
+@app.command
+def evaluate(
+    teacher: str,
+    student: str,
+    /,
+    *,
+    fit: str,
+    tiles: str | None = None,
+    fit_limit: int = 1_500,
+    limit: int = 2_000,
+    stress_limit: int = 128,
+    scans: Annotated[tuple[Path, ...], Parameter(negative="", consume_multiple=True)] = (),
+    seed: int = 0,
+    threads: int | None = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what of its teacher a student keeps.
+
+    Args:
+        teacher: Model folder, registry name or bundle.
+        student: The same.
+        fit: Labelled tiles to fit probes on (their train split).
+        tiles: Labelled tiles to test on (their test split); those of --fit when left out.
+        fit_limit: Most tiles to fit on.
+        limit: Most tiles to test on.
+        stress_limit: Most tiles to shift in the stress test; 0 leaves it out.
+        scans: Registered images of one region, one a scanner.
+        seed: Seed of the bootstrap.
+        threads: Inference threads.
+        json: Print the figures as JSON on stdout.
+        quiet: Print errors only.
+        verbose: Print what the libraries say, too.
+    """
+    set_verbosity(quiet=quiet, verbose=verbose)
+    from atlas_edge.distill.evaluate import evaluate as run
+    from atlas_edge.models import load_encoder
+
+    result = run(
+        load_encoder(teacher, threads=threads),
+        load_encoder(student, threads=threads),
+        fit=fit,
+        tiles=tiles or fit,
+        fit_limit=fit_limit,
+        limit=limit,
+        stress_limit=stress_limit,
+        scans=scans,
+        seed=seed,
+    )
+    if json:
+        print_json(asdict(result))
+    elif not quiet:
+        _print_evaluation(console(), result)
+
+
+def main() -> None:
+    """Entry point."""
+    raise SystemExit(run_app(app))
+
+
+_NOT_OPTIONS = frozenset({"overwrite", "dry_run", "json", "quiet", "verbose"})
+
+
+def _config(options: dict[str, Any]) -> "TrainConfig":
+    from pydantic import ValidationError
+
+    from atlas_edge.distill.config import TrainConfig
+
+    try:
+        return TrainConfig(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        found = first["input"] if first["input"] != () else "nothing"
+        raise UsageError(f"--{option} is {found}: {first['msg']}", hint="see atlas-distill --help") from error
+
+
+class _Display:
+    """Progress on a terminal, with throughput and time left; silent elsewhere."""
+
+    def __init__(self, screen: "Console", total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._screen = screen
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True)
+        self._task = self._progress.add_task("", total=total or None)
+
+    def __enter__(self) -> "_Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def warn(self, text: str) -> None:
+        self._screen.print(f"warning: {text}", style="yellow")
+
+    def show(self, state: Any) -> None:
+        cosine = "" if state.held_out_cosine is None else f", held-out cosine {state.held_out_cosine:.3f}"
+        text = f"loss {state.loss:.4f}{cosine}, {state.images_per_s:.1f} images/s"
+        self._progress.update(self._task, completed=state.step, description=text)
+
+    def count(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total, description="views")
+
+
+def _print_evaluation(screen: "Console", result: "Evaluation") -> None:
+    from rich.table import Table
+
+    table = Table("probe", "teacher", "student", "kept (95 % interval)")
+    for entry in result.retention:
+        kept = f"{entry.retained:.1%} ({entry.retained_low:.1%} … {entry.retained_high:.1%})"
+        table.add_row(entry.method, f"{entry.teacher_score:.3f}", f"{entry.student_score:.3f}", kept)
+    screen.print(table)
+    if result.movements:
+        moved = Table("shift", "teacher moves", "student moves", "student − teacher (95 % interval)")
+        for item in result.movements:
+            extra = item.student_minus_teacher
+            moved.add_row(
+                item.shift, f"{item.teacher:.3f}", f"{item.student:.3f}",
+                f"{extra.estimate:+.3f} ({extra.low:+.3f} … {extra.high:+.3f})",
+            )  # fmt: skip
+        screen.print(moved)
+    if result.scanners is not None:
+        found = result.scanners
+        screen.print(
+            f"same region on {len(found.scanners)} scanners: cosine teacher {found.teacher:.3f}, "
+            f"student {found.student:.3f}"
+        )

@@ -1,0 +1,87 @@
+"""Everything that shapes a training run; the resolved copy goes into the student's folder."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from atlas_edge.distill.losses import LossName
+
+AugmentationName = Literal["none", "geometry", "weak", "strong"]
+
+
+class TrainConfig(BaseModel):
+    """Configuration of `atlas-distill`.
+
+    Attributes:
+        teachers: Teacher folders, `hf-hub:` names, or folders of cached features.
+        tiles: Tile sets; those with splits give `train`.
+        out: Folder of the student.
+        student: Registry name, timm architecture, or a folder to go on from.
+        init: `teacher` fits the first weights to the first ViT teacher in closed form, `random` draws them.
+        init_from: Folder of the ViT to inherit from, where the teacher is a cache; the first teacher when None.
+        init_tiles: Views used for that fit.
+        steps: Optimiser steps.
+        batch: Views a step, over all processes.
+        lr: Peak learning rate.
+        warmup: Steps of linear warm-up; a cosine follows, down to a hundredth of `lr`.
+        weight_decay: AdamW's, on matrices only.
+        clip: Largest gradient norm.
+        ema: Decay of the averaged weights, which are what is saved; 0 saves the last.
+        loss: `cosine` (0.9 · cosine + 0.1 · smooth-L1) or `l1`.
+        phi_s: Normalise targets by PHI-S.
+        patch_weight: Weight of the patch-token loss; 0 asks for CLS tokens only.
+        relational_weight: Weight of the similarity-matrix loss.
+        matryoshka: Embedding prefixes that must be useful alone.
+        views: Stored views of each tile (seeds 0 … views - 1), where no cache says it.
+        stored: Augmentation that teacher and student see, where no cache says it.
+        fresh: Augmentation that only the student sees.
+        fresh_share: Share of views that get it.
+        precision: `bf16` autocast or `fp32`.
+        seed: Of order, fresh views, and random weights.
+        threads: PyTorch's threads; its own choice when None.
+        workers: Decoding threads.
+        checkpoint_every: Steps between checkpoints.
+        evaluate_every: Steps between looks at the held-out tiles.
+        held_out: Tile set for those looks; its test split where it has one.
+        half: Save float16 weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teachers: tuple[str, ...] = Field(min_length=1)
+    tiles: tuple[str, ...] = Field(min_length=1)
+    out: Path
+    student: str = "atlas2-s"
+    init: Literal["teacher", "random"] = "random"
+    init_from: str | None = None
+    init_tiles: int = Field(default=384, ge=2)
+    steps: int = Field(default=2_000, ge=1)
+    batch: int = Field(default=32, ge=1)
+    lr: float = Field(default=1e-4, gt=0)
+    warmup: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.998, ge=0, lt=1)
+    loss: LossName = "cosine"
+    phi_s: bool = True
+    patch_weight: float = Field(default=1.0, ge=0)
+    relational_weight: float = Field(default=0.0, ge=0)
+    matryoshka: tuple[int, ...] = ()
+    views: int = Field(default=4, ge=1)
+    stored: AugmentationName = "weak"
+    fresh: AugmentationName = "strong"
+    fresh_share: float = Field(default=0.5, ge=0, le=1)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+    workers: int = Field(default=1, ge=1)
+    checkpoint_every: int = Field(default=100, ge=1)
+    evaluate_every: int = Field(default=100, ge=1)
+    held_out: str | None = None
+    half: bool = True
+
+    def same_run(self) -> dict[str, object]:
+        """What must not change between a run and its continuation."""
+        free = {"out", "threads", "workers", "checkpoint_every", "held_out", "evaluate_every", "half"}
+        return self.model_dump(mode="json", exclude=free)

@@ -1,0 +1,241 @@
+"""What of its teacher a student keeps: probes, the stress test, and one tissue region on several scanners."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge.bench.agreement import linear_cka, tile_cosines, unit_rows
+from atlas_edge.bench.drop import AccuracyDrop, accuracy_drop
+from atlas_edge.bench.interval import Interval, mean_interval
+from atlas_edge.bench.stress import STRESSES
+from atlas_edge.bench.tileset import TileSet, pick_tiles
+from atlas_edge.encoder import Encoder
+from atlas_edge.errors import InputError
+from atlas_edge.tiles import fit_tile, open_tiles
+
+_BATCH = 32
+Method = Literal["linear", "knn"]
+Shift = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """One probe on both encoders, each with a probe of its own.
+
+    Attributes:
+        method: `linear` or `knn`.
+        teacher_score: Balanced accuracy, 0-1.
+        student_score: Balanced accuracy, 0-1.
+        retained: student / teacher.
+        retained_low: Lower end of the 95 % interval, from the paired bootstrap of the drop.
+        retained_high: Upper end.
+        drop: The figures behind it.
+    """
+
+    method: Method
+    teacher_score: float
+    student_score: float
+    retained: float
+    retained_low: float
+    retained_high: float
+    drop: AccuracyDrop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Movement:
+    """How far embeddings move when tiles are shifted: 1 - mean cosine of shifted and unshifted, after centring.
+
+    Each encoder's embeddings are centred on their mean over the unshifted tiles: otherwise a large common component
+    makes any encoder look steady.
+
+    Attributes:
+        shift: Its name.
+        teacher: 0-2.
+        student: 0-2.
+        student_minus_teacher: With its 95 % interval: below 0 the student is the steadier one.
+    """
+
+    shift: str
+    teacher: float
+    student: float
+    student_minus_teacher: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScannerAgreement:
+    """One region on several scanners: cosine over all pairs of scanners and crops.
+
+    Attributes:
+        scanners: Names.
+        crops: Crops of the region.
+        teacher: Mean centred cosine.
+        student: The same.
+    """
+
+    scanners: tuple[str, ...]
+    crops: int
+    teacher: float
+    student: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The whole of `atlas-distill evaluate`."""
+
+    tiles: int
+    fit_tiles: int
+    retention: tuple[Retention, ...]
+    cka: float
+    movements: tuple[Movement, ...]
+    scanners: ScannerAgreement | None
+
+
+def evaluate(
+    teacher: Encoder,
+    student: Encoder,
+    *,
+    fit: str,
+    tiles: str,
+    fit_limit: int = 1_500,
+    limit: int = 2_000,
+    stress_limit: int = 128,
+    scans: Sequence[Path] = (),
+    seed: int = 0,
+) -> Evaluation:
+    """Compare a student with its teacher.
+
+    Args:
+        teacher: The yardstick.
+        student: Judged.
+        fit: Labelled tiles to fit probes on (their `train` split).
+        tiles: Labelled tiles to test on (their `test` split).
+        fit_limit: Most tiles to fit on.
+        limit: Most tiles to test on.
+        stress_limit: Most tiles to shift; 0 leaves the stress test out.
+        scans: Registered images of one region, one a scanner.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        InputError: Tiles without labels.
+    """
+    fitted = pick_tiles(open_tiles(fit, role="calibration"), limit=fit_limit, fit="resize")
+    tested = pick_tiles(open_tiles(tiles, role="evaluation"), limit=limit, fit="resize")
+    if fitted.labels is None or tested.labels is None:
+        raise InputError("the tiles have no labels: nothing to probe", hint="give a pack or class folders with labels")
+    fit_features = [embed(encoder, fitted) for encoder in (teacher, student)]
+    features = [embed(encoder, tested) for encoder in (teacher, student)]
+    drops = [
+        accuracy_drop(
+            fit_features=fit_features[0],
+            fit_labels=fitted.labels,
+            reference=features[0],
+            candidate=features[1],
+            labels=tested.labels,
+            groups=tested.groups,
+            method=method,
+            candidate_fit_features=fit_features[1],
+            seed=seed,
+        )
+        for method in ("linear", "knn")
+    ]
+    shifted = tested.head(stress_limit) if stress_limit else None
+    return Evaluation(
+        tiles=len(tested.records),
+        fit_tiles=len(fitted.records),
+        retention=tuple(_retention(drop) for drop in drops),
+        cka=linear_cka(features[0], features[1]),
+        movements=() if shifted is None else movements(teacher, student, shifted, STRESSES, seed=seed),
+        scanners=scanner_agreement(teacher, student, scans) if scans else None,
+    )
+
+
+def embed(encoder: Encoder, tiles: TileSet, shift: Shift | None = None) -> NDArray[np.float32]:
+    """Embeddings `(N, D)` of tiles, shifted first where asked."""
+    found = []
+    for start in range(0, len(tiles.records), _BATCH):
+        part = TileSet(source=tiles.source, records=tiles.records[start : start + _BATCH], fit=tiles.fit)
+        pixels = part.pixels(encoder.spec.tile_px)
+        found.append(encoder.encode(pixels if shift is None else np.stack([shift(tile) for tile in pixels])))
+    return np.concatenate(found)
+
+
+def movements(
+    teacher: Encoder, student: Encoder, tiles: TileSet, shifts: Mapping[str, Shift], *, seed: int = 0
+) -> tuple[Movement, ...]:
+    """How far both encoders move under each shift."""
+    plain = [embed(encoder, tiles) for encoder in (teacher, student)]
+    result = []
+    for name, shift in shifts.items():
+        moved = [
+            1.0 - tile_cosines(before - before.mean(0), embed(encoder, tiles, shift) - before.mean(0))
+            for encoder, before in zip((teacher, student), plain, strict=True)
+        ]
+        result.append(
+            Movement(
+                shift=name,
+                teacher=float(moved[0].mean()),
+                student=float(moved[1].mean()),
+                student_minus_teacher=mean_interval(moved[1] - moved[0], tiles.group_numbers, seed=seed),
+            )
+        )
+    return tuple(result)
+
+
+def scanner_agreement(teacher: Encoder, student: Encoder, scans: Sequence[Path]) -> ScannerAgreement:
+    """Mean cosine of the same crops on different scanners.
+
+    Four overlapping corner crops and the centre are taken from each registered image. Embeddings are centred on the
+    mean over all scans and crops.
+
+    Raises:
+        InputError: Fewer than two images, or images smaller than a crop.
+    """
+    from PIL import Image
+
+    if len(scans) < 2:
+        raise InputError(f"{len(scans)} scan, expected at least two of one region")
+    crops = []
+    for path in scans:
+        with Image.open(path) as image:
+            crops.append(_crops(np.asarray(image.convert("RGB")), path.name))
+    values = []
+    for encoder in (teacher, student):
+        sized = [
+            np.stack([fit_tile(crop, encoder.spec.tile_px, "resize", name="crop") for crop in scan]) for scan in crops
+        ]
+        found = np.stack([encoder.encode(scan) for scan in sized])
+        centred = found - found.mean((0, 1))
+        unit = unit_rows(centred.reshape(-1, centred.shape[-1])).reshape(found.shape)
+        pairs = [np.einsum("cd,cd->c", unit[a], unit[b]).mean() for a, b in combinations(range(len(scans)), 2)]
+        values.append(float(np.mean(pairs)))
+    return ScannerAgreement(
+        scanners=tuple(path.stem for path in scans), crops=len(crops[0]), teacher=values[0], student=values[1]
+    )
+
+
+def _crops(image: NDArray[np.uint8], name: str) -> list[NDArray[np.uint8]]:
+    height, width = image.shape[:2]
+    side = int(min(height, width) * 0.6)
+    if side < 32:
+        raise InputError(f"{name} is {width} x {height} px, too small to crop")
+    corners = [(0, 0), (0, width - side), (height - side, 0), (height - side, width - side)]
+    corners.append(((height - side) // 2, (width - side) // 2))
+    return [image[top : top + side, left : left + side] for top, left in corners]
+
+
+def _retention(drop: AccuracyDrop) -> Retention:
+    teacher = drop.reference_score
+    return Retention(
+        method=drop.method,
+        teacher_score=teacher,
+        student_score=drop.candidate_score,
+        retained=drop.candidate_score / teacher,
+        retained_low=1.0 - drop.high_pp / 100.0 / teacher,
+        retained_high=1.0 - drop.low_pp / 100.0 / teacher,
+        drop=drop,
+    )

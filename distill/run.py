@@ -1,0 +1,193 @@
+"""From a configuration to a student's folder."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlas_edge.atomic import atomic_folder, check_vacant
+from atlas_edge.distill.augment import Augmentation
+from atlas_edge.distill.cache import CacheIndex, FeatureCache
+from atlas_edge.distill.card import student_card
+from atlas_edge.distill.checkpoint import NAME
+from atlas_edge.distill.config import TrainConfig
+from atlas_edge.distill.metrics import read_metrics
+from atlas_edge.distill.stream import CachedTargets, OnlineTargets, Targets, ViewStream
+from atlas_edge.distill.teachers import licence_warning, open_teacher
+from atlas_edge.distill.tileset import TrainingTiles, open_training_tiles
+from atlas_edge.errors import UsageError
+from atlas_edge.manifest import ModelProvenance
+
+_HELD_OUT_TILES = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a run did, as printed with `--json` and kept in the student's `report.json`."""
+
+    student: str
+    steps: int
+    resumed_from: int
+    held_out_cosine: float | None
+    images_per_s: float | None
+    waiting_share: float | None
+    teachers: tuple[ModelProvenance, ...]
+    warnings: tuple[str, ...]
+
+
+def run_folder(out: Path) -> Path:
+    """Where checkpoint and metrics of an unfinished run lie: beside the student's folder."""
+    return out.parent / f"{out.name}.run"
+
+
+def distill(
+    config: TrainConfig,
+    *,
+    overwrite: bool = False,
+    warn: Callable[[str], None] = lambda _: None,
+    progress: Callable[[Any], None] | None = None,
+) -> Report:
+    """Train a student and write its folder; a run that was killed goes on.
+
+    Args:
+        config: Options.
+        overwrite: Replace an existing student, and start anew even where a checkpoint lies.
+        warn: Called with each warning.
+        progress: Called now and then with `train.Progress`.
+
+    Raises:
+        UsageError: The options contradict each other, a cache, or the run that lies there.
+        InputError: Tiles, teacher, or checkpoint cannot be read.
+    """
+    from atlas_edge.distill.train import train
+
+    check_vacant(config.out, overwrite=overwrite)
+    run = run_folder(config.out)
+    if overwrite and (run / NAME).exists():
+        (run / NAME).unlink()
+    tiles = open_training_tiles(config.tiles)
+    stream = open_stream(config, tiles)
+    teachers = tuple(target.teacher for target in stream.targets)
+    warnings = tuple(text for text in map(licence_warning, teachers) if text is not None)
+    for text in warnings:
+        warn(text)
+    run.mkdir(parents=True, exist_ok=True)
+    trained = train(config, stream, run, held_out=_held_out(config, stream), progress=progress)
+    rows = read_metrics(run) if trained.main else []
+    report = Report(
+        student=str(config.out),
+        steps=config.steps,
+        resumed_from=trained.resumed_from,
+        held_out_cosine=trained.held_out_cosine,
+        images_per_s=float(np.median([row["images_per_s"] for row in rows])) if rows else None,
+        waiting_share=float(np.median([row["waiting_share"] for row in rows])) if rows else None,
+        teachers=teachers,
+        warnings=warnings,
+    )
+    if trained.main:
+        _write(config, run, trained, tiles, report, rows, overwrite=overwrite)
+    return report
+
+
+def open_stream(config: TrainConfig, tiles: TrainingTiles) -> ViewStream:
+    """Teachers (cached or running), and the views that they are asked about."""
+    import os
+
+    from atlas_edge.distill.student import build_student, patch_grid
+
+    backbone, architecture = build_student(config.student)
+    grid = patch_grid(backbone) if config.patch_weight else None
+    caches = {
+        name: FeatureCache(Path(name), tiles) for name in config.teachers if (Path(name) / "cache.json").is_file()
+    }
+    seeds, stored = tuple(range(config.views)), Augmentation.named(config.stored)
+    for name, cache in caches.items():
+        _check_views(name, cache.index, grid=grid, tile_px=architecture.tile_px)
+        if cache.index.drawn != (first := next(iter(caches.values())).index).drawn:
+            raise UsageError(
+                f"the caches hold different views of the tiles (seeds {first.seeds} and {cache.index.seeds})",
+                hint="make them with the same --views and --augmentation",
+            )
+        seeds, stored = cache.index.seeds, Augmentation(**cache.index.augmentation)
+    targets: list[Targets] = [
+        CachedTargets(caches[name]) if name in caches else OnlineTargets(open_teacher(name), grid=grid)
+        for name in config.teachers
+    ]
+    return ViewStream(
+        tiles=tiles,
+        targets=tuple(targets),
+        seeds=seeds,
+        stored=stored,
+        fresh=Augmentation.named(config.fresh),
+        fresh_share=config.fresh_share,
+        tile_px=architecture.tile_px,
+        batch=config.batch,
+        seed=config.seed,
+        rank=int(os.environ.get("RANK", "0")),
+        world=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+
+
+def _check_views(name: str, index: CacheIndex, *, grid: int | None, tile_px: int) -> None:
+    if grid is not None and index.grid is not None and index.grid != grid:
+        raise UsageError(
+            f"{name} has a {index.grid} x {index.grid} patch grid, the student {grid} x {grid}",
+            hint=f"make it with --grid {grid}",
+        )
+    if index.tile_px != tile_px:
+        raise UsageError(
+            f"{name} holds views of {index.tile_px} px, the student takes {tile_px}",
+            hint=f"make it with --tile-px {tile_px}",
+        )
+
+
+def _held_out(config: TrainConfig, stream: ViewStream) -> Any:
+    """Held-out tiles with the first teacher's CLS features; None where none are given."""
+    if config.held_out is None:
+        return None
+    from atlas_edge.bench.tileset import pick_tiles
+    from atlas_edge.tiles import open_tiles
+
+    name = config.teachers[0]
+    if (Path(name) / "cache.json").is_file():
+        if config.init_from is None:
+            raise UsageError("--held-out needs the teacher itself, not only its cache", hint="add --init-from TEACHER")
+        name = config.init_from
+    picked = pick_tiles(open_tiles(config.held_out, role="evaluation"), limit=_HELD_OUT_TILES, fit="resize")
+    pixels, teacher = picked.pixels(stream.tile_px), open_teacher(name)
+    found = [teacher.features(pixels[start : start + 16], grid=None).cls for start in range(0, len(pixels), 16)]
+    return pixels, np.concatenate(found)
+
+
+def _write(
+    config: TrainConfig,
+    run: Path,
+    trained: Any,
+    tiles: TrainingTiles,
+    report: Report,
+    rows: list[dict[str, Any]],
+    *,
+    overwrite: bool,
+) -> None:
+    from atlas_edge.distill.plots import loss_plot
+    from atlas_edge.distill.student import save_student
+
+    licence = next((teacher.licence for teacher in report.teachers if teacher.licence), "other")
+    with atomic_folder(config.out, overwrite=overwrite) as folder:
+        save_student(folder, trained.weights, trained.architecture, licence=licence, half=config.half)
+        record = {"config": config.model_dump(mode="json"), **_jsonable(report)}
+        record["tiles"] = [entry.model_dump() for entry in tiles.provenance()]
+        (folder / "report.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (folder / "metrics.csv").write_bytes((run / "metrics.csv").read_bytes())
+        loss_plot(rows, folder / "loss.png")
+        card = student_card(config, report, tiles.provenance(), rows)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _jsonable(report: Report) -> dict[str, Any]:
+    data = asdict(report)
+    data["teachers"] = [teacher.model_dump() for teacher in report.teachers]
+    return data

@@ -1,0 +1,223 @@
+"""The network in training, and the folder in timm's own form that it becomes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from atlas_edge.distill.inherit import inherit
+from atlas_edge.distill.losses import TeacherHead
+from atlas_edge.distill.phis import TargetTransform
+from atlas_edge.errors import UsageError
+from atlas_edge.models import CONFIG, WEIGHTS, load_model
+from atlas_edge.students import STUDENTS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """What timm needs to build the student again.
+
+    Attributes:
+        name: timm architecture.
+        arguments: Arguments that shape it.
+        mean: Normalisation, 0-1 scale.
+        std: The same.
+        tile_px: Input side.
+        mpp: µm per pixel, or None.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    mean: tuple[float, float, float] = _MEAN
+    std: tuple[float, float, float] = _STD
+    tile_px: int = 224
+    mpp: float | None = None
+
+
+class Distiller(nn.Module):
+    """The student's backbone and one head a teacher.
+
+    Args:
+        backbone: timm ViT without classifier.
+        heads: One a teacher.
+    """
+
+    def __init__(self, backbone: nn.Module, heads: Sequence[TeacherHead]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleList(heads)
+        self.prefix_tokens = int(backbone.num_prefix_tokens)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Final normalised tokens `(B, prefix + grid², width)` of normalised images."""
+        tokens: Tensor = self.backbone.forward_features(images)
+        return tokens
+
+
+def build_student(
+    name: str, *, arguments: dict[str, Any] | None = None, seed: int = 0
+) -> tuple[nn.Module, Architecture]:
+    """A student to train: a registry name, a folder to go on from, or any timm ViT by its architecture's name.
+
+    Raises:
+        UsageError: No such student, or a network without patch tokens.
+    """
+    import timm
+
+    if name in STUDENTS or Path(name).is_dir():
+        loaded = load_model(name, seed=seed)
+        backbone, spec = loaded.module.backbone, loaded.spec
+        shape = _shape_arguments(backbone) if name in STUDENTS else _folder_arguments(Path(name))
+        architecture = Architecture(
+            name=spec.architecture, arguments=shape, mean=spec.mean, std=spec.std, tile_px=spec.tile_px, mpp=spec.mpp
+        )
+    elif timm.is_model(name):
+        shape = {"num_classes": 0, **(arguments or {})}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            backbone = timm.create_model(name, pretrained=False, **shape)
+        architecture = Architecture(name=name, arguments=shape, tile_px=int(shape.get("img_size", 224)))
+    else:
+        raise UsageError(
+            f"no student is called {name!r}",
+            hint=f"give {', '.join(STUDENTS)}, a folder, or a timm architecture such as vit_tiny_patch16_224",
+        )
+    if not hasattr(backbone, "patch_embed") or not getattr(backbone, "num_prefix_tokens", 0):
+        raise UsageError(f"{name} has no CLS and patch tokens", hint="choose a ViT as student")
+    return backbone.train(), architecture
+
+
+def patch_grid(backbone: nn.Module) -> int:
+    """Side of the student's patch grid."""
+    return int(backbone.patch_embed.grid_size[0])
+
+
+def make_heads(
+    backbone: nn.Module, transforms: Sequence[tuple[TargetTransform, TargetTransform | None]]
+) -> list[TeacherHead]:
+    """One fresh head a teacher."""
+    width = int(backbone.num_features)
+    return [TeacherHead(width, cls, patches) for cls, patches in transforms]
+
+
+def inherit_from(
+    teacher: str,
+    backbone: nn.Module,
+    architecture: Architecture,
+    *,
+    student_views: "NDArray[Any]",
+    teacher_views: "NDArray[Any]",
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Give the student weights fitted to a ViT teacher (see `inherit`), and the linear map to its tokens.
+
+    Args:
+        teacher: A folder in timm's form.
+        backbone: The student; changed in place.
+        architecture: Of the student.
+        student_views: `(N, H, W, 3)` uint8 as the student sees them.
+        teacher_views: The same views without the fresh half.
+
+    Raises:
+        UsageError: The teacher is no folder, or the two networks do not fit each other.
+    """
+    import timm
+
+    if not Path(teacher).is_dir():
+        raise UsageError(f"--init teacher needs a teacher's folder, {teacher} is none", hint="use --init random")
+    own = load_model(teacher)
+    patch = own.spec.patch
+    if patch is None:
+        raise UsageError(f"{teacher} is a CNN: a ViT cannot inherit its weights", hint="use --init random")
+    # The teacher runs at the resolution at which its patch grid is the student's.
+    side = patch_grid(backbone) * patch
+    arguments = {**_folder_arguments(Path(teacher)), "img_size": side, "num_classes": 0}
+    clone = timm.create_model(own.spec.architecture, pretrained=False, **arguments).eval()
+    state = own.module.backbone.state_dict()
+    state["pos_embed"] = _resize_positions(state["pos_embed"], clone)
+    clone.load_state_dict(state)
+    images = _normalise(teacher_views, own.spec.mean, own.spec.std)
+    images = F.interpolate(images, size=side, mode="bicubic", antialias=True, align_corners=False)
+    try:
+        backbone.eval()
+        found = inherit(backbone, clone, _normalise(student_views, architecture.mean, architecture.std), images)
+    except ValueError as error:
+        raise UsageError(f"the student cannot inherit from {teacher}: {error}", hint="use --init random") from error
+    finally:
+        backbone.train()
+    figures = {"stream_kept": found.stream_kept, "cls_cosine": found.cls_cosine}
+    return found.head_weight.clone(), found.head_bias.clone(), figures
+
+
+def save_student(
+    folder: Path, state: dict[str, Tensor], architecture: Architecture, *, licence: str, half: bool
+) -> None:
+    """Write `model.safetensors` and `config.json`, which `timm.create_model("local-dir:…")` and `load_model` read.
+
+    Args:
+        folder: Where; must exist.
+        state: The backbone's weights.
+        architecture: Of the student.
+        licence: SPDX name for the weights.
+        half: Store float16 instead of float32.
+    """
+    from safetensors.torch import save_file
+
+    kind = torch.float16 if half else torch.float32
+    save_file({name: value.detach().to(kind).contiguous() for name, value in state.items()}, folder / WEIGHTS)
+    width = next(value.shape[-1] for name, value in state.items() if name == "cls_token")
+    config = {
+        "architecture": architecture.name,
+        "num_classes": 0,
+        "num_features": width,
+        "global_pool": "token",
+        "model_args": architecture.arguments,
+        "pretrained_cfg": {
+            "input_size": [3, architecture.tile_px, architecture.tile_px],
+            "mean": list(architecture.mean),
+            "std": list(architecture.std),
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "num_classes": 0,
+            "license": licence,
+            **({} if architecture.mpp is None else {"mpp": architecture.mpp}),
+        },
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _normalise(views: "NDArray[Any]", mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    images = torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255.0
+    return (images - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+
+
+def _resize_positions(positions: Tensor, vit: Any) -> Tensor:
+    from timm.layers import resample_abs_pos_embed
+
+    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    resized: Tensor = resample_abs_pos_embed(positions, list(vit.patch_embed.grid_size), num_prefix_tokens=prefix)
+    return resized
+
+
+def _folder_arguments(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_args") or {})
+
+
+def _shape_arguments(backbone: Any) -> dict[str, Any]:
+    has_scale = hasattr(backbone.blocks[0].ls1, "gamma")
+    return {
+        "img_size": int(backbone.patch_embed.img_size[0]),
+        "patch_size": int(backbone.patch_embed.patch_size[0]),
+        "reg_tokens": int(backbone.num_reg_tokens),
+        **({"init_values": 0.1} if has_scale else {}),
+        "num_classes": 0,
+    }

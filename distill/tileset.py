@@ -1,0 +1,80 @@
+"""The unlabelled tiles that a student learns from: one or several tile sets, read one tile at a time."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge.errors import InputError
+from atlas_edge.manifest import TilesProvenance
+from atlas_edge.tiles import TileRecord, TileSource, open_tiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingTiles:
+    """Tiles of all sources, in a fixed order.
+
+    Attributes:
+        sources: Where the pixels are.
+        entries: `(source number, record)` of each tile.
+    """
+
+    sources: tuple[TileSource, ...]
+    entries: tuple[tuple[int, TileRecord], ...]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def id(self, index: int) -> str:
+        """Name of a tile, unique among all sources: it seeds the tile's views."""
+        number, record = self.entries[index]
+        return f"{self.sources[number].name}/{record.id}"
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Decode one tile, `(H, W, 3)` uint8."""
+        number, record = self.entries[index]
+        return self.sources[number].read(record)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the fingerprints of the sources, in order."""
+        digest = hashlib.sha256()
+        for source in self.sources:
+            digest.update(f"{source.name}:{source.split}:{source.fingerprint()}\n".encode())
+        return digest.hexdigest()
+
+    def provenance(self) -> tuple[TilesProvenance, ...]:
+        """What the student's card says of the tiles."""
+        counts = np.bincount([number for number, _ in self.entries], minlength=len(self.sources))
+        return tuple(
+            TilesProvenance(
+                name=source.name,
+                kind=source.kind,
+                split=source.split,
+                tiles=int(count),
+                fingerprint=source.fingerprint(),
+                synthetic=source.synthetic,
+                licence=source.licence,
+            )
+            for source, count in zip(self.sources, counts, strict=True)
+        )
+
+
+def open_training_tiles(specs: Sequence[str]) -> TrainingTiles:
+    """Open tile sets; a set that has splits gives its `train` split unless another is named.
+
+    Raises:
+        InputError: A set is empty, or one is not there.
+    """
+    sources = tuple(open_tiles(spec, role="calibration") for spec in specs)
+    entries = tuple((number, record) for number, source in enumerate(sources) for record in source.records())
+    if not entries:
+        raise InputError("the tile sets hold no tile", hint="give at least one folder of tiles")
+    return TrainingTiles(sources=sources, entries=entries)
+
+
+def tile_hash(tile: NDArray[np.uint8]) -> int:
+    """First 63 bits of the SHA-256 of a tile's shape and pixels: tells whether a stored feature still fits its tile."""
+    digest = hashlib.sha256(f"{tile.shape}".encode() + np.ascontiguousarray(tile).tobytes()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

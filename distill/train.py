@@ -1,0 +1,417 @@
+"""The training loop: one command for one process or many (`accelerate launch`), resumable step for step."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from atlas_edge.distill.checkpoint import NAME, load_checkpoint, load_extra, save_checkpoint
+from atlas_edge.distill.config import TrainConfig
+from atlas_edge.distill.losses import TeacherHead, feature_loss, nested_loss, relational_loss
+from atlas_edge.distill.metrics import MetricsLog
+from atlas_edge.distill.phis import FeatureStatistics, TargetTransform, identity, phi_s
+from atlas_edge.distill.stream import TrainingBatch, ViewStream
+from atlas_edge.distill.student import Architecture, Distiller, build_student, inherit_from, make_heads
+from atlas_edge.errors import UsageError
+
+# Views from which the target statistics are taken; as many patch tokens as CLS tokens are enough.
+_STATISTICS_VIEWS = 2048
+_LOG_EVERY = 10
+
+HeldOut = tuple[NDArray[np.uint8], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What the display shows after a step."""
+
+    step: int
+    steps: int
+    loss: float
+    images_per_s: float
+    held_out_cosine: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """The result of a run.
+
+    Attributes:
+        weights: Of the backbone, averaged over the run's last steps.
+        architecture: Of the student.
+        resumed_from: Steps that an earlier process had done.
+        held_out_cosine: Mean cosine of mapped CLS tokens with the first teacher's normalised ones on held-out tiles.
+        main: Whether this process writes the result.
+    """
+
+    weights: dict[str, Tensor]
+    architecture: Architecture
+    resumed_from: int
+    held_out_cosine: float | None
+    main: bool
+
+
+def train(
+    config: TrainConfig,
+    stream: ViewStream,
+    run: Path,
+    *,
+    held_out: HeldOut | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Trained:
+    """Train a student, or go on with a run that was killed.
+
+    Args:
+        config: Options.
+        stream: Batches.
+        run: Folder of checkpoint and metrics.
+        held_out: `(N, H, W, 3)` uint8 tiles and the first teacher's `(N, D)` CLS features of them.
+        progress: Called now and then.
+
+    Raises:
+        UsageError: The loss became infinite or NaN, memory ran out, or the run in the folder has other options.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    accelerator = _accelerator()
+    state = _prepare(config, stream, run)
+    if accelerator is not None:
+        state.to(accelerator.device)
+        accelerator.wait_for_everyone()
+    main = accelerator is None or accelerator.is_main_process
+    resumed_from = state.step
+    with closing(stream.run(state.step, config.steps, threads=config.workers)) as batches:
+        if main:
+            with closing(MetricsLog(run, step=state.step)) as log:
+                cosine = _run(config, state, accelerator, batches, _Reporter(run, log, held_out, progress))
+        else:
+            cosine = _run(config, state, accelerator, batches, None)
+    weights = {
+        name.removeprefix("backbone."): value for name, value in state.average.items() if name.startswith("backbone.")
+    }
+    return Trained(
+        weights=weights, architecture=state.architecture, resumed_from=resumed_from, held_out_cosine=cosine, main=main
+    )
+
+
+def _run(
+    config: TrainConfig,
+    state: "_State",
+    accelerator: Any,
+    batches: Iterable[TrainingBatch],
+    reporter: "_Reporter | None",
+) -> float | None:
+    """All steps; returns the last held-out cosine."""
+    clock = _Clock()
+    for batch in clock.waiting_for(batches):
+        with _explained(config, batch.step):
+            row = _step(config, state, accelerator, batch)
+        clock.images += config.batch
+        if reporter is not None:
+            reporter.after_step(config, state, row, clock)
+    return None if reporter is None else reporter.cosine
+
+
+class _Reporter:
+    """What the main process does beside training: held-out figures, rows, display, checkpoints."""
+
+    def __init__(
+        self, run: Path, log: MetricsLog, held_out: HeldOut | None, progress: Callable[[Progress], None] | None
+    ) -> None:
+        self._run, self._log, self._held_out, self._progress = run, log, held_out, progress
+        self.cosine: float | None = None
+
+    def after_step(self, config: TrainConfig, state: "_State", row: dict[str, Any], clock: "_Clock") -> None:
+        step, last = state.step, state.step == config.steps
+        looked = self._held_out is not None and (step % config.evaluate_every == 0 or last)
+        if looked and self._held_out is not None:
+            self.cosine = row["held_out_cosine"] = _held_out_cosine(state, self._held_out)
+        if looked or last or step == 1 or step % _LOG_EVERY == 0:
+            row |= clock.figures()
+            self._log.add(row)
+            if self._progress is not None:
+                self._progress(
+                    Progress(
+                        step=step,
+                        steps=config.steps,
+                        loss=row["loss"],
+                        images_per_s=row["images_per_s"],
+                        held_out_cosine=self.cosine,
+                    )
+                )
+        if last or step % config.checkpoint_every == 0:
+            state.save(self._run, config)
+
+
+@dataclass(slots=True, kw_only=True)
+class _State:
+    model: Distiller
+    architecture: Architecture
+    optimiser: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    transforms: list[tuple[TargetTransform, TargetTransform | None]]
+    step: int
+
+    def to(self, device: torch.device) -> None:
+        """Move weights, average and optimiser state."""
+        self.model.to(device)
+        self.average = {name: value.to(device) for name, value in self.average.items()}
+        # Loading a state moves it to its parameters' device.
+        self.optimiser.load_state_dict(self.optimiser.state_dict())
+
+    def save(self, run: Path, config: TrainConfig) -> None:
+        extra = {}
+        for number, pair in enumerate(self.transforms):
+            for kind, transform in zip(("cls", "patches"), pair, strict=True):
+                if transform is not None:
+                    extra[f"{number}.{kind}.matrix"] = torch.from_numpy(transform.matrix)
+                    extra[f"{number}.{kind}.mean"] = torch.from_numpy(transform.mean)
+        save_checkpoint(
+            run, self.model, self.optimiser, self.average, step=self.step, config=config.same_run(), extra=extra
+        )
+
+
+def _prepare(config: TrainConfig, stream: ViewStream, run: Path) -> _State:
+    """A fresh run, or the one in the folder."""
+    torch.manual_seed(config.seed)
+    backbone, architecture = build_student(config.student, seed=config.seed)
+    going_on = (run / NAME).is_file()
+    transforms = _stored_transforms(run) if going_on else _target_transforms(config, stream)
+    heads = make_heads(backbone, transforms)
+    if config.init == "teacher" and not going_on:
+        _inherit(config, stream, backbone, architecture, heads, transforms)
+    model = Distiller(backbone, heads)
+    optimiser = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr, fused=True)
+    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    step = 0
+    if going_on:
+        step, average = load_checkpoint(run, model, optimiser, config=config.same_run())
+    return _State(
+        model=model, architecture=architecture, optimiser=optimiser, average=average, transforms=transforms, step=step
+    )
+
+
+def _target_transforms(config: TrainConfig, stream: ViewStream) -> list[tuple[TargetTransform, TargetTransform | None]]:
+    make = phi_s if config.phi_s else identity
+    _, features = stream.sample(_STATISTICS_VIEWS)
+    pairs: list[tuple[TargetTransform, TargetTransform | None]] = []
+    for found in features:
+        patches = None
+        if found.patches is not None and config.patch_weight:
+            step = max(found.patches.shape[1] // 16, 1)
+            patches = make(FeatureStatistics.of([found.patches[:, ::step].reshape(-1, found.patches.shape[-1])]))
+        pairs.append((make(FeatureStatistics.of([found.cls])), patches))
+    return pairs
+
+
+def _stored_transforms(run: Path) -> list[tuple[TargetTransform, TargetTransform | None]]:
+    extra = load_extra(run)
+
+    def read(number: int, kind: str) -> TargetTransform | None:
+        matrix = extra.get(f"{number}.{kind}.matrix")
+        if matrix is None:
+            return None
+        return TargetTransform(matrix=matrix.numpy(), mean=extra[f"{number}.{kind}.mean"].numpy())
+
+    pairs: list[tuple[TargetTransform, TargetTransform | None]] = []
+    for number in itertools.count():
+        cls = read(number, "cls")
+        if cls is None:
+            return pairs
+        pairs.append((cls, read(number, "patches")))
+    raise AssertionError
+
+
+def _inherit(
+    config: TrainConfig,
+    stream: ViewStream,
+    backbone: nn.Module,
+    architecture: Architecture,
+    heads: list[TeacherHead],
+    transforms: list[tuple[TargetTransform, TargetTransform | None]],
+) -> None:
+    shown, _ = stream.sample(config.init_tiles)
+    fresh = [stream.freshen(view, number, epoch=0) for number, view in enumerate(shown)]
+    weight, bias, _ = inherit_from(
+        config.init_from or config.teachers[0],
+        backbone,
+        architecture,
+        student_views=np.stack(fresh),
+        teacher_views=shown,
+    )
+    if weight.shape[0] == len(transforms[0][0].mean):
+        heads[0].start_from(weight, bias, *transforms[0])
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    decayed: list[Any] = []
+    free: list[Any] = []
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim >= 2 and not name.endswith(("pos_embed", "cls_token", "reg_token"))
+        (decayed if matrix else free).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def _step(config: TrainConfig, state: _State, accelerator: Any, batch: TrainingBatch) -> dict[str, Any]:
+    lr = learning_rate(config, batch.step)
+    for group in state.optimiser.param_groups:
+        group["lr"] = lr
+    device = next(state.model.parameters()).device
+    images = _normalised(batch.pixels, state.architecture).to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+        tokens = state.model(images)
+    loss, cls_loss, patch_loss = _loss(config, state, tokens.float(), batch)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise UsageError(
+            f"the loss became {value} at step {batch.step}",
+            hint="lower --lr or use --precision fp32; the run goes on from its last checkpoint",
+        )
+    loss.backward()
+    if accelerator is not None:
+        _average_gradients(state.model, accelerator)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
+    state.optimiser.step()
+    state.optimiser.zero_grad(set_to_none=True)
+    state.step = batch.step + 1
+    _average(state, config.ema)
+    return {
+        "step": state.step,
+        "loss": value,
+        "cls_loss": cls_loss,
+        "patch_loss": patch_loss,
+        "lr": lr,
+        "gradient_norm": float(norm),
+    }
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then a cosine down to a hundredth of the peak (Loshchilov & Hutter, SGDR, ICLR 2017)."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * done)))
+
+
+def _loss(
+    config: TrainConfig, state: _State, tokens: Tensor, batch: TrainingBatch
+) -> tuple[Tensor, float, float | None]:
+    prefix = state.model.prefix_tokens
+    cls_losses, patch_losses, others = [], [], []
+    for head, pair, features in zip(state.model.heads, state.transforms, batch.features, strict=True):
+        target = torch.from_numpy(pair[0](features.cls)).to(tokens.device)
+        cls_losses.append(nested_loss(head.cls, tokens[:, 0], target, config.matryoshka, config.loss))
+        if config.relational_weight:
+            others.append(config.relational_weight * relational_loss(tokens[:, 0], target))
+        if pair[1] is not None and features.patches is not None:
+            wanted = torch.from_numpy(pair[1](features.patches)).to(tokens.device)
+            patch_losses.append(feature_loss(head.patches(tokens[:, prefix:]), wanted, config.loss))
+    cls_loss = torch.stack(cls_losses).mean()
+    loss = cls_loss + sum(others)
+    patch_loss = torch.stack(patch_losses).mean() if patch_losses else None
+    if patch_loss is not None:
+        loss = loss + config.patch_weight * patch_loss
+    return loss, float(cls_loss.detach()), None if patch_loss is None else float(patch_loss.detach())
+
+
+def _average(state: _State, decay: float) -> None:
+    # Early on the average forgets faster, so that it is not held back by the first weights (Adam's bias correction,
+    # in effect).
+    keep = min(decay, state.step / (state.step + 10)) if decay else 0.0
+    with torch.no_grad():
+        for name, value in state.model.state_dict().items():
+            state.average[name].lerp_(value.to(state.average[name].device), 1.0 - keep)
+
+
+def _average_gradients(model: nn.Module, accelerator: Any) -> None:
+    """Mean over the processes, in one reduction: a student is small, so overlap with the backward pass gains little."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+@torch.inference_mode()
+def _held_out_cosine(state: _State, held_out: HeldOut) -> float:
+    tiles, features = held_out
+    target = torch.from_numpy(state.transforms[0][0](features)).to(next(state.model.parameters()).device)
+    current = {name: value.clone() for name, value in state.model.state_dict().items()}
+    state.model.load_state_dict(state.average)
+    state.model.eval()
+    found = []
+    for start in range(0, len(tiles), 32):
+        images = _normalised(tiles[start : start + 32], state.architecture).to(next(state.model.parameters()).device)
+        found.append(state.model.heads[0].cls(state.model(images)[:, 0].float()))
+    state.model.train()
+    state.model.load_state_dict(current)
+    return float(F.cosine_similarity(torch.cat(found), target, dim=-1).mean())
+
+
+def _normalised(pixels: NDArray[np.uint8], architecture: Architecture) -> Tensor:
+    mean, std = 255.0 * torch.tensor(architecture.mean), 255.0 * torch.tensor(architecture.std)
+    return ((torch.from_numpy(pixels).float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def _accelerator() -> Any:
+    """Accelerate's handle where several processes were launched; None in a run of one."""
+    import os
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=not torch.cuda.is_available())
+
+
+class _Clock:
+    """Images a second since the last row, and the share of the time that the student waited for data."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._waited_s, self._since = 0.0, time.perf_counter()
+
+    def waiting_for(self, batches: Iterable[TrainingBatch]) -> Iterator[TrainingBatch]:
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited_s += time.perf_counter() - start
+            yield batch
+
+    def figures(self) -> dict[str, float]:
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        result = {"images_per_s": self.images / elapsed, "waiting_share": self._waited_s / elapsed}
+        self.images, self._waited_s, self._since = 0, 0.0, time.perf_counter()
+        return result
+
+
+@contextmanager
+def _explained(config: TrainConfig, step: int) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _no_memory(config, step) from error
+    except RuntimeError as error:
+        if "not enough memory" in str(error) or "out of memory" in str(error).lower():
+            raise _no_memory(config, step) from error
+        raise
+
+
+def _no_memory(config: TrainConfig, step: int) -> UsageError:
+    return UsageError(
+        f"memory ran out at step {step} with --batch {config.batch}",
+        hint=f"use --batch {max(config.batch // 2, 1)}; the run cannot go on with another batch: add --overwrite",
+    )

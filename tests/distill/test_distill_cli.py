@@ -1,0 +1,92 @@
+# ruff: noqa: E501 - tables of command lines read best unwrapped
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+RunCommand = Callable[..., object]
+
+
+def test_cache_train_and_evaluate_from_the_command_line(
+    run_command: RunCommand, tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    cached = run_command(
+        "atlas-distill", "cache", tiny_model, tile_folder, "--out", tmp_path / "cache", "--views", "2", "--tile-px", "32", "--grid", "4", "--json"
+    )  # fmt: skip
+    assert cached.returncode == 0, cached.stderr
+    assert json.loads(cached.stdout)["tiles"] == 24
+    trained = run_command(
+        "atlas-distill", tmp_path / "cache", "--tiles", tile_folder, "--student", tiny_student, "--out", tmp_path / "student",
+        "--steps", "12", "--batch", "8", "--threads", "1", "--json",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout)["teachers"][0]["name"] == "tiny-vit"
+    scans = []
+    for number in range(2):
+        scans.append(tmp_path / f"scan{number}.png")
+        Image.effect_noise((64, 64), 40).convert("RGB").save(scans[-1])
+    judged = run_command(
+        "atlas-distill", "evaluate", tiny_model, tmp_path / "student", "--fit", tile_folder, "--stress-limit", "8", "--json", "--threads", "1",
+        "--scans", *scans,
+    )  # fmt: skip
+    assert judged.returncode == 0, judged.stderr
+    figures = json.loads(judged.stdout)
+    assert {entry["method"] for entry in figures["retention"]} == {"linear", "knn"}
+    assert all(0 <= entry["student_score"] <= 1 for entry in figures["retention"])
+    assert len(figures["movements"]) == 8
+    assert figures["scanners"]["crops"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["no-such-teacher", "--tiles", "synthetic:8", "--out", "x", "--student", "STUDENT", "--batch", "4"], 2, "no-such-teacher"),
+        (["TEACHER", "--tiles", "no/such/tiles", "--out", "x"], 5, "does not exist"),
+        (["TEACHER", "--tiles", "TILES", "--out", "x", "--student", "no-such-student"], 2, "no student is called"),
+        (["TEACHER", "--tiles", "TILES", "--out", "x", "--student", "resnet18"], 2, "no CLS and patch tokens"),
+        (["TEACHER", "--tiles", "TILES", "--out", "x", "--steps", "0"], 2, "--steps is 0"),
+        (["TEACHER", "--tiles", "TILES", "--out", "x", "--student", "STUDENT", "--batch", "4000"], 2, "lower --batch"),
+        (["--tiles", "TILES", "--out", "x"], 2, "--teachers"),
+        (["cache", "TEACHER", "--out", "x"], 2, "at least one tile set"),
+        (["evaluate", "TEACHER", "TEACHER", "--fit", "TILES", "--scans", "missing.png"], 5, "at least two"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_with_their_remedy(
+    arguments: list[str],
+    code: int,
+    said: str,
+    run_command: RunCommand,
+    tiny_model: Path,
+    tile_folder: Path,
+    tiny_student: Path,
+    tmp_path: Path,
+) -> None:
+    names = {"TEACHER": tiny_model, "TILES": tile_folder, "STUDENT": tiny_student}
+    result = run_command("atlas-distill", *(names.get(part, part) for part in arguments), cwd=tmp_path)
+    assert result.returncode == code, result.stderr
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_dry_run_prints_the_configuration_and_writes_nothing(
+    run_command: RunCommand, tiny_model: Path, tmp_path: Path
+) -> None:
+    result = run_command(
+        "atlas-distill",
+        tiny_model,
+        "--tiles",
+        "synthetic:8",
+        "--out",
+        "x",
+        "--matryoshka",
+        "64",
+        "128",
+        "--dry-run",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["matryoshka"] == [64, 128]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,72 @@
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+from atlas_edge.distill.inherit import inherit
+
+
+def _vit(width: int, heads: int, *, patch: int = 8, img: int = 32, seed: int = 0, **more: object) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
+        num_classes=0,
+        img_size=img,
+        patch_size=patch,
+        embed_dim=width,
+        depth=2,
+        num_heads=heads,
+        **more,
+    )
+    with torch.no_grad():  # timm's initial weights are so small that every block is near nothing
+        for block in model.blocks:
+            for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+                linear.weight.mul_(5.0)
+    return model.eval()
+
+
+def _cosine(student: torch.nn.Module, teacher: torch.nn.Module, images: torch.Tensor, found: object) -> float:
+    with torch.inference_mode():
+        mapped = student.forward_features(images) @ found.head_weight.T + found.head_bias  # type: ignore[attr-defined]
+        target = teacher.forward_features(images)
+    return float(F.cosine_similarity(mapped, target, dim=-1).mean())
+
+
+def test_a_student_almost_as_wide_reproduces_its_teacher_on_new_tiles() -> None:
+    torch.manual_seed(2)
+    images = torch.randn(64, 3, 32, 32)
+    teacher = _vit(64, 2, reg_tokens=1)
+    twin = _vit(64, 2, seed=1, reg_tokens=1)
+    found = inherit(twin, teacher, images[:48], images[:48])
+    assert found.stream_kept > 0.99
+    assert _cosine(twin, teacher, images[48:], found) > 0.98
+
+
+def test_half_the_width_is_far_better_than_random_weights() -> None:
+    torch.manual_seed(2)
+    images = torch.randn(96, 3, 32, 32)
+    teacher, student, fresh = _vit(64, 2), _vit(32, 1, seed=1), _vit(32, 1, seed=1)
+    found = inherit(student, teacher, images[:64], images[:64])
+    fitted = _cosine(student, teacher, images[64:], found)
+    assert fitted > _cosine(fresh, teacher, images[64:], found) + 0.2
+
+
+def test_layer_scale_does_not_shrink_what_was_fitted() -> None:
+    torch.manual_seed(2)
+    images = torch.randn(48, 3, 32, 32)
+    teacher, student = _vit(64, 2), _vit(64, 2, seed=1, init_values=1e-5)
+    found = inherit(student, teacher, images, images)
+    assert _cosine(student, teacher, images, found) > 0.98
+
+
+@pytest.mark.parametrize(("width", "heads", "more"), [(64, 4, {}), (32, 1, {"reg_tokens": 2}), (32, 1, {"depth": 3})])
+def test_networks_that_do_not_fit_are_refused(width: int, heads: int, more: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    student = timm.create_model(
+        "vit_tiny_patch16_224",
+        num_classes=0,
+        **{"img_size": 32, "patch_size": 8, "embed_dim": width, "depth": 2, "num_heads": heads, **more},
+    )
+    images = torch.randn(2, 3, 32, 32)
+    with pytest.raises(ValueError, match="student has"):
+        inherit(student, _vit(64, 2), images, images)

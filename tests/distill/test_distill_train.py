@@ -1,0 +1,252 @@
+# ruff: noqa: E501 - tables of command lines read best unwrapped
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from atlas_edge.distill import train as loop
+from atlas_edge.distill.augment import Augmentation
+from atlas_edge.distill.cache import write_cache
+from atlas_edge.distill.checkpoint import NAME
+from atlas_edge.distill.config import TrainConfig
+from atlas_edge.distill.metrics import read_metrics
+from atlas_edge.distill.run import distill, run_folder
+from atlas_edge.distill.teachers import open_teacher
+from atlas_edge.distill.tileset import open_training_tiles
+from atlas_edge.errors import InputError, UsageError
+from atlas_edge.models import load_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _config(teacher: Path, tiles: Path, student: Path, out: Path, **options: Any) -> TrainConfig:
+    arguments = {"steps": 12, "batch": 8, "lr": 3e-3, "warmup": 2, "checkpoint_every": 5, "views": 2, "precision": "fp32", "threads": 1, "half": False}  # fmt: skip
+    return TrainConfig(
+        teachers=(str(teacher),), tiles=(str(tiles),), student=str(student), out=out, **{**arguments, **options}
+    )
+
+
+@pytest.fixture
+def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_LOG_EVERY", 1)
+
+
+def _losses(out: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in read_metrics(run_folder(out))}
+
+
+def test_training_lowers_the_loss_and_writes_a_folder_that_timm_and_we_load(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
+) -> None:
+    out = tmp_path / "student"
+    report = distill(
+        _config(tiny_model, tile_folder, tiny_student, out, steps=60, held_out=str(tile_folder), half=True)
+    )
+    losses = _losses(out)
+    assert np.mean([losses[s] for s in range(51, 61)]) < 0.8 * np.mean([losses[s] for s in range(1, 6)])
+    assert report.held_out_cosine is not None and report.held_out_cosine > 0.3
+    assert load_model(str(out)).spec.embed_dim == 32
+    model = timm.create_model(f"local-dir:{out}", pretrained=True)
+    assert model.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 18, 32)
+    assert all(value.dtype == torch.float16 for value in load_file(out / "model.safetensors").values())
+    card = (out / "README.md").read_text()
+    assert "tiny-vit" in card and "cc0-1.0" in card and "Not for clinical use" in card
+    assert (out / "loss.png").stat().st_size > 1000
+
+
+def test_a_stopped_run_goes_on_to_the_same_losses_and_weights(
+    tiny_model: Path,
+    tile_folder: Path,
+    tiny_student: Path,
+    tmp_path: Path,
+    every_step: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    distill(_config(tiny_model, tile_folder, tiny_student, whole))
+
+    class Killed(Exception):
+        pass
+
+    def stop(state: Any) -> None:
+        if state.step == 8:
+            raise Killed
+
+    with pytest.raises(Killed):
+        distill(_config(tiny_model, tile_folder, tiny_student, broken), progress=stop)
+    report = distill(_config(tiny_model, tile_folder, tiny_student, broken))
+    assert report.resumed_from == 5
+    assert _losses(broken) == _losses(whole)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (broken, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_kill_9_leaves_a_run_that_goes_on(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "student"
+    command = [
+        sys.executable, "-m", "atlas_edge.distill", str(tiny_model), "--tiles", str(tile_folder), "--student", str(tiny_student),
+        "--out", str(out), "--steps", "3000", "--batch", "8", "--precision", "fp32", "--checkpoint-every", "5", "--threads", "1",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (run_folder(out) / NAME).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not out.exists()
+    done = read_metrics(run_folder(out))
+    config = _config(tiny_model, tile_folder, tiny_student, out, steps=3000, lr=1e-4, warmup=100, views=4)
+    reached: list[int] = []
+
+    class Enough(Exception):
+        pass
+
+    def look(state: Any) -> None:
+        reached.append(state.step)
+        raise Enough
+
+    with pytest.raises(Enough):
+        distill(config, progress=look)
+    assert done and reached[0] > 5
+
+
+def test_cached_features_give_the_losses_of_the_running_teacher(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
+) -> None:
+    cache = tmp_path / "cache"
+    tiles = open_training_tiles([str(tile_folder)])
+    write_cache(
+        cache,
+        open_teacher(str(tiny_model)),
+        tiles,
+        seeds=(0, 1),
+        augmentation=Augmentation.named("weak"),
+        tile_px=32,
+        grid=4,
+    )
+    distill(_config(tiny_model, tile_folder, tiny_student, tmp_path / "online"))
+    distill(_config(cache, tile_folder, tiny_student, tmp_path / "cached"))
+    online, cached = _losses(tmp_path / "online"), _losses(tmp_path / "cached")
+    assert np.allclose([online[s] for s in range(1, 13)], [cached[s] for s in range(1, 13)], rtol=2e-2)
+
+
+def test_two_processes_equal_one(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
+) -> None:
+    distill(_config(tiny_model, tile_folder, tiny_student, tmp_path / "one", checkpoint_every=12))
+    out = tmp_path / "two"
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    script = (
+        "import sys; from pathlib import Path; from atlas_edge.distill import train as loop; loop._LOG_EVERY = 1\n"
+        "from atlas_edge.distill.config import TrainConfig; from atlas_edge.distill.run import distill\n"
+        "distill(TrainConfig.model_validate_json(Path(sys.argv[1]).read_text()))"
+    )
+    (tmp_path / "config.json").write_text(
+        _config(tiny_model, tile_folder, tiny_student, out, checkpoint_every=12).model_dump_json()
+    )
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT / "src")}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / "config.json")],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, complaint = process.communicate(timeout=120)
+        assert process.returncode == 0, complaint
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, tmp_path / "one"))
+    distance = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
+    moved = max(
+        float((theirs[name] - load_file(tiny_student / "model.safetensors")[name]).abs().max()) for name in theirs
+    )
+    assert distance < 0.05 * moved
+
+
+def test_other_options_do_not_go_on_with_a_run(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "student"
+    distill(_config(tiny_model, tile_folder, tiny_student, out))
+    with pytest.raises(UsageError, match="exists and is not empty"):
+        distill(_config(tiny_model, tile_folder, tiny_student, out))
+    for path in sorted(out.iterdir()):
+        path.unlink()
+    with pytest.raises(UsageError, match="another lr"):
+        distill(_config(tiny_model, tile_folder, tiny_student, out, lr=1e-5))
+    (run_folder(out) / NAME).write_bytes(b"torn")
+    with pytest.raises(InputError, match="cannot be read"):
+        distill(_config(tiny_model, tile_folder, tiny_student, out))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = loop._loss
+
+    def broken(*arguments: Any) -> Any:
+        loss, *rest = genuine(*arguments)
+        return loss * float("nan"), *rest
+
+    monkeypatch.setattr(loop, "_loss", broken)
+    with pytest.raises(UsageError, match="loss became nan at step 0"):
+        distill(_config(tiny_model, tile_folder, tiny_student, tmp_path / "student"))
+
+
+def test_memory_that_runs_out_is_explained(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any) -> Any:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(loop, "_loss", no_memory)
+    with pytest.raises(UsageError, match="--batch 4"):
+        distill(_config(tiny_model, tile_folder, tiny_student, tmp_path / "student"))
+
+
+def test_weights_inherited_from_the_teacher_start_closer(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
+) -> None:
+    for init in ("random", "teacher"):
+        distill(_config(tiny_model, tile_folder, tiny_student, tmp_path / init, init=init, steps=2, lr=1e-6))
+    assert _losses(tmp_path / "teacher")[1] < 0.8 * _losses(tmp_path / "random")[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"loss": "l1"}, {"matryoshka": (8, 16)}, {"relational_weight": 1.0}, {"patch_weight": 0.0}, {"phi_s": False}, {"precision": "bf16"}],
+)  # fmt: skip
+def test_every_variant_of_the_loss_trains(
+    options: dict[str, Any], tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
+) -> None:
+    out = tmp_path / "student"
+    distill(_config(tiny_model, tile_folder, tiny_student, out, steps=15, **options))
+    losses = _losses(out)
+    assert losses[15] < losses[1]
+    rows = read_metrics(run_folder(out))
+    assert (rows[0]["patch_loss"] is None) == (options.get("patch_weight") == 0.0)
+
+
+def test_several_teachers_teach_together(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
+) -> None:
+    config = _config(tiny_model, tile_folder, tiny_student, tmp_path / "student").model_copy(
+        update={"teachers": (str(tiny_model), str(tiny_student))}
+    )
+    assert [teacher.name for teacher in distill(config).teachers] == ["tiny-vit", "tiny-student"]
