@@ -13,6 +13,7 @@ MASK_MPP = 8.0
 # Otsu finds two classes in anything. An empty slide's noise stays below the lower bound, a slide that is tissue all
 # over above the upper one.
 _SATURATION_BOUNDS = (14, 50)
+_GLASS_SIGMAS = 5
 _PEN_SATURATION = 110
 _PEN_GREEN_OVER_RED = 25
 _BLACK = 45
@@ -50,9 +51,11 @@ class TissueMask:
 def find_tissue(slide: Slide, *, mpp: float = MASK_MPP) -> TissueMask:
     """Find tissue on a thumbnail.
 
-    Saturation (HSV) is smoothed and thresholded by Otsu's method (IEEE Trans SMC 1979) within bounds; ink is rejected
-    by colour (haematoxylin, eosin and DAB all leave green no stronger than red, unless pale; green and blue ink do),
-    black marks and coverslip edges by darkness; specks are opened away and small holes closed.
+    Saturation (HSV) is smoothed and thresholded by Otsu's method (IEEE Trans SMC 1979) within bounds. Where strong
+    and pale tissue lie on one slide that parts the two, so it is lowered to 5 standard deviations above the glass,
+    which is the peak below it. Ink is rejected by colour (haematoxylin, eosin and DAB all leave green no stronger than
+    red, unless pale; green and blue ink do), black marks and coverslip edges by darkness; specks are opened away and
+    small holes closed.
 
     Args:
         slide: The slide.
@@ -61,7 +64,7 @@ def find_tissue(slide: Slide, *, mpp: float = MASK_MPP) -> TissueMask:
     thumbnail = slide.thumbnail(mpp)
     smooth = np.asarray(Image.fromarray(thumbnail).filter(ImageFilter.MedianFilter(3)))
     saturation = saturation_of(smooth)
-    threshold = int(np.clip(otsu_threshold(saturation), *_SATURATION_BOUNDS))
+    threshold = int(np.clip(_glass_threshold(saturation), *_SATURATION_BOUNDS))
     coloured = saturation > threshold
     rejected = _grow(is_artefact(smooth), 2)
     height, width = thumbnail.shape[:2]
@@ -100,6 +103,15 @@ def otsu_threshold(values: NDArray[np.uint8]) -> int:
         difference = weighted / below - (weighted[-1] - weighted) / above
     between = np.where((below > 0) & (above > 0), below * above * np.nan_to_num(difference) ** 2, 0)
     return int(between.argmax())
+
+
+def _glass_threshold(saturation: NDArray[np.uint8]) -> float:
+    otsu = otsu_threshold(saturation)
+    below = saturation[saturation <= otsu].astype(np.float64)
+    peak = np.bincount(below.astype(np.int64)).argmax()
+    # Tissue adds to the right of the peak only: the glass's own spread shows on the left.
+    sigma = np.sqrt(np.mean((below[below <= peak] - peak) ** 2))
+    return min(float(otsu), float(peak + _GLASS_SIGMAS * sigma))
 
 
 def _tidy(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
