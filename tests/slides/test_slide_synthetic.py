@@ -83,3 +83,31 @@ def test_pale_tissue_beside_strong_is_tissue(tmp_path: Path) -> None:
     assert mask.tissue[450 // 8, 800 // 8]
     assert mask.tissue[1100 // 8, 800 // 8]
     assert mask.area_share == pytest.approx((500 + 600) * 1200 / 1600**2, rel=0.05)
+
+
+def test_the_shortcut_past_openslide_gives_its_pixels(made: SyntheticSlide) -> None:
+    from atlas_edge.slides.openslide_reader import OpenSlideFile
+
+    direct, slow = open_slide(made.path), OpenSlideFile(made.path, cache_bytes=2**24)
+    assert not isinstance(direct, OpenSlideFile)
+    for level, size in enumerate(slow.levels):
+        width, height = min(700, size.width), min(700, size.height)
+        corner = (size.width - width, size.height - height)
+        pixels = direct.read(level, *corner, width, height)
+        assert np.array_equal(pixels, slow.read(level, *corner, width, height))
+    assert direct.file_s is not None
+    assert direct.file_s > 0
+    direct.close()
+    slow.close()
+
+
+def test_no_shortcut_where_the_pixels_would_differ(made: SyntheticSlide, monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas_edge.slides.openslide_reader import OpenSlideFile
+    from atlas_edge.slides.tiff_reader import TiffSlide
+
+    genuine = TiffSlide.read
+    monkeypatch.setattr(TiffSlide, "read", lambda *arguments: genuine(*arguments) ^ 1)
+    slide = open_slide(made.path)
+    assert isinstance(slide, OpenSlideFile)
+    assert slide.read(0, 0, 0, 8, 8).min() > 200
+    slide.close()

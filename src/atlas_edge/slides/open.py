@@ -49,12 +49,14 @@ def check_file(path: Path) -> None:
 
 
 def _open(path: Path, cache_bytes: int) -> tuple[Slide, tuple[float | None, float | None]]:
+    from atlas_edge.slides.direct_reader import open_direct
     from atlas_edge.slides.openslide_reader import OpenSlideFile, detect_format
 
     require_module("openslide", extra="slides")
     if detect_format(path) is not None:
         slide = OpenSlideFile(path, cache_bytes=cache_bytes)
-        return slide, slide.stated_mpp
+        stated = slide.stated_mpp
+        return open_direct(slide, cache_bytes=cache_bytes) or slide, stated
     with path.open("rb") as file:
         is_tiff = file.read(4) in _TIFF_STARTS
     if not is_tiff:

@@ -62,6 +62,11 @@ class Slide(ABC):
         """Read as `read` does, undisturbed by a fault that another thread met."""
         return self.read(level, left, top, width, height)
 
+    @property
+    def file_s(self) -> float | None:
+        """Seconds spent so far in reading the file's bytes; None where the reader does not tell."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Close the file."""

@@ -183,10 +183,10 @@ class _Level:
 def _compress(tile: Pixels) -> bytes:
     import imagecodecs
 
-    data: bytes = imagecodecs.jpeg8_encode(
+    data = imagecodecs.jpeg8_encode(
         np.ascontiguousarray(tile), level=_QUALITY, colorspace="rgb", outcolorspace="ycbcr", subsampling="420"
     )
-    return data
+    return bytes(data)
 
 
 class _Scene:
@@ -278,7 +278,8 @@ def _tissue_map(shape: tuple[int, int], rng: np.random.Generator) -> Map:
     size = min(height, width)
     outline = _noise(shape, max(size // 8, 6), rng) * (0.018 * size) + _noise(shape, 10, rng) * 1.5
     holes = (_noise(shape, 14, rng) - 2.1) * 8
-    return np.minimum(pieces + outline, -holes).astype(np.float32)
+    tissue: Map = np.minimum(pieces + outline, -holes).astype(np.float32)
+    return tissue
 
 
 def _noise(shape: tuple[int, int], scale: int, rng: np.random.Generator) -> Map:

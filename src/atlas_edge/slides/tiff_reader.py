@@ -3,6 +3,7 @@
 import re
 import struct
 import threading
+import time
 import zlib
 from collections import OrderedDict
 from pathlib import Path
@@ -35,6 +36,7 @@ class TiffSlide(Slide):
 
         self.path = path
         self._lock = threading.Lock()
+        self._file_s = 0.0
         self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
         self._cache_bytes, self._cached_bytes = cache_bytes, 0
         try:
@@ -65,6 +67,11 @@ class TiffSlide(Slide):
                 y1, x1 = min(y + segment.shape[0], bottom), min(x + segment.shape[1], right)
                 out[y0 - top : y1 - top, x0 - left : x1 - left] = segment[y0 - y : y1 - y, x0 - x : x1 - x]
         return out
+
+    @property
+    def file_s(self) -> float | None:
+        """See `Slide.file_s`."""
+        return self._file_s
 
     def close(self) -> None:
         """Close the file."""
@@ -105,11 +112,13 @@ class TiffSlide(Slide):
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
+            begun = time.perf_counter()
             try:
                 self._file.filehandle.seek(page.dataoffsets[index])
                 data = self._file.filehandle.read(page.databytecounts[index])
             except (OSError, IndexError, ValueError) as error:
                 raise self._damaged(index, error) from error
+            self._file_s += time.perf_counter() - begun
         segment = self._decode(page, data, index)
         with self._lock:
             if key not in self._cache:
