@@ -19,7 +19,7 @@ from atlas_edge.slides.grid import plan_grid
 from atlas_edge.spec import EncoderSpec
 
 h5py = pytest.importorskip("h5py")
-tifffile = pytest.importorskip("tifffile")
+pytest.importorskip("tifffile")
 pytest.importorskip("openslide")
 
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -47,17 +47,6 @@ class MeanEncoder:
 
     def close(self) -> None:
         pass
-
-
-@pytest.fixture
-def scan(tmp_path: Path) -> Path:
-    image = np.random.default_rng(0).integers(90, 180, (640, 960, 3), dtype=np.uint8)
-    image[..., 0] += 70
-    path = tmp_path / "scan.tif"
-    tifffile.imwrite(
-        path, image, tile=(64, 64), photometric="rgb", metadata=None, resolution=(2e4, 2e4), resolutionunit="CENTIMETER"
-    )
-    return path
 
 
 def contents(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -2,14 +2,16 @@
 
 import dataclasses
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from pydantic import ValidationError
 
 from atlas_edge.cli import console, make_app, print_json, run_app, set_verbosity
-from atlas_edge.errors import UsageError
+from atlas_edge.errors import InputError, UsageError
 
 HELP = """Embed the tissue of whole slides with a bundle.
 
@@ -23,6 +25,10 @@ A run that was killed goes on where it stopped when the same command is given ag
 app = make_app("atlas-embed", HELP)
 
 Flag = Annotated[bool, Parameter(negative="")]
+Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
+Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")]
+
+_SUFFIXES = (".h5", ".hdf5", ".zarr", ".parquet")
 
 
 @app.default
@@ -32,76 +38,74 @@ def embed(
     *,
     bundle: str,
     out: Path,
+    form: str = "h5",
     mpp: float | None = None,
     tile_mpp: float | None = None,
     min_tissue: float = 0.1,
     tissue: bool = True,
     max_unreadable: float = 0.01,
     threads: int = 1,
-    batch: int = 32,
+    streams: int | None = None,
+    batch: int = 64,
+    devices: str = "",
     overwrite: Flag = False,
+    dry_run: Flag = False,
     json: Flag = False,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False,
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Embed slides.
 
     Args:
         slides: Slide files.
         bundle: Bundle folder (or a model, which then runs in PyTorch).
-        out: HDF5 file for one slide, a folder for several.
+        out: For one slide the file: .h5, .parquet, or .zarr, a folder. For several a folder.
+        form: Form of the files in that folder: h5, zarr or parquet.
         mpp: µm per pixel of slides that do not say it.
         tile_mpp: µm per pixel of tiles; the encoder's own by default.
         min_tissue: Least share of tissue in a tile, 0-1.
         tissue: Look for tissue; --no-tissue embeds the whole grid.
         max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
         threads: Decode threads.
+        streams: Calls side by side in OpenVINO; chosen by the cores when left out.
         batch: Tiles a batch.
+        devices: CUDA devices such as 0,1: one worker process each.
         overwrite: Replace outputs that are there.
+        dry_run: Find the tissue, say what would be embedded, and write nothing.
         json: Results as JSON on stdout.
         quiet: Say nothing but errors.
         verbose: Say more.
     """
     set_verbosity(quiet=quiet, verbose=verbose)
-    from atlas_edge.bundle import MANIFEST, sha256_file
-    from atlas_edge.embed.slide import EmbedConfig, embed_slide
-    from atlas_edge.models import load_encoder
+    config = make_config(
+        mpp=mpp,
+        tile_mpp=tile_mpp,
+        min_tissue=min_tissue,
+        tissue=tissue,
+        max_unreadable=max_unreadable,
+        threads=threads,
+        batch=batch,
+    )
+    from atlas_edge.embed.output import check_form
 
-    try:
-        config = EmbedConfig(
-            mpp=mpp,
-            tile_mpp=tile_mpp,
-            min_tissue=min_tissue,
-            tissue=tissue,
-            max_unreadable=max_unreadable,
-            threads=threads,
-            batch=batch,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"--{option} {first['input']}: {first['msg']}", hint="see atlas-embed --help") from error
-    outputs = _outputs(slides, out, overwrite=overwrite)
-    encoder = load_encoder(bundle)
-    manifest = Path(bundle) / MANIFEST
-    sha256 = sha256_file(manifest) if manifest.is_file() else ""
-    said = console(quiet=quiet)
-    if encoder.spec.random_weights:
-        said.print(f"WARNING: {encoder.spec.name} has random weights: its embeddings mean nothing")
-    results = []
-    try:
-        for slide, target in zip(slides, outputs, strict=True):
-            result = embed_slide(slide, encoder, target, config, bundle_sha256=sha256)
-            results.append(dataclasses.asdict(result))
-            said.print(
-                f"{slide.name}: {result.tiles} tiles at {result.mpp:.3g} µm per pixel in {result.seconds:.1f} s "
-                f"({result.tiles_per_s:.0f} tiles/s), {len(result.unreadable)} unreadable, {result.resumed_tiles} "
-                f"from an earlier run -> {target}"
-            )
-    finally:
-        encoder.close()
+    jobs = list(zip(slides, _outputs(slides, out, form, overwrite=overwrite), strict=True))
+    for _, target in jobs:
+        check_form(target)
+    if dry_run:
+        _show_plans(jobs, bundle, config, quiet=quiet, json=json)
+        return
+    results: list[Any] = []
+    failures: list[Any] = []
+    for item in _results(jobs, bundle, config, devices, streams, quiet=quiet):
+        failed = hasattr(item, "reason")
+        (failures if failed else results).append(item)
+        if not failed or len(jobs) > 1:
+            console(quiet=quiet).print(_line(item), markup=False, soft_wrap=True)
     if json:
-        print_json({"slides": results})
+        print_json(
+            {"slides": [dataclasses.asdict(r) for r in results], "failed": [dataclasses.asdict(f) for f in failures]}
+        )
+    _raise_first(failures, len(jobs))
 
 
 def main() -> None:
@@ -109,9 +113,23 @@ def main() -> None:
     sys.exit(run_app(app))
 
 
-def _outputs(slides: list[Path], out: Path, *, overwrite: bool) -> list[Path]:
-    several = len(slides) > 1 or out.is_dir()
-    outputs = [out / f"{slide.stem}.h5" for slide in slides] if several else [out]
+def make_config(**options: Any) -> Any:
+    """An `EmbedConfig`, or a UsageError that names the option."""
+    from atlas_edge.embed.slide import EmbedConfig
+
+    try:
+        return EmbedConfig(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"--{option} {first['input']}: {first['msg']}", hint="see atlas-embed --help") from error
+
+
+def _outputs(slides: list[Path], out: Path, form: str, *, overwrite: bool) -> list[Path]:
+    if f".{form}" not in _SUFFIXES:
+        raise UsageError(f"--form {form}: expected h5, zarr or parquet", hint="leave it out for h5")
+    several = len(slides) > 1 or (out.is_dir() and out.suffix not in _SUFFIXES)
+    outputs = [out / f"{slide.stem}.{form}" for slide in slides] if several else [out]
     if several and out.is_file():
         raise UsageError(f"{out} is a file, expected a folder for {len(slides)} slides", hint="choose another --out")
     twice = sorted({str(path) for path in outputs if outputs.count(path) > 1})
@@ -121,3 +139,85 @@ def _outputs(slides: list[Path], out: Path, *, overwrite: bool) -> list[Path]:
     if there and not overwrite:
         raise UsageError(f"{there[0]} exists", hint="add --overwrite to replace it")
     return outputs
+
+
+def _show_plans(jobs: list[tuple[Path, Path]], bundle: str, config: Any, *, quiet: bool, json: bool) -> None:
+    from atlas_edge.bundle import MANIFEST, read_manifest
+    from atlas_edge.embed.slide import plan_slide
+    from atlas_edge.models import load_model
+
+    is_bundle = (Path(bundle) / MANIFEST).is_file()
+    spec = read_manifest(Path(bundle)).encoder if is_bundle else load_model(bundle).spec
+    plans = [{**dataclasses.asdict(plan_slide(slide, spec, config)), "out": str(out)} for slide, out in jobs]
+    for plan in plans:
+        console(quiet=quiet).print(
+            "{slide}: {vendor}, {slide_mpp:.3g} µm per pixel; {tiles} of {candidates} tiles at {mpp:.3g} µm per pixel "
+            "from level {level} would go to {out}".format(**plan),
+            markup=False,
+        )
+    if json:
+        print_json({"plans": plans})
+
+
+def _results(
+    jobs: list[tuple[Path, Path]], bundle: str, config: Any, devices: str, streams: int | None, *, quiet: bool
+) -> Iterator[Any]:
+    from atlas_edge.embed.workers import embed_here, embed_on_devices, open_encoder
+
+    names = [name.strip() for name in devices.split(",") if name.strip()]
+    if names:
+        yield from embed_on_devices(jobs, bundle, config, devices=names, streams=streams)
+        return
+    encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams)
+    if encoder.spec.random_weights:
+        console(quiet=quiet).print(f"WARNING: {encoder.spec.name} has random weights: its embeddings mean nothing")
+    try:
+        with _progress(quiet=quiet) as progress:
+            yield from embed_here(jobs, encoder, config, sha256, progress)
+    finally:
+        encoder.close()
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Any]:
+    """A bar for each slide, on a terminal only."""
+    screen = console(quiet=quiet)
+    if not screen.is_terminal:
+        yield lambda *_: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True) as bar:
+        tasks: dict[Path, Any] = {}
+
+        def advance(slide: Path, done: int, total: int) -> None:
+            if slide not in tasks:
+                tasks[slide] = bar.add_task(slide.name, total=total)
+            bar.update(tasks[slide], completed=done)
+
+        yield advance
+
+
+def _line(item: Any) -> str:
+    if hasattr(item, "reason"):
+        return f"{Path(item.slide).name}: FAILED: {item.reason}"
+    lines = [
+        f"{Path(item.slide).name}: {item.tiles} tiles at {item.mpp:.3g} µm per pixel in {item.seconds:.1f} s "
+        f"({item.tiles_per_s:.0f} tiles/s), {len(item.unreadable)} unreadable, {item.resumed_tiles} "
+        f"from an earlier run -> {item.out}"
+    ]
+    lines += [f"  unreadable at {where}: {reason}" for where, reason in item.unreadable.items()]
+    return "\n".join(lines)
+
+
+def _raise_first(failures: list[Any], total: int) -> None:
+    if not failures:
+        return
+    if total == 1:
+        message, _, hint = failures[0].reason.partition("\n  fix: ")
+    else:
+        names = ", ".join(Path(failure.slide).name for failure in failures)
+        message, hint = f"{len(failures)} of {total} slides failed: {names}", "see the lines above"
+    kind = UsageError if failures[0].exit_code == UsageError.exit_code else InputError
+    raise kind(message, hint=hint or None)

@@ -1,49 +1,197 @@
-"""The file that downstream tools read: HDF5 with `features` and `coords`, as CLAM and TRIDENT write it."""
+"""What downstream tools read: HDF5 with `features` and `coords` as CLAM and TRIDENT write it, zarr, parquet."""
 
+import errno
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atlas_edge.cli import require_module
 from atlas_edge.embed.journal import Journal
+from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides import TileGrid
 
 _ROWS = 4096
+# Coordinates, and what a container needs.
+_BYTES_A_ROW_BESIDES = 64
+_CONTAINER_BYTES = 2**15
+
+Attributes = dict[str, Any]
 
 
-def write_hdf5(out: Path, journal: Journal, grid: TileGrid, attributes: dict[str, Any]) -> int:
-    """Write `out` whole or not at all; unreadable tiles are left out of it and listed in `unreadable_coords`.
+def write_output(out: Path, journal: Journal, grid: TileGrid, attributes: Attributes) -> int:
+    """Write `out` whole or not at all; unreadable tiles are left out of it and listed beside the features.
+
+    Its suffix chooses the form: `.h5` or `.hdf5`, `.zarr` (a folder, zarr format 3), `.parquet` (one row a tile).
 
     Returns:
         Rows written.
-    """
-    require_module("h5py", extra="slides")
-    import h5py
 
+    Raises:
+        UsageError: Another suffix.
+        RuntimeMissing: The library for the form is not installed.
+    """
+    write = check_form(out)
     keep = np.ones(len(grid.coords), dtype=bool)
     keep[list(journal.unreadable)] = False
     partial = out.parent / f".{out.name}.new"
+    _remove(partial)
     try:
-        with h5py.File(partial, "w") as file:
-            file.attrs.update(attributes)
-            coords = file.create_dataset("coords", data=grid.coords[keep])
-            coords.attrs["patch_size"] = grid.tile_px
-            coords.attrs["patch_level"] = grid.level
-            coords.attrs["patch_size_level0"] = round(grid.size_x)
-            file.create_dataset("unreadable_coords", data=grid.coords[~keep])
-            count = int(keep.sum())
-            features = file.create_dataset("features", (count, attributes["embed_dim"]), dtype="<f4")
-            done = 0
-            for start in range(0, len(keep), _ROWS):
-                stop = min(start + _ROWS, len(keep))
-                rows = journal.read(start, stop)[keep[start:stop]]
-                features[done : done + len(rows)] = rows
-                done += len(rows)
-        with partial.open("r+b") as written:
-            os.fsync(written.fileno())
+        _reserve(partial, _output_bytes(len(keep), attributes["embed_dim"]))
+        write(partial, journal, keep, grid, attributes)
+        _sync(partial)
+        if out.is_dir():
+            shutil.rmtree(out)
         partial.replace(out)
     finally:
-        partial.unlink(missing_ok=True)
-    return count
+        _remove(partial)
+    return int(keep.sum())
+
+
+def check_form(out: Path) -> Callable[[Path, Journal, NDArray[np.bool_], TileGrid, Attributes], None]:
+    """What writes the form that a suffix names; see `write_output`."""
+    forms = {
+        ".h5": (_write_hdf5, "h5py", "slides"),
+        ".hdf5": (_write_hdf5, "h5py", "slides"),
+        ".zarr": (_write_zarr, "zarr", "zarr"),
+        ".parquet": (_write_parquet, "pyarrow", "tiles"),
+    }
+    if out.suffix not in forms:
+        raise UsageError(f"{out} ends in {out.suffix!r}, expected one of {', '.join(forms)}", hint="use --out slide.h5")
+    write, module, extra = forms[out.suffix]
+    require_module(module, extra=extra)
+    return write
+
+
+def check_room(out: Path, *, rows: int, journal_rows: int, embed_dim: int) -> None:
+    """Refuse to begin where the journal and the output cannot both fit.
+
+    Args:
+        out: Output.
+        rows: Tiles of the slide.
+        journal_rows: Tiles that the journal holds already.
+        embed_dim: Values a row.
+
+    Raises:
+        InputError: Too little space.
+    """
+    needed = (rows - journal_rows) * 4 * embed_dim + _output_bytes(rows, embed_dim)
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise _disk_full(out, f"{rows} tiles need {needed / 1e6:.2f} MB more, {free / 1e6:.2f} MB are free")
+
+
+@contextmanager
+def explained_disk_full(out: Path) -> Iterator[None]:
+    """Turn what the system says of a full disk into an InputError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+            raise _disk_full(out, "no space is left") from error
+        raise
+
+
+def _output_bytes(rows: int, embed_dim: int) -> int:
+    return rows * (4 * embed_dim + _BYTES_A_ROW_BESIDES) + _CONTAINER_BYTES
+
+
+def _reserve(path: Path, size_bytes: int) -> None:
+    """Meet a full disk here: HDF5 crashes the process when closing a file finds no room for what it held back."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size_bytes)
+    path.unlink()
+
+
+def _disk_full(out: Path, why: str) -> InputError:
+    return InputError(
+        f"the disk of {out} is full: {why}", hint="make room and run it again: it goes on where it stopped"
+    )
+
+
+def _write_hdf5(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: TileGrid, attributes: Attributes) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.attrs.update(attributes)
+        coords = file.create_dataset("coords", data=grid.coords[keep])
+        coords.attrs.update(_grid_attributes(grid, attributes))
+        file.create_dataset("unreadable_coords", data=grid.coords[~keep])
+        features = file.create_dataset("features", (int(keep.sum()), attributes["embed_dim"]), dtype="<f4")
+        for start, _, rows in _kept_rows(journal, keep, grid):
+            features[start : start + len(rows)] = rows
+
+
+def _write_zarr(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: TileGrid, attributes: Attributes) -> None:
+    import zarr
+
+    group = zarr.open_group(path, mode="w", attributes=attributes)
+    shape = (int(keep.sum()), attributes["embed_dim"])
+    coords = group.create_array("coords", data=grid.coords[keep], chunks=(max(shape[0], 1), 2))
+    coords.update_attributes(_grid_attributes(grid, attributes))
+    group.create_array("unreadable_coords", data=grid.coords[~keep].reshape(-1, 2))
+    features = group.create_array("features", shape=shape, chunks=(min(_ROWS, max(shape[0], 1)), shape[1]), dtype="<f4")
+    for start, _, rows in _kept_rows(journal, keep, grid):
+        features[start : start + len(rows)] = rows
+
+
+def _write_parquet(
+    path: Path, journal: Journal, keep: NDArray[np.bool_], grid: TileGrid, attributes: Attributes
+) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    dim = attributes["embed_dim"]
+    about = {**attributes, **_grid_attributes(grid, attributes), "unreadable_coords": grid.coords[~keep].tolist()}
+    fields = [("x", pyarrow.int64()), ("y", pyarrow.int64()), ("features", pyarrow.list_(pyarrow.float32(), dim))]
+    schema = pyarrow.schema(fields, metadata={key: str(value) for key, value in about.items()})
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for _, coords, rows in _kept_rows(journal, keep, grid):
+            features = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.ravel()), dim)
+            writer.write_table(pyarrow.table([coords[:, 0].copy(), coords[:, 1].copy(), features], schema=schema))
+
+
+def _grid_attributes(grid: TileGrid, attributes: Attributes) -> Attributes:
+    # The names that CLAM and TRIDENT look for on `coords`.
+    return {
+        "name": Path(attributes["slide"]).stem,
+        "patch_size": grid.tile_px,
+        "patch_level": grid.level,
+        "patch_size_level0": round(grid.size_x),
+        "overlap": 0,
+        "level0_width": attributes["slide_width"],
+        "level0_height": attributes["slide_height"],
+    }
+
+
+def _kept_rows(
+    journal: Journal, keep: NDArray[np.bool_], grid: TileGrid
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]:
+    """Position in the output, coords and features of readable tiles, some thousand at a time."""
+    done = 0
+    for start in range(0, len(keep), _ROWS):
+        part = slice(start, min(start + _ROWS, len(keep)))
+        rows = journal.read(part.start, part.stop)[keep[part]]
+        yield done, grid.coords[part][keep[part]], rows
+        done += len(rows)
+
+
+def _sync(path: Path) -> None:
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("r+b") as written:
+                os.fsync(written.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

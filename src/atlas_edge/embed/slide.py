@@ -1,10 +1,8 @@
-"""One slide through an encoder: decode ahead in threads, embed in order, keep what was done."""
+"""One slide through an encoder: embed its tissue, keep what was done, write the file."""
 
 import hashlib
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_edge.atomic import write_atomic
 from atlas_edge.embed.journal import Journal
-from atlas_edge.embed.output import write_hdf5
+from atlas_edge.embed.lock import output_lock
+from atlas_edge.embed.output import check_form, check_room, explained_disk_full, write_output
+from atlas_edge.embed.pipeline import StageClock, StageSeconds, embedded
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.slides import Slide, TileGrid, TileReader, find_tissue, open_slide, plan_grid
+from atlas_edge.slides import Slide, TileGrid, TileReader, TissueMask, find_tissue, open_slide, plan_grid
 from atlas_edge.slides.open import check_file
-from atlas_edge.slides.reader import ReadTiles
+from atlas_edge.spec import EncoderSpec
 
 _CHECKPOINT_S = 2.0
+_LISTED = 3
 
 
 class EmbedConfig(BaseModel):
@@ -44,7 +45,7 @@ class EmbedConfig(BaseModel):
     tissue: bool = True
     max_unreadable: float = Field(default=0.01, ge=0, le=1)
     threads: int = Field(default=1, ge=1, le=64)
-    batch: int = Field(default=32, ge=1, le=4096)
+    batch: int = Field(default=64, ge=1, le=4096)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,53 @@ class SlideResult:
     level: int
     seconds: float
     tiles_per_s: float
+    stages: StageSeconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlidePlan:
+    """What would be embedded.
+
+    Attributes:
+        slide: Path.
+        vendor: As the reader calls it.
+        slide_mpp: µm per pixel of level 0.
+        level: Level to read.
+        mpp: µm per pixel of the tiles.
+        tiles: Tiles with tissue.
+        candidates: Tiles of the whole grid.
+    """
+
+    slide: str
+    vendor: str
+    slide_mpp: float
+    level: int
+    mpp: float
+    tiles: int
+    candidates: int
+
+
+def plan_slide(path: Path, spec: EncoderSpec, config: EmbedConfig) -> SlidePlan:
+    """Open a slide and lay its grid, and embed nothing.
+
+    Raises:
+        InputError: See `embed_slide`.
+        UsageError: See `embed_slide`.
+    """
+    slide = open_slide(path, mpp=config.mpp)
+    try:
+        _, grid = _lay_grid(slide, spec, config)
+        return SlidePlan(
+            slide=str(path),
+            vendor=slide.vendor,
+            slide_mpp=slide.mpp_x,
+            level=grid.level,
+            mpp=grid.mpp,
+            tiles=len(grid.coords),
+            candidates=grid.candidates,
+        )
+    finally:
+        slide.close()
 
 
 def embed_slide(
@@ -71,37 +119,54 @@ def embed_slide(
     bundle_sha256: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> SlideResult:
-    """Embed a slide's tissue into an HDF5 file, going on where a killed run of the same plan stopped.
+    """Embed a slide's tissue into one file, going on where a killed run of the same plan stopped.
 
     Args:
         path: Slide.
         encoder: What embeds.
-        out: HDF5 file to write, replaced if it is there.
+        out: File to write, replaced if it is there; see `write_output` for its forms.
         config: See `EmbedConfig`.
         bundle_sha256: SHA-256 of the bundle's manifest, for the attributes.
         progress: Called with tiles done and tiles in all.
 
     Raises:
-        InputError: The slide is damaged, has no tissue, too many unreadable tiles, or changed while it was read.
-        UsageError: Nobody said how many µm per pixel the encoder wants.
+        InputError: The slide is damaged, has no tissue, too many unreadable tiles, or changed while it was read; or
+            the disk is full.
+        UsageError: Nobody said how many µm per pixel the encoder wants, or another process writes `out`.
     """
-    begun = time.perf_counter()
-    mpp = config.tile_mpp or encoder.spec.mpp
-    if mpp is None:
-        raise UsageError(f"{encoder.spec.name} does not say its µm per pixel", hint="add --tile-mpp 0.5")
+    with output_lock(out), explained_disk_full(out):
+        return _embed_locked(path, encoder, out, config, bundle_sha256, progress)
+
+
+def _embed_locked(
+    path: Path,
+    encoder: Encoder,
+    out: Path,
+    config: EmbedConfig,
+    bundle_sha256: str,
+    progress: Callable[[int, int], None] | None,
+) -> SlideResult:
+    begun, clock = time.perf_counter(), StageClock()
+    check_form(out)
     check_file(path)
     before = _identity(path)
     slide = open_slide(path, mpp=config.mpp)
     try:
-        grid = _plan(slide, encoder, out, config, mpp)
-        journal = Journal(out, _plan_of(before, encoder, grid, config, bundle_sha256), encoder.spec.embed_dim)
+        mask, grid = _lay_grid(slide, encoder.spec, config)
+        _save_mask(mask, out)
+        if len(grid.coords) == 0:
+            raise InputError(f"{path} has no tissue", hint="look at the mask beside the output, or add --no-tissue")
+        dim = encoder.spec.embed_dim
+        journal = Journal(out, _plan_of(before, encoder, grid, config, bundle_sha256), dim)
         resumed = journal.rows
         try:
-            _run(TileReader(slide, grid), encoder, journal, config, progress)
+            check_room(out, rows=len(grid.coords), journal_rows=resumed, embed_dim=dim)
+            _run(TileReader(slide, grid), encoder, journal, config, clock, progress)
             if _identity(path) != before:
                 journal.remove()
                 raise InputError(f"{path} changed while it was read", hint="wait until the scanner has finished it")
-            count = write_hdf5(out, journal, grid, _attributes(slide, encoder, grid, bundle_sha256))
+            with clock.stage("write"):
+                count = write_output(out, journal, grid, _attributes(slide, encoder, grid, bundle_sha256))
         finally:
             journal.close()
     finally:
@@ -119,22 +184,26 @@ def embed_slide(
         level=grid.level,
         seconds=seconds,
         tiles_per_s=(len(grid.coords) - resumed) / seconds,
+        stages=clock.seconds(slide.file_s),
     )
 
 
-def _plan(slide: Slide, encoder: Encoder, out: Path, config: EmbedConfig, mpp: float) -> TileGrid:
+def _lay_grid(slide: Slide, spec: EncoderSpec, config: EmbedConfig) -> tuple[TissueMask | None, TileGrid]:
+    mpp = config.tile_mpp or spec.mpp
+    if mpp is None:
+        raise UsageError(f"{spec.name} does not say its µm per pixel", hint="add --tile-mpp 0.5")
     mask = find_tissue(slide) if config.tissue else None
-    grid = plan_grid(slide, mask, tile_px=encoder.spec.tile_px, mpp=mpp, min_tissue=config.min_tissue)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if mask is not None:
-        import io
+    return mask, plan_grid(slide, mask, tile_px=spec.tile_px, mpp=mpp, min_tissue=config.min_tissue)
 
-        buffer = io.BytesIO()
-        mask.image().save(buffer, "PNG")
-        write_atomic(out.with_suffix(".mask.png"), buffer.getvalue())
-    if len(grid.coords) == 0:
-        raise InputError(f"{slide.path} has no tissue", hint="look at the mask beside the output, or add --no-tissue")
-    return grid
+
+def _save_mask(mask: TissueMask | None, out: Path) -> None:
+    if mask is None:
+        return
+    import io
+
+    buffer = io.BytesIO()
+    mask.image().save(buffer, "PNG")
+    write_atomic(out.with_suffix(".mask.png"), buffer.getvalue())
 
 
 def _run(
@@ -142,44 +211,32 @@ def _run(
     encoder: Encoder,
     journal: Journal,
     config: EmbedConfig,
+    clock: StageClock,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     total = len(reader.grid.coords)
     limit = int(config.max_unreadable * total)
     saved = time.monotonic()
-    for start, read in _decoded(reader, journal.rows, config):
-        journal.append(
-            encoder.encode(read.pixels), {start + index: reason for index, reason in read.unreadable.items()}
-        )
-        if len(journal.unreadable) > limit:
-            reason = next(iter(journal.unreadable.values()))
-            raise InputError(
-                f"{len(journal.unreadable)} of {total} tiles are unreadable, at most {limit} may be: {reason}",
-                hint="copy the slide again, or add --max-unreadable 0.05",
-            )
-        if time.monotonic() - saved > _CHECKPOINT_S:
-            journal.checkpoint()
-            saved = time.monotonic()
+    for done in embedded(reader, encoder, clock, first=journal.rows, threads=config.threads, batch=config.batch):
+        with clock.stage("write"):
+            journal.append(done.features, done.unreadable)
+            if len(journal.unreadable) > limit:
+                raise _too_many_unreadable(journal, total, limit, reader)
+            if time.monotonic() - saved > _CHECKPOINT_S:
+                journal.checkpoint()
+                saved = time.monotonic()
         if progress is not None:
             progress(journal.rows, total)
     journal.checkpoint()
 
 
-def _decoded(reader: TileReader, first: int, config: EmbedConfig) -> Iterator[tuple[int, ReadTiles]]:
-    """Batches in order, decoded by threads that stay at most `threads` + 1 batches ahead."""
-    coords, waiting = reader.grid.coords, deque[tuple[int, "Future[ReadTiles]"]]()
-    pool = ThreadPoolExecutor(config.threads, thread_name_prefix="decode")
-    try:
-        for start in range(first, len(coords), config.batch):
-            waiting.append((start, pool.submit(reader.read, coords[start : start + config.batch])))
-            if len(waiting) > config.threads + 1:
-                ready, future = waiting.popleft()
-                yield ready, future.result()
-        while waiting:
-            ready, future = waiting.popleft()
-            yield ready, future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _too_many_unreadable(journal: Journal, total: int, limit: int, reader: TileReader) -> InputError:
+    first = list(journal.unreadable.items())[:_LISTED]
+    listed = "; ".join(f"{reader.grid.coords[index].tolist()}: {reason}" for index, reason in first)
+    return InputError(
+        f"{len(journal.unreadable)} of {total} tiles are unreadable, at most {limit} may be: {listed}",
+        hint="copy the slide again, or add --max-unreadable 0.05",
+    )
 
 
 def _identity(path: Path) -> list[int]:
@@ -196,7 +253,7 @@ def _plan_of(
         "encoder": encoder.spec.model_dump(mode="json"),
         "runtime": encoder.runtime,
         "bundle": bundle_sha256,
-        "batch": config.batch,
+        "batch": [config.batch, getattr(encoder, "batch", None), getattr(encoder, "streams", 1)],
         "coords": hashlib.sha256(grid.coords.tobytes()).hexdigest(),
         "grid": [grid.level, grid.scale_x, grid.scale_y],
     }
@@ -206,6 +263,8 @@ def _attributes(slide: Slide, encoder: Encoder, grid: TileGrid, bundle_sha256: s
     return {
         "slide": slide.path.name,
         "slide_mpp": slide.mpp_x,
+        "slide_width": slide.levels[0].width,
+        "slide_height": slide.levels[0].height,
         "vendor": slide.vendor,
         "encoder": encoder.spec.name,
         "random_weights": encoder.spec.random_weights,

@@ -1,0 +1,122 @@
+"""Tiles through an encoder: decoded ahead in threads, embedded in order, every stage timed."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge.encoder import Encoder
+from atlas_edge.slides import TileReader
+from atlas_edge.slides.reader import ReadTiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSeconds:
+    """Where the time went. Stages run side by side: they add up to more than the wall clock.
+
+    Attributes:
+        read_s: Reading the file's bytes, over all decode threads; None where OpenSlide reads and decodes in one.
+        decode_s: Decompressing, over all decode threads; with reading where `read_s` is None.
+        resample_s: Cutting and resampling, over all decode threads.
+        inference_s: In the encoder.
+        write_s: Journal and output.
+        waiting_s: The encoder had nothing to do because no batch was decoded.
+    """
+
+    read_s: float | None = None
+    decode_s: float = 0.0
+    resample_s: float = 0.0
+    inference_s: float = 0.0
+    write_s: float = 0.0
+    waiting_s: float = 0.0
+
+
+class StageClock:
+    """Gathers `StageSeconds`."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what runs inside as `inference`, `write` or `waiting`."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._add(name, time.perf_counter() - begun)
+
+    def decoded(self, tiles: ReadTiles) -> None:
+        """Count what a batch took to read."""
+        self._add("regions", tiles.read_s)
+        self._add("resample", tiles.resample_s)
+
+    def seconds(self, file_s: float | None) -> StageSeconds:
+        """All of it; `file_s` is what the slide spent in reading bytes."""
+        got = self._seconds.get
+        return StageSeconds(
+            read_s=file_s,
+            decode_s=max(got("regions", 0.0) - (file_s or 0.0), 0.0),
+            resample_s=got("resample", 0.0),
+            inference_s=got("inference", 0.0),
+            write_s=got("write", 0.0),
+            waiting_s=got("waiting", 0.0),
+        )
+
+    def _add(self, name: str, seconds: float) -> None:
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedBatch:
+    """Consecutive tiles of a grid.
+
+    Attributes:
+        start: Index of the first.
+        features: `(B, D)` float32.
+        unreadable: Index in the grid -> reason; their features are those of a white tile.
+    """
+
+    start: int
+    features: NDArray[np.float32]
+    unreadable: dict[int, str]
+
+
+def embedded(
+    reader: TileReader, encoder: Encoder, clock: StageClock, *, first: int, threads: int, batch: int
+) -> Iterator[EmbeddedBatch]:
+    """Embed the tiles of a grid from index `first` on, batch by batch, in order."""
+    batches = _decoded(reader, first, threads, batch)
+    while True:
+        with clock.stage("waiting"):
+            item = next(batches, None)
+        if item is None:
+            return
+        start, tiles = item
+        clock.decoded(tiles)
+        with clock.stage("inference"):
+            features = encoder.encode(tiles.pixels)
+        unreadable = {start + index: reason for index, reason in tiles.unreadable.items()}
+        yield EmbeddedBatch(start=start, features=features, unreadable=unreadable)
+
+
+def _decoded(reader: TileReader, first: int, threads: int, batch: int) -> Iterator[tuple[int, ReadTiles]]:
+    """Batches in order, decoded by threads that stay at most `threads` + 1 batches ahead."""
+    coords, waiting = reader.grid.coords, deque[tuple[int, "Future[ReadTiles]"]]()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    try:
+        for start in range(first, len(coords), batch):
+            waiting.append((start, pool.submit(reader.read, coords[start : start + batch])))
+            if len(waiting) > threads + 1:
+                ready, future = waiting.popleft()
+                yield ready, future.result()
+        while waiting:
+            ready, future = waiting.popleft()
+            yield ready, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
