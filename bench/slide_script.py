@@ -1,0 +1,68 @@
+"""The script that anyone would write first, to compare with: OpenSlide, Pillow, timm in eager PyTorch."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from atlas_edge.cli import require_module
+from atlas_edge.errors import UsageError
+from atlas_edge.slides import TileGrid
+
+BATCH = 32
+
+
+def obvious_script(model_folder: str, path: Path, grid: TileGrid) -> Callable[[], float]:
+    """Prepare the obvious script on the tiles of a grid.
+
+    `read_region` tile by tile, Pillow to RGB and to the tile's size, torchvision's ToTensor and Normalize, batches of
+    32, `timm` in eager float32 under `inference_mode`, PyTorch on all cores.
+
+    Args:
+        model_folder: timm folder, or the name of a timm architecture (random weights).
+        path: Slide that OpenSlide reads.
+        grid: Tiles.
+
+    Returns:
+        A function that runs it and returns tiles per second; loading the model is not in it.
+
+    Raises:
+        UsageError: OpenSlide does not read this slide.
+        RuntimeMissing: PyTorch or timm is not installed.
+    """
+    for module, extra in (("torch", "torch"), ("timm", "torch"), ("openslide", "slides")):
+        require_module(module, extra=extra)
+    import openslide
+    import timm
+    import torch
+    from PIL import Image
+    from torchvision import transforms
+
+    if openslide.OpenSlide.detect_format(path) is None:
+        raise UsageError(f"{path}: OpenSlide does not read it, so the obvious script cannot", hint="leave --script out")
+    torch.set_num_threads(os.cpu_count() or 1)
+    name = f"local-dir:{model_folder}" if Path(model_folder).is_dir() else model_folder
+    model = timm.create_model(name, pretrained=Path(model_folder).is_dir(), num_classes=0).eval()
+    data = timm.data.resolve_model_data_config(model)
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(data["mean"], data["std"])])
+    side = grid.tile_px
+    region = (round(side * grid.scale_x), round(side * grid.scale_y))
+
+    def run() -> float:
+        slide = openslide.OpenSlide(path)
+        begun = time.perf_counter()
+        waiting, embeddings = [], []
+        for number, (x, y) in enumerate(grid.coords.tolist(), start=1):
+            tile = slide.read_region((x, y), grid.level, region).convert("RGB")
+            if region != (side, side):
+                tile = tile.resize((side, side), Image.Resampling.BICUBIC)
+            waiting.append(transform(tile))
+            if len(waiting) == BATCH or number == len(grid.coords):
+                with torch.inference_mode():
+                    embeddings.append(model(torch.stack(waiting)).numpy())
+                waiting = []
+        elapsed = time.perf_counter() - begun
+        slide.close()
+        return len(grid.coords) / elapsed
+
+    return run

@@ -1,0 +1,58 @@
+"""The slide bench through the real command line, on a slide that it draws and a bundle that computes means."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from atlas_edge.bench.slide import _bottleneck
+from embed.conftest import make_mean_bundle
+from support import RunCommand
+
+for module in ("openslide", "tifffile", "imagecodecs", "openvino"):
+    pytest.importorskip(module)
+
+
+def test_slide_bench(tmp_path: Path, run_command: RunCommand) -> None:
+    bundle = make_mean_bundle(tmp_path / "bundle")
+    kept = tmp_path / "kept.tif"
+    done = run_command(
+        "atlas-bench", "slide", "--synthetic", "1500x1200", "--keep", kept, "--bundle", bundle, "--tiles", "64",
+        "--rounds", "2", "--batch", "16", "--scanner-seconds", "1000", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    figures = report["bundles"][str(bundle)]
+    assert report["measured_tiles"] == 64 < report["tiles"] < 46 * 37
+    assert figures["keeps_up"] is True
+    assert figures["end_to_end_tiles_per_s"] > 0
+    assert {name: len(values) for name, values in figures["rounds_tiles_per_s"].items()} == {
+        "encoder only": 2, "end to end": 2, "one more thread": 2, "one more stream": 2,
+    }  # fmt: skip
+    stages = figures["stages"]
+    assert min(stages[name] for name in ("read_s", "decode_s", "resample_s", "inference_s", "write_s")) > 0
+    assert "SYNTHETIC" in done.stderr
+    again = run_command("atlas-bench", "slide", kept, "--bundle", bundle, "--rounds", "1")
+    assert again.returncode == 2
+    assert "--rounds 2" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--synthetic", "big"], "WIDTHxHEIGHT"),
+        (["--synthetic", "20x20"], "cannot be made"),
+        ([], "one of the two"),
+    ],
+)
+def test_slide_bench_says_what_is_wrong(run_command: RunCommand, arguments: list[str], message: str) -> None:
+    done = run_command("atlas-bench", "slide", *arguments, "--bundle", "none")
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_bottleneck_counts_what_shares_a_thread_together() -> None:
+    fast = {"read": 300.0, "decode": 200.0, "resample": 300.0, "write": 9e3}
+    assert _bottleneck({**fast, "inference": 60.0}) == "inference"
+    assert _bottleneck({**fast, "inference": 100.0}) == "decode"  # 75 a second together
+    assert _bottleneck({"decode": 200.0, "inference": 100.0, "write": 50.0}) == "write"
