@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from pydantic import ValidationError
 
 from atlas_edge.cli import console, make_app, print_json, run_app, set_verbosity
+from atlas_edge.embed.watch_command import watch
 from atlas_edge.errors import InputError, UsageError
 
 HELP = """Embed the tissue of whole slides with a bundle.
@@ -23,6 +23,7 @@ A run that was killed goes on where it stopped when the same command is given ag
 """
 
 app = make_app("atlas-embed", HELP)
+app.command(watch)
 
 Flag = Annotated[bool, Parameter(negative="")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
@@ -115,6 +116,8 @@ def main() -> None:
 
 def make_config(**options: Any) -> Any:
     """An `EmbedConfig`, or a UsageError that names the option."""
+    from pydantic import ValidationError
+
     from atlas_edge.embed.slide import EmbedConfig
 
     try:

@@ -24,6 +24,10 @@ _CONTAINER_BYTES = 2**15
 Attributes = dict[str, Any]
 
 
+class DiskFull(InputError):
+    """No room for the journal or the output: no fault of the slide."""
+
+
 def write_output(out: Path, journal: Journal, grid: TileGrid, attributes: Attributes) -> int:
     """Write `out` whole or not at all; unreadable tiles are left out of it and listed beside the features.
 
@@ -78,7 +82,7 @@ def check_room(out: Path, *, rows: int, journal_rows: int, embed_dim: int) -> No
         embed_dim: Values a row.
 
     Raises:
-        InputError: Too little space.
+        DiskFull: Too little space.
     """
     needed = (rows - journal_rows) * 4 * embed_dim + _output_bytes(rows, embed_dim)
     free = shutil.disk_usage(out.parent).free
@@ -88,7 +92,7 @@ def check_room(out: Path, *, rows: int, journal_rows: int, embed_dim: int) -> No
 
 @contextmanager
 def explained_disk_full(out: Path) -> Iterator[None]:
-    """Turn what the system says of a full disk into an InputError that says what to do."""
+    """Turn what the system says of a full disk into a DiskFull that says what to do."""
     try:
         yield
     except OSError as error:
@@ -110,10 +114,8 @@ def _reserve(path: Path, size_bytes: int) -> None:
     path.unlink()
 
 
-def _disk_full(out: Path, why: str) -> InputError:
-    return InputError(
-        f"the disk of {out} is full: {why}", hint="make room and run it again: it goes on where it stopped"
-    )
+def _disk_full(out: Path, why: str) -> DiskFull:
+    return DiskFull(f"the disk of {out} is full: {why}", hint="make room and run it again: it goes on where it stopped")
 
 
 def _write_hdf5(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: TileGrid, attributes: Attributes) -> None:

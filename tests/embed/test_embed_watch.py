@@ -1,0 +1,269 @@
+"""The watcher through its real command line: good slides, bad ones, kills, two at once, its page."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atlas_edge.embed.status_page import render, status_page
+from atlas_edge.embed.watch_journal import State, Status, WatchJournal
+from embed.conftest import make_scan
+from support import ROOT, RunCommand
+
+h5py = pytest.importorskip("h5py")
+pytest.importorskip("openslide")
+
+QUICK = ("--poll-seconds", "0.1", "--retry-seconds", "0.05", "--port", "0")
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    log = out / "atlas-embed.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def until(condition: Callable[[], Any], process: "subprocess.Popen[bytes]") -> Any:
+    deadline = time.monotonic() + 300
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, "the watcher ended: see stderr.txt"
+        time.sleep(0.01)
+    return found
+
+
+@contextmanager
+def watching(
+    folder: Path, out: Path, bundle: Path, *options: str, settle_s: float = 0.3
+) -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-m", "atlas_edge.embed", "watch", folder, "--bundle", bundle, "--out", out, *QUICK]
+    with (folder.parent / "stderr.txt").open("ab") as stderr:
+        process = subprocess.Popen(
+            [*map(str, command), "--settle-seconds", str(settle_s), *options],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            stderr=stderr,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_embeds_what_is_there_and_sets_aside_what_fails(
+    mean_bundle: Path, tmp_path: Path, run_command: RunCommand
+) -> None:
+    folder, out = tmp_path / "scans", tmp_path / "out"
+    (folder / "sub").mkdir(parents=True)
+    for number, name in enumerate(("a.tif", "b.tif", "sub/a.tif")):
+        make_scan(folder / name, number)
+    (folder / "zero.svs").touch()
+    whole = (folder / "a.tif").read_bytes()
+    (folder / "cut.tif").write_bytes(whole[: len(whole) // 2])
+    (folder / "folder.svs").mkdir()
+    (folder / ".hidden.tif").write_bytes(whole)
+    arguments = [
+        "watch",
+        folder,
+        "--bundle",
+        mean_bundle,
+        "--out",
+        out,
+        "--once",
+        "--attempts",
+        "2",
+        "--settle-seconds",
+        "0.3",
+        *QUICK,
+    ]
+    done = run_command("atlas-embed", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["counts"] == {
+        "waiting": 0, "queued": 0, "running": 0, "done": 3, "quarantined": 2,
+    }  # fmt: skip
+    for name in ("a", "b", "sub/a"):
+        with h5py.File(out / f"{name}.h5") as file:
+            assert len(file["features"]) > 0
+    reports = {path.name: json.loads(path.read_text()) for path in (out / "quarantine").iterdir()}
+    assert set(reports) == {"zero.svs.json", "cut.tif.json"}
+    assert "0 bytes" in reports["zero.svs.json"]["error"]
+    assert reports["cut.tif.json"]["attempts"] == 2
+    said = events(out)
+    assert sum(event["event"] == "failed" for event in said) == 4
+    assert [event["slide"] for event in said if event["event"] == "ignored"] == [str((folder / "folder.svs").resolve())]
+    assert (folder / "zero.svs").exists()
+    assert "Traceback" not in done.stderr
+
+    again = run_command("atlas-embed", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert sum(event["event"] == "done" for event in events(out)) == 3, "embedded twice"
+    # The journal is lost: what is embedded is not embedded again.
+    for path in out.glob("atlas-embed.sqlite*"):
+        path.unlink()
+    assert run_command("atlas-embed", *arguments).returncode == 0
+    said = events(out)
+    assert sum(event["event"] == "done" for event in said) == 3
+    assert sum(event["event"] == "already embedded" for event in said) == 3
+
+
+def test_waits_until_a_slide_is_whole(mean_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "scans", tmp_path / "out"
+    folder.mkdir()
+    whole = make_scan(tmp_path / "whole.tif").read_bytes()
+    with watching(folder, out, mean_bundle, settle_s=1e9) as process:
+        with (folder / "grows.tif").open("wb") as file:
+            file.write(whole[:-1000])
+            file.flush()
+            until(lambda: any(event["event"] == "found" for event in events(out)), process)
+            file.write(whole[-1000:])
+        time.sleep(0.3)
+        assert not any(event["event"] == "queued" for event in events(out))
+        (folder / "grows.tif.done").touch()
+        until(lambda: any(event["event"] == "done" for event in events(out)), process)
+    assert not any(event["event"] == "failed" for event in events(out))
+
+
+def test_goes_on_after_a_kill(mean_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "scans", tmp_path / "out"
+    folder.mkdir()
+    make_scan(folder / "a.tif")
+    make_scan(folder / "b.tif", 1)
+    with watching(folder, out, mean_bundle, "--batch", "1") as process:
+        until(lambda: any(event["event"] == "begin" for event in events(out)), process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with watching(folder, out, mean_bundle, "--batch", "1", "--once") as process:
+        process.wait(timeout=300)
+        assert process.returncode == 0
+    said = events(out)
+    assert sorted(Path(event["slide"]).name for event in said if event["event"] == "done") == ["a.tif", "b.tif"]
+    assert sum(event["event"] == "reclaimed" for event in said) <= 1
+    for name in ("a", "b"):
+        with h5py.File(out / f"{name}.h5") as file:
+            assert len(file["coords"]) == 600
+    assert not [path for path in out.glob(".*") if path.suffix in (".work", ".lock", ".new")]
+
+
+def test_two_watchers_share_a_folder(mean_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "scans", tmp_path / "out"
+    folder.mkdir()
+    for number in range(6):
+        make_scan(folder / f"{number}.tif", number)
+    begin = (folder, out, mean_bundle, "--batch", "2", "--once")
+    with watching(*begin, settle_s=1.5) as one, watching(*begin, settle_s=1.5) as two:
+        for process in (one, two):
+            process.wait(timeout=300)
+            assert process.returncode == 0
+    said = events(out)
+    assert sorted(Path(event["slide"]).stem for event in said if event["event"] == "begin") == list("012345")
+    assert sorted(Path(event["slide"]).stem for event in said if event["event"] == "done") == list("012345")
+    assert sum(event["event"] == "start" for event in said) == 2
+
+
+def journal_with(tmp_path: Path, name: str = "s.svs") -> tuple[WatchJournal, Path]:
+    journal, path = WatchJournal(tmp_path / "j.sqlite"), tmp_path / name
+    arguments = {"size_bytes": 5, "mtime_ns": 1, "settle_s": 10.0, "marked": False}
+    assert journal.observe(path, [tmp_path / "s.h5"], now=0.0, **arguments) == "found"
+    assert journal.observe(path, [tmp_path / "s.h5"], now=9.0, **arguments) is None
+    assert journal.claim(9.0) is None
+    assert journal.observe(path, [tmp_path / "s.h5"], now=10.0, **arguments) == "queued"
+    return journal, path
+
+
+def test_journal_retries_with_a_growing_pause_then_quarantines(tmp_path: Path) -> None:
+    journal, path = journal_with(tmp_path)
+    now = 10.0
+    for attempt, pause in ((1, 60.0), (2, 120.0)):
+        job = journal.claim(now)
+        assert job is not None
+        assert job.attempts == attempt
+        assert journal.claim(now) is None
+        assert journal.fail(job, "broken", now=now, most_attempts=3, retry_s=60.0) is State.QUEUED
+        assert journal.claim(now + pause - 1) is None
+        now += pause
+    job = journal.claim(now)
+    assert job is not None
+    assert journal.fail(job, "broken", now=now, most_attempts=3, retry_s=60.0) is State.QUARANTINED
+    assert journal.claim(1e12) is None
+    assert journal.status(now).errors[0]["error"] == "broken"
+    # Replaced by another file: it starts anew.
+    replaced = {"size_bytes": 6, "mtime_ns": 2, "settle_s": 0.0, "marked": False}
+    assert journal.observe(path, [], now=now, **replaced) == "changed"
+    assert journal.observe(path, [], now=now, **replaced) == "queued"
+    job = journal.claim(now)
+    assert job is not None
+    assert job.attempts == 1
+    journal.close()
+
+
+def test_a_slide_that_kills_the_process_is_quarantined(tmp_path: Path) -> None:
+    journal, path = journal_with(tmp_path)
+    host = os.uname().nodename
+    for attempt in (1, 2, 3):
+        assert journal.claim(10.0) is not None
+        assert journal.reclaim(most_attempts=3) == [], "this process is alive"
+        journal._connection.execute("UPDATE slides SET owner = ?", (f"{host}/{2**22 + 1}/1",))
+        expected = State.QUEUED if attempt < 3 else State.QUARANTINED
+        assert journal.reclaim(most_attempts=3) == [(path, expected)]
+    journal.close()
+
+
+def hostile_status() -> Status:
+    row = {
+        "path": "/scans/<img src=x onerror=alert(1)>.svs", "state": "running", "attempts": 1, "tiles_done": 5,
+        "tiles": 10, "started_at": 0.0, "finished_at": None, "error": "<script>alert(2)</script>",
+    }  # fmt: skip
+    counts = {state.value: 1 for state in State}
+    return Status(counts=counts, slides_per_hour=7, rows=[row], errors=[row])
+
+
+def test_page_by_http() -> None:
+    with status_page(hostile_status, 0) as address, status_page(hostile_status, int(address.split(":")[2][:-1])) as b:
+        assert address.startswith("http://127.0.0.1:")
+        assert b != address
+        with urllib.request.urlopen(address) as answer:
+            page = answer.read().decode()
+            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        assert "5 of 10" in page
+        assert "&lt;script&gt;alert(2)" in page
+        assert "<img" not in page
+        with urllib.request.urlopen(f"{address}status.json") as answer:
+            assert json.load(answer)["slides_per_hour"] == 7
+        for path, host, code in (("", "evil.example", 403), ("etc/passwd", None, 404)):
+            request = urllib.request.Request(address + path, headers={"Host": host} if host else {})
+            with pytest.raises(urllib.error.HTTPError) as raised:
+                urllib.request.urlopen(request)
+            assert raised.value.code == code
+            raised.value.close()
+    assert render(hostile_status(), 60.0).count("1 min ago") == 1
+
+
+@pytest.mark.skipif(not Path("/usr/bin/chromium").exists(), reason="Chromium is not installed here")
+def test_page_in_a_browser(tmp_path: Path) -> None:
+    """The page as Chromium renders it, after its script has fetched the status once more."""
+    calls = []
+
+    def status() -> Status:
+        calls.append(1)
+        return hostile_status()
+
+    with status_page(status, 0) as address:
+        done = subprocess.run(
+            [
+                "/usr/bin/chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,800",
+                f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", address,
+            ],
+            capture_output=True, text=True, timeout=200, check=True,
+        )  # fmt: skip
+    assert len(calls) >= 2, "its script did not run"
+    assert "&lt;img src=x onerror=alert(1)&gt;.svs" in done.stdout
+    assert 'id="hourly">7</dd>' in done.stdout
+    assert '<li class="error">' in done.stdout
