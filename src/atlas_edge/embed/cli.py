@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from atlas_edge.cli import console, make_app, print_json, run_app, set_verbosity
+from atlas_edge.embed.ray_command import ray
 from atlas_edge.embed.watch_command import watch
 from atlas_edge.errors import InputError, UsageError
 
@@ -24,6 +25,7 @@ A run that was killed goes on where it stopped when the same command is given ag
 
 app = make_app("atlas-embed", HELP)
 app.command(watch)
+app.command(ray)
 
 Flag = Annotated[bool, Parameter(negative="")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
@@ -101,7 +103,7 @@ def embed(
         failed = hasattr(item, "reason")
         (failures if failed else results).append(item)
         if not failed or len(jobs) > 1:
-            console(quiet=quiet).print(_line(item), markup=False, soft_wrap=True)
+            console(quiet=quiet).print(result_line(item), markup=False, soft_wrap=True)
     if json:
         print_json(
             {"slides": [dataclasses.asdict(r) for r in results], "failed": [dataclasses.asdict(f) for f in failures]}
@@ -126,6 +128,19 @@ def make_config(**options: Any) -> Any:
         first = error.errors()[0]
         option = str(first["loc"][0]).replace("_", "-")
         raise UsageError(f"--{option} {first['input']}: {first['msg']}", hint="see atlas-embed --help") from error
+
+
+def result_line(item: Any) -> str:
+    """What became of a slide, in words."""
+    if hasattr(item, "reason"):
+        return f"{Path(item.slide).name}: FAILED: {item.reason}"
+    lines = [
+        f"{Path(item.slide).name}: {item.tiles} tiles at {item.mpp:.3g} µm per pixel in {item.seconds:.1f} s "
+        f"({item.tiles_per_s:.0f} tiles/s), {len(item.unreadable)} unreadable, {item.resumed_tiles} "
+        f"from an earlier run -> {item.out}"
+    ]
+    lines += [f"  unreadable at {where}: {reason}" for where, reason in item.unreadable.items()]
+    return "\n".join(lines)
 
 
 def _outputs(slides: list[Path], out: Path, form: str, *, overwrite: bool) -> list[Path]:
@@ -200,18 +215,6 @@ def _progress(*, quiet: bool) -> Iterator[Any]:
             bar.update(tasks[slide], completed=done)
 
         yield advance
-
-
-def _line(item: Any) -> str:
-    if hasattr(item, "reason"):
-        return f"{Path(item.slide).name}: FAILED: {item.reason}"
-    lines = [
-        f"{Path(item.slide).name}: {item.tiles} tiles at {item.mpp:.3g} µm per pixel in {item.seconds:.1f} s "
-        f"({item.tiles_per_s:.0f} tiles/s), {len(item.unreadable)} unreadable, {item.resumed_tiles} "
-        f"from an earlier run -> {item.out}"
-    ]
-    lines += [f"  unreadable at {where}: {reason}" for where, reason in item.unreadable.items()]
-    return "\n".join(lines)
 
 
 def _raise_first(failures: list[Any], total: int) -> None:

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,7 +144,7 @@ class Watcher:
             journal.close()
 
     def _scan(self, journal: WatchJournal) -> None:
-        for path in self._slides():
+        for path in find_slides(self._folder, self.out.resolve(), self._tell):
             try:
                 status = path.stat()
             except FileNotFoundError:
@@ -162,18 +162,10 @@ class Watcher:
             if happened is not None:
                 self.log.write(happened, slide=str(path), size_bytes=status.st_size)
 
-    def _slides(self) -> Iterator[Path]:
-        if not self._folder.is_dir():
-            raise FileNotFoundError(2, "it is not there", str(self._folder))
-        for path in sorted(self._folder.rglob("*")):
-            hidden = any(part.startswith(".") for part in path.relative_to(self._folder).parts)
-            if path.suffix.lower() not in SLIDE_SUFFIXES or hidden or self.out.resolve() in path.parents:
-                continue
-            if path.is_file():
-                yield path
-            elif path not in self._told:
-                self._told.add(path)
-                self.log.write("ignored", slide=str(path), reason="a folder, expected a slide file")
+    def _tell(self, path: Path) -> None:
+        if path not in self._told:
+            self._told.add(path)
+            self.log.write("ignored", slide=str(path), reason="a folder, expected a slide file")
 
     def _outs(self, path: Path) -> list[Path]:
         # Two slides may share a name without its suffix, two folders a slide's name.
@@ -235,3 +227,26 @@ class Watcher:
         report.parent.mkdir(exist_ok=True)
         said = {"slide": str(path), "error": error, "attempts": attempts, "again": "replace or touch the slide"}
         write_atomic(report, (json.dumps(said, indent=2) + "\n").encode())
+
+
+def find_slides(folder: Path, out: Path, on_folder: Callable[[Path], None] = lambda _: None) -> Iterator[Path]:
+    """Slides in a folder and its subfolders, sorted; hidden ones and what lies in `out` are left out.
+
+    Args:
+        folder: Where to look.
+        out: Where embeddings go, which may be below `folder`.
+        on_folder: Called with folders that are named like slides.
+
+    Raises:
+        FileNotFoundError: `folder` is gone.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(2, "it is not there", str(folder))
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() not in SLIDE_SUFFIXES or hidden or out in path.parents:
+            continue
+        if path.is_file():
+            yield path
+        else:
+            on_folder(path)

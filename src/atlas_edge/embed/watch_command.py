@@ -98,7 +98,7 @@ def watch(
         once=once,
     )
     if dry_run:
-        _list(folder, json=json, quiet=quiet)
+        _list(folder, out, json=json, quiet=quiet)
         return
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder, expected the scanner's drop folder")
@@ -127,12 +127,12 @@ def watch(
         print_json({"counts": status().counts, "slides": status().rows})
 
 
-def _list(folder: Path, *, json: bool, quiet: bool) -> None:
-    from atlas_edge.embed.watch import SLIDE_SUFFIXES
+def _list(folder: Path, out: Path, *, json: bool, quiet: bool) -> None:
+    from atlas_edge.embed.watch import find_slides
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder, expected the scanner's drop folder")
-    found = [str(path) for path in sorted(folder.rglob("*")) if path.suffix.lower() in SLIDE_SUFFIXES]
+    found = [str(path) for path in find_slides(folder.resolve(), out.resolve())]
     for path in found:
         console(quiet=quiet).print(path, markup=False, soft_wrap=True)
     if json:

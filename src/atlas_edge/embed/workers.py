@@ -60,7 +60,7 @@ def embed_here(
 ) -> Iterator[SlideResult | SlideFailure]:
     """Embed slides one after the other; one that fails does not stop the rest."""
     for slide, out in jobs:
-        yield _attempt(slide, out, encoder, config, sha256, progress)
+        yield attempt(slide, out, encoder, config, sha256, progress)
 
 
 def embed_on_devices(
@@ -123,13 +123,14 @@ def _work(device: str, bundle: str, config: EmbedConfig, streams: int | None, wa
         return
     while (job := waiting.get()) is not None:
         slide, out = job
-        done.put(_attempt(slide, out, encoder, config, sha256, lambda *_: None))
+        done.put(attempt(slide, out, encoder, config, sha256, lambda *_: None))
     encoder.close()
 
 
-def _attempt(
+def attempt(
     slide: Path, out: Path, encoder: Encoder, config: EmbedConfig, sha256: str, progress: Progress
 ) -> SlideResult | SlideFailure:
+    """Embed a slide, or say why not."""
     try:
         return embed_slide(
             slide,

@@ -1,0 +1,114 @@
+"""`atlas-embed ray FOLDER`, registered by `embed.cli`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from atlas_edge.cli import console, print_json, set_verbosity
+from atlas_edge.errors import InputError, UsageError
+
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+def ray(
+    folder: Path,
+    /,
+    *,
+    bundle: str,
+    out: Path,
+    workers: int = 2,
+    gpus_a_worker: float = 0.0,
+    address: str | None = None,
+    form: str = "h5",
+    mpp: float | None = None,
+    tile_mpp: float | None = None,
+    min_tissue: float = 0.1,
+    tissue: bool = True,
+    max_unreadable: float = 0.01,
+    threads: int = 1,
+    batch: int = 64,
+    dry_run: Flag = False,
+    json: Flag = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False,
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+) -> None:
+    """Embed a folder of slides over the machines of a Ray cluster.
+
+    Slides whose output is there already are left out, so the same command goes on after an interruption. Slides,
+    bundle and --out lie on storage that all machines see. Example:
+
+        atlas-embed ray /archive --bundle atlas2-s-openvino-int8 --out /embeddings --workers 16 --address auto
+
+    Args:
+        folder: Folder with slides, with its subfolders.
+        bundle: Bundle folder.
+        out: Folder for the embeddings.
+        workers: Encoders at work.
+        gpus_a_worker: GPUs for each of them.
+        address: Ray cluster, auto for the one that this machine belongs to; a local one is started when left out.
+        form: Form of the embeddings: h5, zarr or parquet.
+        mpp: µm per pixel of slides that do not say it.
+        tile_mpp: µm per pixel of tiles; the encoder's own by default.
+        min_tissue: Least share of tissue in a tile, 0-1.
+        tissue: Look for tissue; --no-tissue embeds the whole grid.
+        max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
+        threads: Decode threads of each worker.
+        batch: Tiles a batch.
+        dry_run: List what would be embedded, and start nothing.
+        json: Results as JSON on stdout.
+        quiet: Say nothing but errors.
+        verbose: Say more.
+    """
+    set_verbosity(quiet=quiet, verbose=verbose)
+    from atlas_edge.embed.cli import make_config, result_line
+    from atlas_edge.embed.output import check_form
+    from atlas_edge.embed.watch import find_slides
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder, expected a folder of slides")
+    if workers < 1:
+        raise UsageError(f"--workers {workers}: expected at least 1", hint="use --workers 2")
+    check_form(out / f"x.{form}")
+    config = make_config(
+        mpp=mpp,
+        tile_mpp=tile_mpp,
+        min_tissue=min_tissue,
+        tissue=tissue,
+        max_unreadable=max_unreadable,
+        threads=threads,
+        batch=batch,
+    )
+    screen = console(quiet=quiet)
+    jobs = _jobs(folder.resolve(), out.resolve(), form, list(find_slides(folder.resolve(), out.resolve())))
+    screen.print(f"{len(jobs)} slides to embed", soft_wrap=True)
+    if dry_run or not jobs:
+        if json:
+            print_json({"slides": [], "failed": [], "to_do": [str(slide) for slide, _ in jobs]})
+        return
+    from atlas_edge.embed.ray_data import embed_with_ray
+
+    results: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
+    for item, actor in embed_with_ray(
+        jobs, str(Path(bundle).resolve()), config, workers=workers, gpus_a_worker=gpus_a_worker, address=address
+    ):
+        kept = failures if hasattr(item, "reason") else results
+        kept.append({**dataclasses.asdict(item), "actor": actor})
+        screen.print(result_line(item), markup=False, soft_wrap=True)
+    if json:
+        print_json({"slides": results, "failed": failures, "to_do": []})
+    if failures:
+        raise InputError(f"{len(failures)} of {len(jobs)} slides failed", hint="see the lines above")
+
+
+def _jobs(folder: Path, out: Path, form: str, slides: list[Path]) -> list[tuple[Path, Path]]:
+    stems = [slide.with_suffix("") for slide in slides]
+    jobs = []
+    for slide in slides:
+        name = slide.stem if stems.count(slide.with_suffix("")) == 1 else slide.name
+        target = out / slide.relative_to(folder).parent / f"{name}.{form}"
+        if not target.exists():
+            jobs.append((slide, target))
+    return jobs

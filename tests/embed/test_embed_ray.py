@@ -1,0 +1,35 @@
+"""A folder of slides over two Ray workers, through the real command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from embed.conftest import make_scan
+from support import RunCommand
+
+pytest.importorskip("ray", reason="pip install 'atlas-edge[ray]' to test it")
+h5py = pytest.importorskip("h5py")
+pytest.importorskip("openslide")
+
+
+def test_two_ray_workers(mean_bundle: Path, tmp_path: Path, run_command: RunCommand) -> None:
+    folder, out = tmp_path / "slides", tmp_path / "out"
+    (folder / "sub").mkdir(parents=True)
+    for number, name in enumerate(("a.tif", "b.tif", "sub/a.tif")):
+        make_scan(folder / name, number)
+    (folder / "zero.svs").touch()
+    arguments = ["ray", folder, "--bundle", mean_bundle, "--out", out, "--workers", "2", "--json"]
+    done = run_command("atlas-embed", *arguments)
+    assert done.returncode == 5, done.stderr
+    report = json.loads(done.stdout)
+    assert len(report["slides"]) == 3
+    assert len({slide["actor"] for slide in report["slides"] + report["failed"]}) == 2
+    assert "0 bytes" in report["failed"][0]["reason"]
+    assert "1 of 4 slides failed" in done.stderr
+    for name in ("a", "b", "sub/a"):
+        with h5py.File(out / f"{name}.h5") as file:
+            assert len(file["features"]) == 600
+    rest = run_command("atlas-embed", *arguments, "--dry-run")
+    assert rest.returncode == 0, rest.stderr
+    assert json.loads(rest.stdout)["to_do"] == [str((folder / "zero.svs").resolve())]
