@@ -1,7 +1,7 @@
 """From the full-precision graph to the files of a bundle, one function a target."""
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +168,11 @@ def _quantize_onnx(config: ExportConfig, sources: Sources, scratch: Path) -> Qua
     )
     if config.precision is Precision.FP32:
         return Quantized(graph=full)
+    if config.precision is Precision.FP16:
+        from atlas_edge.quantize.fp16_range import RANGE_TILES, cast_in_range
+
+        found = cast_in_range(full, out, np.concatenate(sources.calibration)[:RANGE_TILES])
+        return Quantized(graph=out, quantization={"fp16_range": asdict(found)})
     from atlas_edge.quantize.cast import cast_onnx
 
     # ONNX Runtime has no BF16 kernels on the CPU: BF16 is then the form in which the weights are stored.

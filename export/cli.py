@@ -54,6 +54,7 @@ def export(
     hardware_compatible: Flag = False,
     version_compatible: Flag = False,
     batch_independent: Flag = False,
+    quantize_attention: Flag = False,
     refit: Flag = False,
     strip: Flag = False,
     timing_cache: Path | None = None,
@@ -88,6 +89,7 @@ def export(
         hardware_compatible: TensorRT only: an engine for Ampere and every later GPU generation.
         version_compatible: TensorRT only: an engine that later TensorRT versions run, too.
         batch_independent: TensorRT targets: an embedding does not depend on the rest of its batch.
+        quantize_attention: TensorRT targets, int8: quantize the products of attention, too; at most 512 tokens.
         refit: TensorRT targets, beside the GPU: an engine whose weights can be replaced.
         strip: TensorRT targets, beside the GPU: leave the weights in the bundle's ONNX.
         timing_cache: TensorRT only: keep build-time measurements in this file.
@@ -124,6 +126,7 @@ def export(
         hardware_compatible=hardware_compatible,
         version_compatible=version_compatible,
         batch_independent=batch_independent,
+        quantize_attention=quantize_attention,
         refit=refit,
         strip=strip,
         timing_cache=timing_cache,

@@ -40,6 +40,7 @@ class ExportConfig(BaseModel):
         compute_capabilities: CUDA compute capabilities that a TensorRT-RTX engine is built for; its default when empty.
         hardware_compatible, version_compatible: An enterprise engine that also runs on later GPUs, or later versions.
         batch_independent: An embedding does not depend on the rest of its batch.
+        quantize_attention: Quantize the two products of attention, too, where INT8 attention fuses.
         refit, strip: An engine whose weights can be replaced, or that leaves them in its ONNX.
         timing_cache: File that keeps enterprise TensorRT's build-time measurements.
         seed: Seed of every random choice.
@@ -69,6 +70,7 @@ class ExportConfig(BaseModel):
     hardware_compatible: bool = False
     version_compatible: bool = False
     batch_independent: bool = False
+    quantize_attention: bool = False
     refit: bool = False
     strip: bool = False
     timing_cache: Path | None = None
@@ -82,10 +84,13 @@ class ExportConfig(BaseModel):
         why = _IMPOSSIBLE.get((self.target, self.precision))
         if why is not None:
             raise ValueError(f"--target {self.target} --precision {self.precision}: {why}")
+        engine = self.target in (Target.TENSORRT, Target.TENSORRT_RTX)
+        if self.quantize_attention and not (engine and self.precision is Precision.INT8):
+            raise ValueError("--quantize-attention is for --target tensorrt or tensorrt-rtx in --precision int8")
         if any(size < 1 for size in self.batch):
             raise ValueError("--batch: sizes start at 1")
         if len(self.batch) == 3:
-            if self.target not in (Target.TENSORRT, Target.TENSORRT_RTX):
+            if not engine:
                 raise ValueError(f"--batch min,opt,max is TensorRT's; --target {self.target} takes one size")
             if list(self.batch) != sorted(self.batch):
                 raise ValueError("--batch min,opt,max must not fall")

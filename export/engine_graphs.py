@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from atlas_edge.quantize.recipe import Recipe
 
-_RANGE_TILES = 8
 _ATTENTION_TILES = 32
 
 
@@ -43,6 +42,7 @@ def engine_graphs(
     *,
     precision: Precision,
     recipe: "Recipe | None" = None,
+    quantize_attention: bool = False,
     batch: int | None = None,
 ) -> EngineGraphs:
     """Write the graphs of a precision, with FP16 for what is not quantized, and FP16 beside INT8 and FP8.
@@ -54,40 +54,46 @@ def engine_graphs(
         calibration: Batches of calibration tiles.
         scratch: Folder for the graphs.
         precision: Of the engine.
-        recipe: INT8 recipe; the one that suits the precision when None. `attention` quantizes attention, too.
+        recipe: INT8 recipe; the one that suits the precision when None.
+        quantize_attention: Quantize attention, too, whatever the recipe says; INT8 only.
         batch: Fixed batch, or None.
 
     Raises:
         UsageError: A recipe with attention for more tokens than fused INT8 attention takes.
-        InputError: Activations leave FP16's range on calibration tiles, or there are no calibration tiles.
+        InputError: Activations are not finite on calibration tiles, or there are no calibration tiles.
     """
     if precision is Precision.FP32:
         return EngineGraphs(graph=fp32_graph, fp16=None, quantization=None)
     from atlas_edge.quantize.cast import cast_onnx
 
-    half = scratch / f"{precision.value if precision is Precision.BF16 else 'fp16'}.onnx"
-    cast_onnx(fp32_graph, half, Precision.BF16 if precision is Precision.BF16 else Precision.FP16)
     if precision is Precision.BF16:
-        return EngineGraphs(graph=half, fp16=None, quantization=None)
-    from atlas_edge.quantize.fp16_range import check_half_range
+        bf16 = scratch / "bf16.onnx"
+        cast_onnx(fp32_graph, bf16, Precision.BF16)
+        return EngineGraphs(graph=bf16, fp16=None, quantization=None)
+    from atlas_edge.quantize.fp16_range import RANGE_TILES, cast_in_range
 
-    checked = check_half_range(fp32_graph, np.concatenate(calibration)[:_RANGE_TILES])
+    half, few = scratch / "fp16.onnx", np.concatenate(calibration)[:RANGE_TILES]
+    measured = cast_in_range(fp32_graph, half, few)
     if precision is Precision.FP16:
-        return EngineGraphs(graph=half, fp16=None, quantization={"fp16_range": asdict(checked)})
-    from atlas_edge.quantize.attention_qdq import check_attention_fits, quantize_attention
+        return EngineGraphs(graph=half, fp16=None, quantization={"fp16_range": asdict(measured)})
+    from atlas_edge.quantize import attention_qdq
     from atlas_edge.quantize.engine_graph import engine_graph
     from atlas_edge.quantize.onnx import quantize_onnx
 
     recipe = recipe or _recipe(precision)
+    if quantize_attention:
+        recipe = recipe.model_copy(update={"name": f"{recipe.name}-attention", "attention": True})
     if recipe.attention:
-        check_attention_fits(spec)
+        attention_qdq.check_attention_fits(spec)
     int8, out = scratch / "int8.onnx", scratch / f"{precision.value}.onnx"
     details = quantize_onnx(module, spec, calibration, int8, recipe=recipe, batch=batch)
-    engine_graph(int8, out, precision=precision)
+    found = engine_graph(int8, out, precision=precision, tiles=few)
+    assert found is not None
     details["attention_products"] = 0
     if recipe.attention:
-        details["attention_products"] = quantize_attention(out, out, np.concatenate(calibration)[:_ATTENTION_TILES])
-    return EngineGraphs(graph=out, fp16=half, quantization={**details, "fp16_range": asdict(checked)})
+        few = np.concatenate(calibration)[:_ATTENTION_TILES]
+        details["attention_products"] = attention_qdq.quantize_attention(out, out, few)
+    return EngineGraphs(graph=out, fp16=half, quantization={**details, "fp16_range": asdict(found)})
 
 
 def _recipe(precision: Precision) -> "Recipe":

@@ -51,7 +51,14 @@ def quantize_for_engine(config: ExportConfig, sources: "Sources", scratch: Path)
         sources.graph if batch is None else export_onnx(model.module, model.spec, scratch / "fixed.onnx", batch=batch)
     )
     return engine_graphs(
-        model.module, model.spec, full, sources.calibration, scratch, precision=config.precision, batch=batch
+        model.module,
+        model.spec,
+        full,
+        sources.calibration,
+        scratch,
+        precision=config.precision,
+        quantize_attention=config.quantize_attention,
+        batch=batch,
     )
 
 

@@ -1,5 +1,6 @@
 """FP16 and BF16 ONNX: the whole graph in half precision, uint8 in, float32 out."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,14 @@ if TYPE_CHECKING:
     import onnx
 
 
-def cast_onnx(fp32_path: Path, out: Path, precision: Precision, *, weights_only: bool = False) -> int:
+def cast_onnx(
+    fp32_path: Path,
+    out: Path,
+    precision: Precision,
+    *,
+    weights_only: bool = False,
+    float32_values: Collection[str] = (),
+) -> int:
     """Convert an fp32 ONNX encoder to FP16 or BF16.
 
     Normalisation of the pixels stays in float32 (255 levels and an exact mean cost nothing there). LayerNormalization
@@ -28,6 +36,8 @@ def cast_onnx(fp32_path: Path, out: Path, precision: Precision, *, weights_only:
         weights_only: Store weights in half precision and compute in float32. ONNX Runtime's CPU provider has no BF16
             kernels for Add, Expand and most others (1.32: NOT_IMPLEMENTED at load), so a BF16 graph that it can run
             holds BF16 weights only.
+        float32_values: Outputs of nodes that stay in FP32 (`fp16_range.half_range`). No Cast comes beside a Q/DQ pair:
+            QuantizeLinear takes what it is given, and DequantizeLinear gives what is wanted, by the type of the scale.
 
     Returns:
         How many matrix products and convolutions read half-precision weights.
@@ -51,6 +61,7 @@ def cast_onnx(fp32_path: Path, out: Path, precision: Precision, *, weights_only:
         onnx.save(model, out)
         return converted
     kept = _float32_nodes(graph, bf16=precision is Precision.BF16)
+    kept |= _named_nodes(graph, set(float32_values))
     floats = _float32_values(graph)
     converted = sum(n.op_type in {"MatMul", "Gemm", "Conv"} and i not in kept for i, n in enumerate(graph.node))
     _rewrite(graph, kept, floats, half)
@@ -105,6 +116,17 @@ def _float32_nodes(graph: "onnx.GraphProto", *, bf16: bool) -> set[int]:
     return kept
 
 
+def _named_nodes(graph: "onnx.GraphProto", values: set[str]) -> set[int]:
+    """Positions of the nodes that compute `values`, and of the DequantizeLinear that feed them."""
+    kept = {position for position, node in enumerate(graph.node) if values & set(node.output)}
+    read = {name for position in kept for name in graph.node[position].input}
+    return kept | {
+        position
+        for position, node in enumerate(graph.node)
+        if node.op_type == "DequantizeLinear" and read & set(node.output)
+    }
+
+
 def _float32_values(graph: "onnx.GraphProto") -> set[str]:
     import onnx
 
@@ -139,6 +161,8 @@ def _rewrite(graph: "onnx.GraphProto", kept: set[int], floats: set[str], half: i
 
     for position, node in enumerate(graph.node):
         low = position not in kept
+        if node.op_type == "QuantizeLinear" and node.input[0] not in initializers:
+            low = node.input[0] in in_half
         node_inputs = [as_precision(name, low) for name in node.input]
         del node.input[:]
         node.input.extend(node_inputs)

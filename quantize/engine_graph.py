@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
 from atlas_edge.quantize.cast import cast_onnx
+from atlas_edge.quantize.fp16_range import HalfRange, cast_in_range
 from atlas_edge.spec import Precision
 
 if TYPE_CHECKING:
@@ -24,7 +25,13 @@ _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _SMALLEST_HALF = float(np.finfo(np.float16).smallest_subnormal)
 
 
-def engine_graph(int8_path: Path, out: Path, *, precision: Literal[Precision.INT8, Precision.FP8]) -> None:
+def engine_graph(
+    int8_path: Path,
+    out: Path,
+    *,
+    precision: Literal[Precision.INT8, Precision.FP8],
+    tiles: NDArray[np.uint8] | None = None,
+) -> HalfRange | None:
     """Rewrite an INT8 Q/DQ graph for TensorRT.
 
     - Weights are stored quantized, per output channel, as the DequantizeLinear that the product reads.
@@ -37,6 +44,10 @@ def engine_graph(int8_path: Path, out: Path, *, precision: Literal[Precision.INT
         int8_path: From `quantize_onnx`, opset 19 or later (FP8 types begin there).
         out: File to write.
         precision: INT8 or FP8.
+        tiles: `(N, H, W, 3)` uint8; a few calibration tiles that say what must stay in FP32. None: nothing does.
+
+    Returns:
+        What was measured on `tiles`.
 
     Raises:
         InputError: The graph has no quantized product, or a scale or weight does not fit into FP16.
@@ -59,7 +70,10 @@ def engine_graph(int8_path: Path, out: Path, *, precision: Literal[Precision.INT
     with tempfile.TemporaryDirectory() as folder:
         full = Path(folder) / "full.onnx"
         onnx.save(model, full)
+        if tiles is not None:
+            return cast_in_range(full, out, tiles)
         cast_onnx(full, out, Precision.FP16)
+    return None
 
 
 class _Graph:

@@ -5,14 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto
 
+from atlas_edge.bench.agreement import embedding_agreement
 from atlas_edge.bench.selftest import run_selftest
 from atlas_edge.bundle import open_bundle, verify_bundle
 from atlas_edge.errors import InputError
 from atlas_edge.export.engine_graphs import engine_graphs
+from atlas_edge.export.graph_rules import check_graph
+from atlas_edge.export.onnx_view import read_onnx
+from atlas_edge.export.tensorrt import build_engine
 from atlas_edge.graph import export_onnx
-from atlas_edge.models import load_model
-from atlas_edge.quantize.fp16_range import check_half_range
+from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.quantize.cast import cast_onnx
+from atlas_edge.quantize.fp16_range import check_half_graph, half_range
+from atlas_edge.runtimes.onnxruntime import OnnxEncoder
+from atlas_edge.runtimes.tensorrt_library import RTX
 from atlas_edge.spec import Precision
 
 pytest.importorskip("tensorrt_rtx")
@@ -26,6 +35,7 @@ def test_an_engine_bundle_is_written_without_a_gpu(
 ) -> None:
     out = tmp_path / "bundle"
     arguments = ("--target", "tensorrt", "--precision", precision, "--batch", "1,4,8", "--out", out, "--json")
+    arguments += ("--quantize-attention",) if precision == "int8" else ()
     done = run_command("atlas-export", tiny_model, *arguments, *SMALL)
     assert done.returncode == 0, done.stderr
     json.loads(done.stdout)
@@ -35,6 +45,7 @@ def test_an_engine_bundle_is_written_without_a_gpu(
     assert (out / "fp16" / "model.engine").is_file() is beside
     assert manifest.quantization is not None
     assert manifest.quantization["fp16_range"]["headroom"] > 4
+    assert manifest.quantization["attention_products"] == (4 if precision == "int8" else 0)
     report = run_selftest(out / "onnx", speed=False)
     assert report.passed
     assert report.cases[precision].distance_when_made == pytest.approx(report.cases[precision].distance, abs=1e-5)
@@ -51,6 +62,7 @@ def test_an_engine_bundle_is_written_without_a_gpu(
         (("--precision", "fp16", "--compute-capability", "9.0"), 2, "takes no compute capability '9.0'"),
         (("--precision", "fp16", "--hardware-compatible"), 2, "has no --hardware-compatible"),
         (("--precision", "fp16", "--timing-cache", "file"), 2, "has no --timing-cache"),
+        (("--precision", "fp16", "--quantize-attention"), 2, "--quantize-attention is for"),
     ],
 )
 def test_an_impossible_engine_is_refused_before_any_work(
@@ -70,17 +82,86 @@ def test_rebuild_answers_in_one_line(run_command: RunCommand, tmp_path: Path) ->
     assert "is no bundle" in done.stderr
 
 
-def test_activations_beyond_fp16_are_refused(tiny_model: Path, tmp_path: Path) -> None:
-    model = load_model(str(tiny_model))
-    tiles = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    graph = export_onnx(model.module, model.spec, tmp_path / "fp32.onnx")
-    found = check_half_range(graph, tiles)
-    assert 0 < found.largest < 1000
-    assert found.headroom == pytest.approx(65504 / found.largest)
+@pytest.fixture(scope="module")
+def massive(tiny_model: Path) -> LoadedModel:
+    """The tiny model with its residual stream 300,000 times as large, beyond FP16; LayerNorm hides it from all else."""
     import torch
 
+    model = load_model(str(tiny_model))
+    backbone = model.module.backbone
+    writers = [backbone.patch_embed.proj, *(part for b in backbone.blocks for part in (b.attn.proj, b.mlp.fc2))]
     with torch.no_grad():
-        model.module.backbone.blocks[0].mlp.fc2.bias += 5e4
-    big = export_onnx(model.module, model.spec, tmp_path / "big.onnx")
-    with pytest.raises(InputError, match=r"reaches 5e\+04 on calibration tiles; FP16 ends at 65504"):
-        engine_graphs(model.module, model.spec, big, [tiles], tmp_path, precision=Precision.FP16)
+        for tensor in (backbone.cls_token, backbone.reg_token, backbone.pos_embed):
+            tensor *= 3e5
+        for layer in writers:
+            layer.weight *= 3e5
+            layer.bias *= 3e5
+    return model
+
+
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8, Precision.FP8])
+def test_a_residual_stream_beyond_fp16_stays_in_fp32(
+    massive: LoadedModel, tiny_tiles: NDArray[np.uint8], tmp_path: Path, precision: Precision
+) -> None:
+    full = export_onnx(massive.module, massive.spec, tmp_path / "fp32.onnx")
+    graphs = engine_graphs(massive.module, massive.spec, full, [tiny_tiles], tmp_path, precision=precision)
+    assert graphs.quantization is not None
+    found = graphs.quantization["fp16_range"]
+    assert found["largest_float32"] > 65504 > 4 * found["largest"]
+    graph = read_onnx(graphs.graph)
+    norms = [node for node in graph.nodes if node.op_type == "LayerNormalization"]
+    assert [graph.stored_type(node.input[0]) for node in norms] == 5 * [TensorProto.FLOAT]
+    gelus = [node for node in graph.nodes if node.op_type == "Gelu"]
+    assert [graph.stored_type(node.input[0]) for node in gelus] == 2 * [TensorProto.FLOAT16]
+    checked = check_graph(graphs.graph, precision=precision)
+    assert checked.quantized_linears == (0 if precision is Precision.FP16 else 8)
+    reference = OnnxEncoder(full, massive.spec).encode(tiny_tiles)
+    agreement = embedding_agreement(reference, OnnxEncoder(graphs.graph, massive.spec).encode(tiny_tiles))
+    assert agreement.cosine_worst > (0.9999 if precision is Precision.FP16 else 0.98)
+    report = build_engine(graphs.graph, tmp_path / "engine", library=RTX, precision=precision)
+    assert report.size_bytes > 1000
+
+
+def test_such_a_graph_in_fp16_throughout_is_caught(
+    massive: LoadedModel, tiny_tiles: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    full = export_onnx(massive.module, massive.spec, tmp_path / "fp32.onnx")
+    cast_onnx(full, tmp_path / "half.onnx", Precision.FP16)
+    with pytest.raises(InputError, match="overflows on calibration tiles"):
+        check_half_graph(tmp_path / "half.onnx", full, tiny_tiles)
+
+
+def test_large_logits_keep_their_softmax_in_fp32(
+    tiny_model: Path, tiny_tiles: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    import torch
+
+    model = load_model(str(tiny_model))
+    with torch.no_grad():
+        model.module.backbone.blocks[1].attn.qkv.weight[:128] *= 600
+    full = export_onnx(model.module, model.spec, tmp_path / "fp32.onnx")
+    graphs = engine_graphs(model.module, model.spec, full, [tiny_tiles], tmp_path, precision=Precision.FP16)
+    graph = read_onnx(graphs.graph)
+    assert [graph.stored_type(n.input[0]) for n in graph.nodes if n.op_type == "Softmax"] == [
+        TensorProto.FLOAT16,
+        TensorProto.FLOAT,
+    ]
+    assert build_engine(graphs.graph, tmp_path / "engine", library=RTX, precision=Precision.FP16).size_bytes > 1000
+
+
+def test_activations_that_are_not_finite_are_refused(
+    tiny_model: Path, tiny_tiles: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    import torch
+
+    model = load_model(str(tiny_model))
+    graph = export_onnx(model.module, model.spec, tmp_path / "fp32.onnx")
+    found = half_range(graph, tiny_tiles[:4])
+    assert 0 < found.largest < 1000
+    assert found.headroom == pytest.approx(65504 / found.largest)
+    assert found.float32_values == ()
+    with torch.no_grad():
+        model.module.backbone.blocks[0].mlp.fc2.bias += float("inf")
+    broken = export_onnx(model.module, model.spec, tmp_path / "broken.onnx")
+    with pytest.raises(InputError, match="in full precision"):
+        engine_graphs(model.module, model.spec, broken, [tiny_tiles], tmp_path, precision=Precision.FP16)
