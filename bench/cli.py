@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from atlas_edge.bench.selftest_command import selftest
+from atlas_edge.bench.slide_check_command import slide_check, slide_pair
 from atlas_edge.bench.slide_command import slide
 from atlas_edge.cli import console, make_app, print_json, run_app, set_verbosity
 from atlas_edge.errors import GateFailed, UsageError
@@ -21,6 +22,8 @@ Example:
 app = make_app("atlas-bench", HELP)
 app.command(selftest)
 app.command(slide)
+app.command(slide_check)
+app.command(slide_pair)
 
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
