@@ -186,3 +186,35 @@ def test_slide_that_grows_while_it_is_read(scan: Path, mean_bundle: Path, tmp_pa
     assert process.returncode == 5, said
     assert "changed while it was read" in said
     assert not out.exists()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9, 0.99])
+def test_truncated_svs(shared: Path, mean_bundle: Path, tmp_path: Path, run_command: RunCommand, share: float) -> None:
+    data = (shared / "data" / "wsi" / "CMU-1-Small-Region.svs").read_bytes()
+    cut = tmp_path / "cut.svs"
+    cut.write_bytes(data[: int(len(data) * share)])
+    done = run_command("atlas-embed", cut, "--bundle", mean_bundle, "--out", tmp_path / "out.h5")
+    assert done.returncode == 5, done.stderr
+    assert "cut.svs is cut off: a page should be at byte" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_damaged_svs(shared: Path, mean_bundle: Path, tmp_path: Path, run_command: RunCommand) -> None:
+    data = bytearray((shared / "data" / "wsi" / "CMU-1-Small-Region.svs").read_bytes())
+    data[600_000:640_000] = bytes(40_000)
+    damaged, out = tmp_path / "damaged.svs", tmp_path / "out.h5"
+    damaged.write_bytes(data)
+    arguments = ["atlas-embed", damaged, "--bundle", mean_bundle, "--out", out, "--json"]
+    done = run_command(*arguments, "--max-unreadable", "0.1")
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)["slides"]
+    assert result["unreadable"]
+    assert all("cannot be decoded" in reason for reason in result["unreadable"].values())
+    with h5py.File(out) as file:
+        listed = {str(pair) for pair in file["unreadable_coords"][:].tolist()}
+        assert listed == set(result["unreadable"])
+        assert len(file["features"]) == result["tiles"] == len(file["coords"])
+    done = run_command(*arguments, "--overwrite", "--max-unreadable", "0")
+    assert done.returncode == 5
+    assert "tiles are unreadable, at most 0 may be: [" in done.stderr

@@ -64,8 +64,9 @@ def _open(path: Path, cache_bytes: int) -> tuple[Slide, tuple[float | None, floa
             f"{path} is of no slide form that OpenSlide knows, nor a TIFF", hint="check that the file is whole"
         )
     require_module("tifffile", extra="slides")
-    from atlas_edge.slides.tiff_reader import TiffSlide
+    from atlas_edge.slides.tiff_reader import TiffSlide, check_chain
 
+    check_chain(path)
     tiff = TiffSlide(path, cache_bytes=cache_bytes)
     return tiff, tiff.stated_mpp
 

@@ -8,7 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from atlas_edge.errors import InputError
+
 _BLOCK_PX = 2048
+_SMALLEST_BLOCK_PX = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,22 +75,40 @@ class Slide(ABC):
         """Close the file."""
 
     def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
-        """The whole slide at about `mpp` µm per pixel (never finer than level 0), `(h, w, 3)` uint8 RGB.
+        """The whole slide at about `mpp` µm per pixel (never finer than level 0), `(h, w, 3)` uint8 RGB."""
+        return self.survey(mpp)[0]
+
+    def survey(self, mpp: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """The thumbnail, and where the file is damaged, `(h, w)` bool; there it is white.
 
         Read in blocks, so that a slide without a pyramid needs no more memory than one with it.
         """
         level = self.level_for(mpp)
         size = self.levels[level]
         shrink = max(int(mpp / (self.mpp_x * size.downsample_x) + 1e-6), 1)
-        out = np.full((-(-size.height // shrink), -(-size.width // shrink), 3), 255, dtype=np.uint8)
+        pixels = np.full((-(-size.height // shrink), -(-size.width // shrink), 3), 255, dtype=np.uint8)
+        damaged = np.zeros(pixels.shape[:2], dtype=bool)
         step = max(_BLOCK_PX // shrink, 1) * shrink
-        for top in range(0, size.height, step):
-            for left in range(0, size.width, step):
-                width, height = min(step, size.width - left), min(step, size.height - top)
+        blocks = [(left, top, step) for top in range(0, size.height, step) for left in range(0, size.width, step)]
+        while blocks:
+            left, top, side = blocks.pop()
+            width, height = min(side, size.width - left), min(side, size.height - top)
+            y, x = top // shrink, left // shrink
+            try:
                 block = np.asarray(Image.fromarray(self.read(level, left, top, width, height)).reduce(shrink))
-                y, x = top // shrink, left // shrink
-                out[y : y + block.shape[0], x : x + block.shape[1]] = block
-        return out
+            except InputError:
+                half = max(side // 2 // shrink, 1) * shrink
+                if half < _SMALLEST_BLOCK_PX or half >= side:
+                    damaged[y : y - (-height // shrink), x : x - (-width // shrink)] = True
+                    continue
+                blocks += [
+                    (left + right, top + down, half)
+                    for right in range(0, width, half)
+                    for down in range(0, height, half)
+                ]
+                continue
+            pixels[y : y + block.shape[0], x : x + block.shape[1]] = block
+        return pixels, damaged
 
     def level_for(self, mpp: float, *, tolerance: float = 0.01) -> int:
         """The coarsest level that is at most `mpp` (within `tolerance`), level 0 where none is."""

@@ -1,5 +1,6 @@
 """TIFF slides that OpenSlide cannot read, such as OME-TIFF, through tifffile."""
 
+import logging
 import re
 import struct
 import threading
@@ -39,6 +40,8 @@ class TiffSlide(Slide):
         self._file_s = 0.0
         self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
         self._cache_bytes, self._cached_bytes = cache_bytes, 0
+        # What it logs reaches us as an exception, or is found by `check_chain`.
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)
         try:
             self._file = tifffile.TiffFile(path)
         except (tifffile.TiffFileError, OSError, ValueError, struct.error) as error:
@@ -177,3 +180,34 @@ def _tag_mpp(page: Any) -> tuple[float | None, float | None]:
         numerator, denominator = tag.value if tag is not None else (0, 1)
         sizes.append(um * denominator / numerator if um and numerator and denominator else None)
     return sizes[0], sizes[1]
+
+
+def check_chain(path: Path) -> None:
+    """Follow a TIFF's chain of pages; a file that was cut off ends before it does.
+
+    Raises:
+        InputError: A page lies past the end.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(16)
+        order = "<" if start[:2] == b"II" else ">"
+        big = start[2:3] == b"+" or start[3:4] == b"+"
+        # Big: 8-byte offsets from byte 8 on, 8-byte counts, 20-byte entries; else 4, 2 and 12.
+        form, first, count_form, entry = ("Q", 8, "Q", 20) if big else ("I", 4, "H", 12)
+        width = struct.calcsize(form)
+        (offset,) = struct.unpack(order + form, start[first : first + width].ljust(width, b"\0"))
+        seen: set[int] = set()
+        while offset and offset not in seen:
+            seen.add(offset)
+            file.seek(offset)
+            head = file.read(struct.calcsize(count_form))
+            count = struct.unpack(order + count_form, head)[0] if len(head) == struct.calcsize(count_form) else 0
+            file.seek(offset + len(head) + count * entry)
+            after = file.read(width)
+            if not head or len(after) < width:
+                raise InputError(
+                    f"{path} is cut off: a page should be at byte {offset}, the file has {size}",
+                    hint="copy the slide again",
+                )
+            (offset,) = struct.unpack(order + form, after)

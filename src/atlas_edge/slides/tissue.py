@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from atlas_edge.errors import InputError
 from atlas_edge.slides.slide import Slide
 
 MASK_MPP = 8.0
@@ -55,21 +56,26 @@ def find_tissue(slide: Slide, *, mpp: float = MASK_MPP) -> TissueMask:
     and pale tissue lie on one slide that parts the two, so it is lowered to 5 standard deviations above the glass,
     which is the peak below it. Ink is rejected by colour (haematoxylin, eosin and DAB all leave green no stronger than
     red, unless pale; green and blue ink do), black marks and coverslip edges by darkness; specks are opened away and
-    small holes closed.
+    small holes closed. Where the file is damaged counts as tissue: whoever reads the tiles there finds out and says so.
 
     Args:
         slide: The slide.
         mpp: µm per mask pixel.
+
+    Raises:
+        InputError: Nothing of the slide can be read.
     """
-    thumbnail = slide.thumbnail(mpp)
+    thumbnail, damaged = slide.survey(mpp)
+    if damaged.all():
+        raise InputError(f"{slide.path} cannot be read anywhere", hint="copy the slide again")
     smooth = np.asarray(Image.fromarray(thumbnail).filter(ImageFilter.MedianFilter(3)))
     saturation = saturation_of(smooth)
-    threshold = int(np.clip(_glass_threshold(saturation), *_SATURATION_BOUNDS))
+    threshold = int(np.clip(_glass_threshold(saturation[~damaged]), *_SATURATION_BOUNDS))
     coloured = saturation > threshold
     rejected = _grow(is_artefact(smooth), 2)
     height, width = thumbnail.shape[:2]
     return TissueMask(
-        tissue=_tidy(coloured & ~rejected),
+        tissue=_tidy(coloured & ~rejected) | damaged,
         rejected=rejected,
         saturation_threshold=threshold,
         pixel_x=slide.levels[0].width / width,
