@@ -147,8 +147,16 @@ def _quantize_openvino(config: ExportConfig, sources: Sources) -> Quantized:
         from atlas_edge.quantize.openvino import quantize_openvino
         from atlas_edge.quantize.recipe import default_recipe
 
-        model, details = quantize_openvino(sources.graph, sources.calibration, recipe=default_recipe(Target.OPENVINO))
+        recipe, module = default_recipe(Target.OPENVINO), sources.model.module
+        model, details = quantize_openvino(sources.graph, sources.calibration, recipe=recipe, module=module)
         return Quantized(openvino=model, quantization=details)
+    if config.precision is not Precision.FP32:
+        from atlas_edge.quantize.grids import VitGrids
+        from atlas_edge.quantize.openvino_vit import build_openvino, foldable
+
+        folded = foldable(sources.model.module)
+        if folded is not None:
+            return Quantized(openvino=build_openvino(folded, VitGrids(), tile_px=sources.model.spec.tile_px))
     return Quantized(openvino=openvino.Core().read_model(str(sources.graph)))
 
 

@@ -1,4 +1,4 @@
-"""INT8 for OpenVINO through NNCF, with the SmoothQuant strength chosen by embedding error."""
+"""INT8 for OpenVINO: layer by layer for vision transformers (`openvino_vit`), through NNCF for everything else."""
 
 import fnmatch
 import io
@@ -14,27 +14,31 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import UsageError
 from atlas_edge.quantize.fakequant import cosine_error, split_choice
-from atlas_edge.quantize.recipe import Calibrator, Recipe
+from atlas_edge.quantize.recipe import Calibrator, Recipe, default_recipe, nncf_recipe
+from atlas_edge.spec import Target
 
 if TYPE_CHECKING:
     import nncf
     import openvino as ov
+    from torch import nn
 
 Tiles = NDArray[np.uint8]
 
 
 def quantize_openvino(
-    onnx_path: Path, calibration: Iterable[Tiles], *, recipe: Recipe
+    onnx_path: Path, calibration: Iterable[Tiles], *, recipe: Recipe, module: "nn.Module | None" = None
 ) -> "tuple[ov.Model, dict[str, Any]]":
-    """Quantize an fp32 ONNX encoder to INT8 for OpenVINO's CPU plugin.
+    """Quantize an encoder to INT8 for OpenVINO's CPU plugin.
 
-    Each candidate of `recipe.smooth_alphas` is quantized from a few tiles and judged by its embedding error on others;
-    the best is quantized again from all of them.
+    A vision transformer that can be folded is quantized from `module`, layer by layer: faster, and closer to full
+    precision. Anything else goes through NNCF, from its ONNX graph: each candidate of `recipe.smooth_alphas` is
+    quantized from a few tiles and judged by its embedding error on others; the best is quantized again from all.
 
     Args:
         onnx_path: Graph with input `tiles` uint8 NHWC and output `embedding` float32; a fixed batch is kept.
         calibration: Batches of tiles, `(B, tile_px, tile_px, 3)` uint8.
         recipe: What to quantize and how.
+        module: The same encoder in PyTorch; None always takes NNCF.
 
     Returns:
         The quantized model, and the recipe, the strength chosen and the coverage; the latter go into the manifest.
@@ -45,8 +49,17 @@ def quantize_openvino(
     """
     import openvino as ov
 
+    batches = list(calibration)
+    if module is not None and any(map(len, batches)):
+        from atlas_edge.quantize.openvino_vit import foldable, quantize_vit
+
+        folded = foldable(module, gelu="tanh")
+        if folded is not None:
+            return quantize_vit(folded, batches, recipe)
+    if recipe == default_recipe(Target.OPENVINO):
+        recipe = nncf_recipe()
     model = ov.Core().read_model(onnx_path)
-    held_out, statistics_tiles = split_choice(list(calibration), recipe)
+    held_out, statistics_tiles = split_choice(batches, recipe)
     alpha, errors = _choose_alpha(model, held_out, statistics_tiles, recipe)
     quantized = _quantize(model, statistics_tiles, recipe, alpha)
     return quantized, {

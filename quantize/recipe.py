@@ -11,6 +11,7 @@ from atlas_edge.errors import InputError
 from atlas_edge.spec import Target
 
 Calibrator = Literal["max", "percentile", "mse"]
+Weights = Literal["nearest", "fitted"]
 
 
 class Recipe(BaseModel):
@@ -19,10 +20,13 @@ class Recipe(BaseModel):
     Attributes:
         name: What reports call it.
         smooth_alphas: SmoothQuant migration strengths to choose from, by embedding error on held-out calibration
-            tiles; one value is taken as it is. -1 turns SmoothQuant off, 0 moves nothing to the weights, 1 moves the
-            whole activation range (Xiao 2022, arXiv:2211.10438).
+            tiles, or layer by layer where the encoder is quantized so; one value is taken as it is. -1 turns
+            SmoothQuant off, 0 moves nothing to the weights, 1 moves the whole activation range (Xiao 2022,
+            arXiv:2211.10438).
         calibrator: How the range of an activation is set: its largest value, a percentile, or the range with the
-            least squared rounding error.
+            least squared error.
+        weights: How weights come onto their grid: rounded to the nearest, or by GPTQ (`gptq.round_weights`; vision
+            transformers of plain blocks).
         calibration_tiles: Most tiles that set the ranges.
         choice_tiles: Tiles held out of the calibration tiles to choose between recipes; also the number that set the
             ranges while choosing, so that a choice stays cheap.
@@ -38,6 +42,7 @@ class Recipe(BaseModel):
     name: str = Field(default="custom", min_length=1)
     smooth_alphas: tuple[float, ...] = Field(default=(0.75,), min_length=1)
     calibrator: Calibrator = "max"
+    weights: Weights = "nearest"
     calibration_tiles: int = Field(default=300, ge=1)
     choice_tiles: int = Field(default=48, ge=1)
     attention: bool = False
@@ -49,8 +54,20 @@ class Recipe(BaseModel):
 def default_recipe(target: Target) -> Recipe:
     """The INT8 recipe of a target: one fixed smoothing strength each, tried on one model only."""
     if target is Target.OPENVINO:
-        return Recipe(name="openvino-int8", smooth_alphas=(0.5,), attention=True)
+        return Recipe(
+            name="openvino-int8",
+            smooth_alphas=(0.5, 0.7, 0.85, 1.0),
+            calibrator="mse",
+            weights="fitted",
+            calibration_tiles=192,
+            attention=True,
+        )
     return Recipe(name="onnx-int8", smooth_alphas=(0.75,))
+
+
+def nncf_recipe() -> Recipe:
+    """OpenVINO's INT8 recipe for networks that are not vision transformers of plain blocks."""
+    return Recipe(name="openvino-int8-nncf", smooth_alphas=(0.5,), attention=True)
 
 
 def load_recipe(path: Path) -> Recipe:

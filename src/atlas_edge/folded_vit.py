@@ -78,9 +78,7 @@ class FoldedVit(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Embed `(B, H, W, 3)` uint8 tiles as `(B, D)` float32."""
-        # The cast comes before the transpose: TensorRT refuses a uint8 Transpose.
-        patches = self.patch_embed.proj(tiles.float().permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.prefix.expand(tiles.shape[0], -1, -1), patches + self.positions], dim=1)
+        tokens = self.embed_patches(tiles)
         for block in self.blocks:
             tokens = block(tokens)
         if self.pooling == "cls":
@@ -89,6 +87,12 @@ class FoldedVit(nn.Module):
         tokens = self.norm(tokens)
         patches = tokens[:, self.prefix_tokens :].mean(dim=1)
         return patches if self.pooling == "avg" else torch.cat([tokens[:, 0], patches], dim=1)
+
+    def embed_patches(self, tiles: Tensor) -> Tensor:
+        """`(B, H, W, 3)` uint8 -> tokens `(B, prefix + N, D)` that the first block reads."""
+        # The cast comes before the transpose: TensorRT refuses a uint8 Transpose.
+        patches = self.patch_embed.proj(tiles.float().permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+        return torch.cat([self.prefix.expand(tiles.shape[0], -1, -1), patches + self.positions], dim=1)
 
 
 class FoldedBlock(nn.Module):
@@ -126,24 +130,27 @@ class FoldedAttention(nn.Module):
         bias = torch.zeros(len(weight)) if attention.qkv.bias is None else attention.qkv.bias.detach()
         parts = zip(weight.chunk(3), bias.chunk(3), strict=True)
         self.q, self.k, self.v = (_after_norm(w, b, block.norm1) for w, b in parts)
-        normed = not _absent(attention.q_norm, attention.k_norm)
+        self.normed = not _absent(attention.q_norm, attention.k_norm)
         self.q_norm, self.k_norm = copy.deepcopy(attention.q_norm), copy.deepcopy(attention.k_norm)
-        self.scale = float(attention.scale) if normed else 1.0
-        if not normed:
+        self.scale = float(attention.scale)
+        if not self.normed:
             self.q.weight.data *= attention.scale
             self.q.bias.data *= attention.scale
         self.proj = _scaled(attention.proj, block.ls1)
 
     def forward(self, queried: Tensor, tokens: Tensor) -> Tensor:
         """Attention of `queried` `(B, M, D)` over `tokens` `(B, N, D)`, both normalised: `(B, M, D)`."""
+        projected: Tensor = self.proj(self.attend(queried, tokens))
+        return projected
+
+    def attend(self, queried: Tensor, tokens: Tensor) -> Tensor:
+        """The same before the projection: `(B, M, num_heads * head_dim)`."""
         query, key, value = self._heads(self.q(queried)), self._heads(self.k(tokens)), self._heads(self.v(tokens))
         query, key = self.q_norm(query), self.k_norm(key)
-        if self.scale != 1.0:
+        if self.normed:
             query = query * self.scale
         attended = (query @ key.transpose(-2, -1)).softmax(dim=-1) @ value
-        batch, _, count, _ = attended.shape
-        projected: Tensor = self.proj(attended.transpose(1, 2).reshape(batch, count, self.num_heads * self.head_dim))
-        return projected
+        return attended.transpose(1, 2).flatten(2)
 
     def _heads(self, tokens: Tensor) -> Tensor:
         batch, count, _ = tokens.shape

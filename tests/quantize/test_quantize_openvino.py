@@ -9,7 +9,7 @@ from atlas_edge.errors import InputError, UsageError
 from atlas_edge.models import LoadedModel
 from atlas_edge.quantize.fakequant import embed
 from atlas_edge.quantize.openvino import quantize_openvino
-from atlas_edge.quantize.recipe import Recipe, default_recipe
+from atlas_edge.quantize.recipe import Recipe, default_recipe, nncf_recipe
 from atlas_edge.runtimes.openvino import OpenVinoEncoder
 from atlas_edge.spec import Target
 
@@ -25,6 +25,23 @@ def test_default_recipe_is_int8_and_close(
     reference = embed(tiny.module, [held_out])
     assert not np.array_equal(result, reference)
     assert embedding_agreement(reference, result).cosine_worst > 0.995
+    assert report["recipe"]["name"] == nncf_recipe().name
+
+
+def test_a_vision_transformer_is_quantized_layer_by_layer(
+    tiny: LoadedModel, tiny_onnx: Path, calibration: Batches, held_out: NDArray[np.uint8]
+) -> None:
+    recipe = default_recipe(Target.OPENVINO)
+    model, report = quantize_openvino(tiny_onnx, calibration, recipe=recipe, module=tiny.module)
+    assert report["coverage"] == {"Convolution": "1 of 1", "Linear": "12 of 12", "QueryKey": "2 of 2"}
+    assert set(report["layers"]["blocks.0.mlp.fc2"]) == {"smooth_alpha", "clip", "error"}
+    result = OpenVinoEncoder(model, tiny.spec, batch=4).encode(held_out)
+    through_nncf, _ = quantize_openvino(tiny_onnx, calibration, recipe=recipe)
+    reference = embed(tiny.module, [held_out])
+    plain = embedding_agreement(reference, OpenVinoEncoder(through_nncf, tiny.spec).encode(held_out))
+    ours = embedding_agreement(reference, result)
+    assert ours.cosine_worst > 0.999
+    assert 1 - ours.cosine_median < 1 - plain.cosine_median
 
 
 def test_alpha_is_chosen_and_layers_stay_out(tiny_onnx: Path, calibration: Batches) -> None:

@@ -1,5 +1,6 @@
 """OpenVINO on the CPU."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,8 @@ from atlas_edge.spec import EncoderSpec
 
 InferencePrecision = Literal["f32", "f16", "bf16"]
 
-# Large enough to fill the cores with a ViT-S, small enough that activations stay in cache.
-DEFAULT_BATCH = 8
+# With one stream a core, four tiles of a ViT-S are enough to fill it, and their activations stay in its cache.
+DEFAULT_BATCH = 4
 
 
 class OpenVinoEncoder:
@@ -31,7 +32,9 @@ class OpenVinoEncoder:
             the CPU lacks it; `runtime` says what is used.
         threads: Inference threads; OpenVINO's own choice when None.
         batch: Tiles a call.
-        streams: Calls that run side by side, each on its share of the threads; see `configure`.
+        streams: Calls that run side by side, each on its share of the threads; one a thread when None. Each core then
+            works on tiles of its own and waits for none of the others. A call of `batch` tiles or fewer is run by one
+            stream on all threads.
         cache_dir: Folder for compiled models; none when None.
 
     Raises:
@@ -47,7 +50,7 @@ class OpenVinoEncoder:
         inference_precision: InferencePrecision = "f32",
         threads: int | None = None,
         batch: int | None = None,
-        streams: int = 1,
+        streams: int | None = None,
         cache_dir: Path | None = None,
     ) -> None:
         try:
@@ -57,7 +60,7 @@ class OpenVinoEncoder:
         self._core = openvino.Core()
         self.spec = spec
         self.batch = batch or DEFAULT_BATCH
-        self.streams = streams
+        self.streams = streams or threads or _cores()
         self.inference_precision = _supported(self._core, inference_precision)
         self._properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": self.inference_precision,
@@ -164,6 +167,14 @@ def _read(core: Any, path: str | Path) -> Any:
             f"{path}: OpenVINO cannot read it: {' '.join(str(error).split())}",
             hint="export the bundle again with this version of openvino",
         ) from error
+
+
+def _cores() -> int:
+    """Cores that this process may use; two hardware threads of one core share its arithmetic."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)
 
 
 def _supported(core: Any, wanted: InferencePrecision) -> InferencePrecision:

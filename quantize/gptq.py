@@ -1,0 +1,84 @@
+"""Weights on an INT8 grid, chosen so that a Linear's output keeps close to what full precision computes.
+
+Both steps are closed-form and change weights only; nothing is added to the graph.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BLOCK = 128
+
+
+def fit_weights(inputs: "Tensor", targets: "Tensor", weight: "Tensor", *, ridge: float = 0.01) -> "Tensor":
+    """The weights that map quantized inputs to wanted outputs best, held to the given ones by a ridge.
+
+    `W' = argmin ||T - X W'||^2 + r ||W' - W||^2` with `r = ridge * mean diag(X X^T)`: what quantization upstream
+    changed in the inputs is taken back as far as it is linear in them (the asymmetric calibration of GPTAQ,
+    arXiv:2504.02692).
+
+    Args:
+        inputs: `(N, C)` as the quantized layer sees them, centred.
+        targets: `(N, O)` outputs wanted, without bias, centred.
+        weight: `(O, C)`.
+        ridge: Strength of the hold, relative to the mean variance of an input.
+
+    Returns:
+        `(O, C)`.
+    """
+    import torch
+
+    gram = damped(inputs.T @ inputs, ridge)
+    residual = targets - inputs @ weight.T
+    step = torch.cholesky_solve((inputs.T @ residual).double(), torch.linalg.cholesky(gram))
+    return weight + step.T.to(weight.dtype)
+
+
+def round_weights(
+    weight: "Tensor", gram: "Tensor", *, levels: int = 127, damp: float = 0.01
+) -> "tuple[Tensor, Tensor]":
+    """Round weights to a symmetric grid per output channel, each column's error spread over those still to come.
+
+    GPTQ (Frantar 2022, arXiv:2210.17323, algorithm 1), columns in the order of falling `diag(gram)`.
+
+    Args:
+        weight: `(O, C)`.
+        gram: `(C, C)` of the layer's inputs, `X^T X`.
+        levels: Largest integer of the grid: 127 for 8 bits, 7 for 4.
+        damp: Share of the mean diagonal that is added to it.
+
+    Returns:
+        Weights on the grid, `(O, C)`, and their largest value that the grid can hold per channel, `(O,)`; the step of
+        the grid is that divided by `levels`.
+    """
+    import torch
+
+    order = torch.argsort(gram.diagonal(), descending=True)
+    hessian = damped(gram, damp)[order][:, order]
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    left = weight[:, order].double()
+    largest = weight.abs().amax(1).clamp(min=1e-8).double()
+    step = (largest / levels)[:, None]
+    rounded = torch.empty_like(left)
+    columns = left.shape[1]
+    for start in range(0, columns, _BLOCK):
+        stop = min(start + _BLOCK, columns)
+        errors = torch.empty_like(left[:, start:stop])
+        for column in range(start, stop):
+            value = left[:, column : column + 1]
+            rounded[:, column : column + 1] = (value / step).round().clamp(-levels, levels) * step
+            error = (value - rounded[:, column : column + 1]) / upper[column, column]
+            left[:, column:stop] -= error @ upper[column : column + 1, column:stop]
+            errors[:, column - start : column - start + 1] = error
+        left[:, stop:] -= errors @ upper[start:stop, stop:]
+    back = torch.argsort(order)
+    return rounded[:, back].to(weight.dtype), largest.to(weight.dtype)
+
+
+def damped(gram: "Tensor", share: float) -> "Tensor":
+    """`gram` in double precision with a share of its mean diagonal added to the diagonal."""
+    import torch
+
+    gram = gram.double()
+    return gram + share * gram.diagonal().mean().clamp(min=1e-8) * torch.eye(len(gram), dtype=torch.float64)

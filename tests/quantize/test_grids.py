@@ -1,0 +1,129 @@
+"""Grids of a folded vision transformer, and the OpenVINO graph that they go into."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from atlas_edge.errors import UsageError
+from atlas_edge.folded_vit import FoldedVit, fold_vit
+from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.quantize.grids import VitGrids, choose_grids, fake_round, grid_ends, smoothing
+from atlas_edge.quantize.openvino_vit import build_openvino, foldable
+from atlas_edge.quantize.recipe import Recipe
+from atlas_edge.runtimes.openvino import OpenVinoEncoder
+from atlas_edge.spec import Pooling
+
+Batches = list[NDArray[np.uint8]]
+RECIPE = Recipe(smooth_alphas=(0.5, 0.85), calibrator="mse", weights="fitted", attention=True)
+
+
+@pytest.fixture
+def folded(tiny: LoadedModel) -> FoldedVit:
+    result = foldable(tiny.module)
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize("pooling", ["cls", "avg", "cls+mean"])
+def test_the_graph_without_grids_computes_the_encoder(
+    pooling: Pooling, tiny_model: object, held_out: NDArray[np.uint8]
+) -> None:
+    model = load_model(str(tiny_model), pooling=pooling)
+    folded = foldable(model.module)
+    assert folded is not None
+    found = OpenVinoEncoder(build_openvino(folded, VitGrids(), tile_px=32), model.spec).encode(held_out)
+    with torch.inference_mode():
+        expected = model.module(torch.from_numpy(held_out)).numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_centring_and_balancing_change_nothing_at_full_precision(
+    folded: FoldedVit, calibration: Batches, held_out: NDArray[np.uint8]
+) -> None:
+    before = copy.deepcopy(folded)
+    choose_grids(folded, calibration, RECIPE)
+    assert not torch.equal(before.blocks[0].attn.k.bias, folded.blocks[0].attn.k.bias)
+    assert not torch.equal(before.blocks[0].attn.q.weight, folded.blocks[0].attn.q.weight)
+    tiles = torch.from_numpy(held_out)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(tiles), before(tiles), rtol=1e-4, atol=1e-4)
+
+
+def test_grids_hold_zero_and_every_calibration_value(folded: FoldedVit, calibration: Batches) -> None:
+    grids = choose_grids(folded, calibration, RECIPE.model_copy(update={"calibrator": "max"}))
+    read: dict[str, torch.Tensor] = {}
+    for name, layer in folded.named_modules():
+        if name in grids.activations:
+            layer.register_forward_pre_hook(lambda _, inputs, name=name: read.__setitem__(name, inputs[0]))
+    with torch.inference_mode():
+        folded(torch.from_numpy(np.concatenate(calibration)))
+    assert len(read) == 12
+    for name, values in read.items():
+        grid = grids.activations[name]
+        scaled = values if grid.scale is None else values / torch.from_numpy(grid.scale)
+        step = (grid.high - grid.low) / 255
+        assert float((fake_round(scaled, grid.low, grid.high) - scaled).abs().max()) <= 0.51 * step, name
+        assert (grid.low / step) == pytest.approx(round(grid.low / step), abs=1e-3)
+
+
+def test_weights_lie_on_their_grid_and_gptq_beats_the_nearest(folded: FoldedVit, calibration: Batches) -> None:
+    fitted = choose_grids(copy.deepcopy(folded), calibration, RECIPE)
+    nearest = choose_grids(folded, calibration, RECIPE.model_copy(update={"weights": "nearest"}))
+    shared = [name for name in fitted.weights if name != "patch_embed.proj"]
+    assert len(shared) == 12
+    for name in shared:
+        grid, layer = fitted.weights[name], folded.get_submodule(name)
+        scale = fitted.activations[name].scale
+        weight = layer.weight.detach().numpy() * (1 if scale is None else scale)
+        # GPTQ moves a weight to make up for others, by a few steps at most.
+        assert np.abs(grid.values * grid.step[:, None] - weight).max() < 8 * grid.step.max()
+        assert grid.values.min() >= -127
+    assert np.mean([fitted.weights[n].error for n in shared]) < np.mean([nearest.weights[n].error for n in shared])
+
+
+def test_exclusions_take_names_of_timm_and_leave_layers_in_floating_point(
+    folded: FoldedVit, calibration: Batches
+) -> None:
+    recipe = RECIPE.model_copy(update={"exclude": ("blocks.0.attn.qkv", "blocks.1.mlp.fc2"), "patch_embed": False})
+    grids = choose_grids(folded, calibration, recipe)
+    assert grids.coverage(folded) == {"Convolution": "0 of 1", "Linear": "8 of 12", "QueryKey": "1 of 2"}
+    assert not {"blocks.0.attn.q", "blocks.0.attn.k", "blocks.0.attn.v", "blocks.1.mlp.fc2"} & set(grids.weights)
+    with pytest.raises(UsageError, match="fc9"):
+        choose_grids(folded, calibration, RECIPE.model_copy(update={"exclude": ("*.fc9",)}))
+
+
+def test_grid_ends_by_hand() -> None:
+    # 0 to 255 is its own grid; -1 to 2 takes steps of 3/255, 85 of them below zero.
+    assert grid_ends(0.0, 255.0) == (0.0, 255.0)
+    assert grid_ends(-1.0, 2.0) == pytest.approx((-1.0, 2.0))
+    # All positive values: the grid still begins at zero.
+    assert grid_ends(3.0, 5.0) == pytest.approx((0.0, 5.0))
+
+
+def test_smoothing_moves_the_outlier_channel_to_the_weights() -> None:
+    peak, weight = torch.tensor([1.0, 100.0]), torch.ones(3, 2)
+    half = smoothing(peak, weight, 0.5)
+    # sqrt(1), sqrt(100), divided by their geometric mean sqrt(10).
+    torch.testing.assert_close(half, torch.tensor([1.0, 10.0]) / 10**0.5)
+    assert torch.equal(smoothing(peak, weight, -1), torch.ones(2))
+
+
+def test_query_norms_are_left_to_nncf(tiny: LoadedModel) -> None:
+    import timm
+
+    module = copy.deepcopy(tiny.module)
+    module.backbone = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=64,
+        depth=2,
+        num_heads=2,
+        num_classes=0,
+        qk_norm=True,
+    )
+    assert fold_vit(module) is not None
+    assert foldable(module) is None
