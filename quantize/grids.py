@@ -22,8 +22,9 @@ PATCH_EMBED = "patch_embed.proj"
 # Shares of the range that calibration tiles fill which are tried where the recipe asks for the least error.
 _CLIPS = (1.0, 0.9, 0.8)
 _BATCH = 8
-# Tokens of a tile that choose grids, its CLS token among them; ranges come from all tokens.
-_SAMPLED_TOKENS = 16
+# Tokens of a tile that fit weights, its CLS token among them, and about how many of all choose strength and range.
+# Ranges themselves come from all tokens.
+_SAMPLED_TOKENS, _CHOOSING_TOKENS = 16, 1024
 _LEVELS, _LARGEST = 255, 127
 
 
@@ -109,7 +110,10 @@ def choose_grids(folded: "FoldedVit", calibration: Sequence[NDArray[np.uint8]], 
     Raises:
         UsageError: `recipe.exclude` names a layer that the network does not have.
     """
-    tiles = torch.from_numpy(np.concatenate(list(calibration))[: recipe.calibration_tiles])
+    stack = np.concatenate(list(calibration))
+    # Spread over all of them: a calibration set that is sorted by class or slide stays balanced.
+    spread = np.linspace(0, len(stack) - 1, min(recipe.calibration_tiles, len(stack))).astype(int)
+    tiles = torch.from_numpy(stack[spread])
     excluded = _excluded(folded, recipe)
     grids = VitGrids()
     with torch.inference_mode():
@@ -255,7 +259,8 @@ class _Block:
             return
         inputs, layers = self.inputs[source], [self.block.get_submodule(name[len(self.name) + 1 :]) for name in names]
         rows = inputs.rows
-        grid = _activation_grid(inputs, rows, torch.cat([layer.weight for layer in layers]), self.recipe)
+        few = rows[:: max(1, len(rows) // _CHOOSING_TOKENS)]
+        grid = _activation_grid(inputs, few, torch.cat([layer.weight for layer in layers]), self.recipe)
         scale = torch.ones(rows.shape[1]) if grid.scale is None else torch.from_numpy(grid.scale)
         rounded = fake_round(rows / scale, grid.low, grid.high)
         for name, layer in zip(names, layers, strict=True):
