@@ -178,7 +178,13 @@ def _ignored(model: "ov.Model", recipe: Recipe) -> "nncf.IgnoredScope":
 
 
 def _layer_name(node: "ov.Node") -> str:
-    """The module's name, such as `blocks.3.mlp.fc2`, from its weight or (where that was transposed) its bias."""
+    """The module's name, such as `blocks.3.mlp.fc2`, which `export_onnx` puts before the node's own.
+
+    In graphs from elsewhere, that of its weight or (where that was transposed) its bias.
+    """
+    module, slash, _ = str(node.get_friendly_name()).partition("/")
+    if slash and "." in module:
+        return module.removeprefix("backbone.")
     readers = [target.get_node() for target in node.output(0).get_target_inputs()]
     sources = [node.input_value(1).get_node()]
     sources += [value.get_node() for reader in readers for value in reader.input_values()]

@@ -67,10 +67,15 @@ def export_onnx(
 
 
 def strip_metadata(path: Path) -> None:
-    """Remove the exporter's notes (Python stack traces with file names of the machine) from an ONNX file."""
+    """Remove the exporter's notes (Python stack traces with file names of the machine) from an ONNX file.
+
+    What is worth keeping of them goes into the names of nodes: `backbone.blocks.3.mlp.fc2/node_MatMul_71` says which
+    module computes it. Weights cannot say it: equal ones are merged, and transposed ones get new names.
+    """
     import onnx
 
     model = onnx.load(path)
+    _name_by_module(model.graph)
     _strip(model.graph)
     for function in model.functions:
         _strip(function)
@@ -89,6 +94,17 @@ def largest_difference(module: "nn.Module", path: Path, tiles: NDArray[np.uint8]
     found = np.concatenate([session.run(None, {INPUT: tile[None]})[0] for tile in tiles]).astype(np.float64)
     norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
     return float(np.max(1.0 - np.sum(expected * found, axis=1) / norms))
+
+
+def _name_by_module(graph: Any) -> None:
+    import ast
+
+    for node in graph.node:
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+        # From the outermost module to the operation itself.
+        if len(scopes) > 1 and scopes[-2]:
+            node.name = f"{scopes[-2]}/{node.name}"
 
 
 def _strip(graph: Any) -> None:

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.agreement import embedding_agreement
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.graph import export_onnx
 from atlas_edge.models import LoadedModel
 from atlas_edge.quantize.fakequant import embed
 from atlas_edge.quantize.openvino import quantize_openvino
@@ -53,6 +54,25 @@ def test_alpha_is_chosen_and_layers_stay_out(tiny_onnx: Path, calibration: Batch
     errors = report["alpha_errors"]
     assert set(errors) == {"-1.0", "0.5"}
     assert errors[str(report["smooth_alpha"])] == min(errors.values())
+
+
+def test_layers_with_equal_biases_are_told_apart(tiny: LoadedModel, calibration: Batches, tmp_path: Path) -> None:
+    import copy
+
+    import torch
+
+    module = copy.deepcopy(tiny.module)
+    # The exporter merges equal tensors: the biases of an untrained encoder, all zero, become one.
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.zeros_(parameter)
+    graph = export_onnx(module, tiny.spec, tmp_path / "untrained.onnx")
+    recipe = Recipe(smooth_alphas=(-1.0,), exclude=("blocks.1.mlp.fc1", "blocks.0.attn.proj"), attention=True)
+    _, everything = quantize_openvino(graph, calibration, recipe=recipe.model_copy(update={"exclude": ()}))
+    _, report = quantize_openvino(graph, calibration, recipe=recipe)
+    # NNCF leaves two attention products alone by itself.
+    assert everything["coverage"]["MatMul"] == "10 of 12"
+    assert report["coverage"]["MatMul"] == "8 of 12"
 
 
 def test_unknown_exclusion_is_refused(tiny_onnx: Path, calibration: Batches) -> None:
