@@ -273,7 +273,8 @@ def _dry_run(config: "ExportConfig", screen: "Console", *, json: bool) -> None:
     tile_sets = open_tile_sets(config)
     for role in ("calibration", "evaluation"):
         choice = getattr(tile_sets, role)
-        screen.print(f"{role}: {len(choice.records)} tiles of {choice.source.name} ({choice.source.split or 'all'})")
+        source, count = choice.source, ("from " if role == "calibration" else "") + str(len(choice.records))
+        screen.print(f"{role}: {count} tiles of {source.name} ({source.split or 'all'})")
     screen.print(f"would write {config.output}; nothing was written")
     if json:
         print_json({"config": config.model_dump(mode="json"), "out": str(config.output)})

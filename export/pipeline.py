@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from atlas_edge import hardware
 from atlas_edge.atomic import atomic_folder, check_vacant
@@ -15,6 +14,7 @@ from atlas_edge.bundle import write_manifest
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.export.build import Built, Quantized, Sources, build, open_built, open_reference, quantize
+from atlas_edge.export.calibrate import calibrate
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.export.model_card import model_card
 from atlas_edge.export.requirements import check_requirements
@@ -25,7 +25,6 @@ from atlas_edge.export.verify import Verification, verify
 from atlas_edge.graph import export_onnx, largest_difference
 from atlas_edge.manifest import Manifest
 from atlas_edge.models import LoadedModel, load_model
-from atlas_edge.tiles import batches
 
 STEPS = 6
 # Float32 in two runtimes differs by rounding only; more means that the graph is not the model.
@@ -95,11 +94,13 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
             graph = export_onnx(model.module, model.spec, scratch / "reference.onnx")
         with steps.step("calibrate", _described(tile_sets)):
             _announce(tile_sets, steps)
-            calibration = _calibration(config, model, tile_sets)
+            tile_sets, calibration, choice = calibrate(config, model.spec.tile_px, graph, tile_sets, steps)
             sources = Sources(model=model, graph=graph, calibration=calibration)
             _check_graph(sources, steps)
         with steps.step("quantize", config.precision.value):
             quantized = quantize(config, sources, scratch)
+            if quantized.quantization is not None and choice is not None:
+                quantized.quantization["calibration"] = choice
         with steps.step("build", config.target.value):
             built = build(config, sources, quantized, folder, steps)
         reference, bundle = open_reference(config, sources), open_built(config, sources, built, folder)
@@ -147,22 +148,14 @@ def _load(config: ExportConfig, steps: Steps) -> LoadedModel:
 def _described(tile_sets: TileSets) -> str:
     calibration = tile_sets.calibration
     split = f" ({calibration.source.split})" if calibration.source.split else ""
-    return f"{len(calibration.records)} tiles of {calibration.source.name}{split}"
+    return f"from {len(calibration.records)} tiles of {calibration.source.name}{split}"
 
 
 def _announce(tile_sets: TileSets, steps: Steps) -> None:
     if tile_sets.synthetic:
         steps.warn("SYNTHETIC tiles: give --calib and --eval real tiles before you rely on a figure")
-    if tile_sets.overlap:
-        steps.warn(
-            f"{tile_sets.overlap} slides or tiles are in both calibration and evaluation: the figures are flattering"
-        )
-
-
-def _calibration(config: ExportConfig, model: LoadedModel, tile_sets: TileSets) -> list[NDArray[np.uint8]]:
-    chosen = tile_sets.calibration
-    pieces = batches(chosen.source, chosen.records, size=8, tile_px=model.spec.tile_px, fit=config.tile_fit)
-    return [piece.pixels for piece in pieces]
+    if tile_sets.halved:
+        steps.note("these tiles have no splits: half of their slides (or tiles) calibrates, the other half judges")
 
 
 def _check_graph(sources: Sources, steps: Steps) -> None:

@@ -15,6 +15,8 @@ def check_requirements(config: ExportConfig) -> None:
             require_module("nncf", extra="torch")
     elif config.precision in (Precision.INT8, Precision.FP8):
         require_module("modelopt", extra="torch")
+        # It watches the scales while calibration tiles are added, whatever the target.
+        require_module("openvino", extra="torch")
     if config.target in (Target.TENSORRT, Target.TENSORRT_RTX):
         from atlas_edge.export.engine_target import check_engine_options
 

@@ -57,7 +57,7 @@ def shift_hed(
         residual: Gain of the third direction.
         offset: Added to the three densities.
     """
-    stains = _to_density(tile) @ _HED_FROM_RGB
+    stains = stain_densities(tile)
     gain = np.array([haematoxylin, eosin, residual])
     # Unmixing leaves small negative densities: more of a stain that is not there must not brighten the tile.
     stains = stains + (gain - 1.0) * np.maximum(stains, 0.0) + np.array(offset)
@@ -79,6 +79,12 @@ def as_scanner(tile: Tile, scanner: Scanner, *, strength: float = 1.0) -> Tile:
 def shift_colour(tile: Tile, matrix: NDArray[np.float64]) -> Tile:
     """Multiply the optical densities of a tile by a `(3, 3)` matrix (row = density in, column = density out)."""
     return _to_light(_to_density(tile) @ matrix)
+
+
+def stain_densities(tile: Tile) -> NDArray[np.float64]:
+    """Optical densities of haematoxylin, eosin and the third direction, `(H, W, 3)`; about 0 for empty glass."""
+    densities: NDArray[np.float64] = _to_density(tile) @ _HED_FROM_RGB
+    return densities
 
 
 def recompress(tile: Tile, *, quality: int) -> Tile:

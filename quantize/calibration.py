@@ -1,0 +1,247 @@
+"""Choosing the tiles that set the quantization scales: balanced, in focus, of tissue, and none that judges."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge.errors import InputError
+from atlas_edge.quantize.screening import LEAST_SHARPNESS, LEAST_TISSUE, TileLook, look_at
+from atlas_edge.tiles import TileFit, TileRecord, TileSource, fit_tile, select_records
+
+# Columns that say what a tile shows, and under which conditions; the most important first.
+COLUMNS = ("label", "scanner", "stain", "group")
+# Any of these says how a tile looks; without them its own colours must.
+APPEARANCE = ("scanner", "stain", "group")
+COLOUR = "colour"
+COLOUR_STRATA = 8
+# Tiles looked at for each that may be used.
+CANDIDATES_A_TILE = 2
+
+_FEWEST_A_STRATUM = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationChoice:
+    """The tiles that were chosen, and how.
+
+    Attributes:
+        records: In an order of which every beginning is balanced over the strata.
+        pixels: `(N, tile_px, tile_px, 3)` uint8, of the same tiles.
+        strata: Stratum of each of them, one value a field.
+        fields: What the strata are made of: columns of the source, `colour` where it has none of `APPEARANCE`.
+        candidates: Tiles looked at.
+        background: How many of them were left out for want of tissue.
+        blurred: How many were left out as out of focus.
+        looks: Of the chosen tiles.
+    """
+
+    records: tuple[TileRecord, ...]
+    pixels: NDArray[np.uint8]
+    strata: tuple[tuple[str, ...], ...]
+    fields: tuple[str, ...]
+    candidates: int
+    background: int
+    blurred: int
+    looks: tuple[TileLook, ...]
+
+    def first(self, count: int) -> "CalibrationChoice":
+        """The same choice with fewer tiles, still balanced."""
+        return CalibrationChoice(
+            records=self.records[:count],
+            pixels=self.pixels[:count],
+            strata=self.strata[:count],
+            fields=self.fields,
+            candidates=self.candidates,
+            background=self.background,
+            blurred=self.blurred,
+            looks=self.looks[:count],
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For manifests and reports: no pixels, no ids (the fingerprint covers those)."""
+        return {
+            "tiles": len(self.records),
+            "candidates": self.candidates,
+            "left_out": {
+                f"tissue below {LEAST_TISSUE:.0%}": self.background,
+                f"sharpness below {LEAST_SHARPNESS:g} of the median": self.blurred,
+            },
+            "stratified_by": list(self.fields),
+            "tiles_a_stratum": {" / ".join(key): count for key, count in sorted(Counter(self.strata).items())},
+        }
+
+
+def choose_calibration(
+    source: TileSource,
+    records: Iterable[TileRecord] | None = None,
+    *,
+    limit: int,
+    tile_px: int,
+    fit: TileFit = "exact",
+    seed: int = 0,
+) -> CalibrationChoice:
+    """Choose tiles to calibrate on.
+
+    Twice as many candidates are drawn, stratified by the source's columns, and looked at. Background and blur are left
+    out. The rest is put into strata: by class and by scanner, stain and slide where the source has them; where it has
+    none of these three, by colour (8 clusters of haematoxylin and eosin densities). Strata then take turns.
+
+    Args:
+        source: Where the tiles are.
+        records: Those that may be used; all of the source when None.
+        limit: Most tiles to choose.
+        tile_px: Side that the encoder takes.
+        fit: What to do with tiles of another size.
+        seed: Another seed chooses other tiles.
+
+    Raises:
+        InputError: No tile has tissue, or one cannot be read.
+    """
+    drawn = select_records(source if records is None else records, CANDIDATES_A_TILE * limit, seed=seed)
+    pixels = [fit_tile(source.read(record), tile_px, fit, name=record.id) for record in drawn]
+    # Read in the source's order, which may be the only fast one; chosen in one that does not depend on it.
+    shuffled = sorted(range(len(drawn)), key=lambda index: _rank(seed, drawn[index].id))
+    drawn, pixels = [drawn[index] for index in shuffled], [pixels[index] for index in shuffled]
+    looks = [look_at(tile) for tile in pixels]
+    tissue = [index for index, look in enumerate(looks) if look.tissue >= LEAST_TISSUE]
+    if not tissue:
+        raise InputError(
+            f"none of {len(drawn)} tiles of {source.name} has tissue on {LEAST_TISSUE:.0%} of its area",
+            hint="calibrate on tiles with tissue; a white or black tile sets no useful scale",
+        )
+    kept = _in_focus(tissue, drawn, looks)
+    fields, strata = _strata([drawn[index] for index in kept], [looks[index] for index in kept], seed)
+    order = _take_turns(strata, [_rank(seed, drawn[index].id) for index in kept])[:limit]
+    chosen = [kept[position] for position in order]
+    return CalibrationChoice(
+        records=tuple(drawn[index] for index in chosen),
+        pixels=np.stack([pixels[index] for index in chosen]),
+        strata=tuple(strata[position] for position in order),
+        fields=fields,
+        candidates=len(drawn),
+        background=len(drawn) - len(tissue),
+        blurred=len(tissue) - len(kept),
+        looks=tuple(looks[index] for index in chosen),
+    )
+
+
+def check_disjoint(
+    calibration: tuple[TileSource, Sequence[TileRecord]], evaluation: tuple[TileSource, Sequence[TileRecord]]
+) -> None:
+    """Refuse calibration tiles whose slides (or themselves, where no slides are known) are also evaluated.
+
+    Slides of two sources are compared by name; two synthetic sources name their slides alike and are compared only
+    where they are the same.
+
+    Raises:
+        InputError: A slide or tile is in both.
+    """
+    (source, records), (other, others) = calibration, evaluation
+    if source.synthetic and other.synthetic and source.name != other.name:
+        return
+    what = "slides" if all(record.group for record in (*records, *others)) else "tiles"
+    shared = _units(records) & _units(others)
+    if shared:
+        raise InputError(
+            f"{len(shared)} {what} (such as {min(shared)}) are in both the calibration tiles and the evaluation tiles: "
+            "the figures would flatter",
+            hint="give --calib and --eval other slides, or PATH@train and PATH@test",
+        )
+
+
+def halves(records: Sequence[TileRecord], *, seed: int = 0) -> tuple[list[TileRecord], list[TileRecord]]:
+    """Part tiles without splits into two halves that share no slide (or no tile, where no slides are known).
+
+    Each class is parted in halves where slides allow it.
+
+    Returns:
+        Tiles to calibrate and fit on, and tiles to evaluate on, both in their order.
+
+    Raises:
+        InputError: All tiles are of one slide.
+    """
+    label_of: dict[str, str] = {}
+    for record in records:
+        label_of.setdefault(_unit(record), str(record.label))
+    units = sorted(label_of, key=lambda unit: (label_of[unit], _rank(seed, unit)))
+    if len(units) < 2:
+        raise InputError(
+            "all tiles are of one slide: none is left to judge what was calibrated on the others",
+            hint="give --eval tiles of another slide",
+        )
+    first = set(units[::2])
+    return [r for r in records if _unit(r) in first], [r for r in records if _unit(r) not in first]
+
+
+def _in_focus(indices: Sequence[int], records: Sequence[TileRecord], looks: Sequence[TileLook]) -> list[int]:
+    """Those that are not much softer than the median of their scanner."""
+    of_scanner: defaultdict[str | None, list[int]] = defaultdict(list)
+    for index in indices:
+        of_scanner[records[index].scanner].append(index)
+    everywhere = float(np.median([looks[index].sharpness for index in indices]))
+    kept = []
+    for members in of_scanner.values():
+        enough = len(members) >= _FEWEST_A_STRATUM
+        median = float(np.median([looks[index].sharpness for index in members])) if enough else everywhere
+        kept += [index for index in members if looks[index].sharpness >= LEAST_SHARPNESS * median]
+    return sorted(kept)
+
+
+def _strata(
+    records: Sequence[TileRecord], looks: Sequence[TileLook], seed: int
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    fields = [name for name in COLUMNS if len({getattr(record, name) for record in records}) > 1]
+    keys = [tuple(str(getattr(record, name)) for name in fields) for record in records]
+    if any(name in APPEARANCE for name in fields):
+        return tuple(fields), keys
+    colours = _colour_clusters(np.array([look.colour for look in looks]), seed)
+    return (*fields, COLOUR), [(*key, f"{COLOUR} {colour}") for key, colour in zip(keys, colours, strict=True)]
+
+
+def _colour_clusters(colours: NDArray[np.float64], seed: int) -> list[int]:
+    from sklearn.cluster import KMeans
+
+    count = min(COLOUR_STRATA, len(colours) // _FEWEST_A_STRATUM, len(np.unique(colours, axis=0)))
+    if count < 2:
+        return [0] * len(colours)
+    deviation = colours.std(0)
+    scaled = (colours - colours.mean(0)) / np.where(deviation > 0, deviation, 1.0)
+    found = KMeans(count, n_init=4, random_state=seed).fit(scaled)
+    # Numbered from pale to dark, so that a report reads the same whatever the seed.
+    rank = np.argsort(np.argsort(found.cluster_centers_[:, :2].sum(1)))
+    return [int(rank[label]) for label in found.labels_]
+
+
+def _take_turns(strata: Sequence[tuple[str, ...]], ranks: Sequence[int]) -> list[int]:
+    """Positions, so that the values of the first field take turns, within each those of the second, and so on."""
+
+    def ordered(members: list[int], depth: int) -> list[int]:
+        parts: defaultdict[str, list[int]] = defaultdict(list)
+        if depth == len(strata[members[0]]):
+            return sorted(members, key=lambda position: ranks[position])
+        for position in members:
+            parts[strata[position][depth]].append(position)
+        queues = [ordered(part, depth + 1) for _, part in sorted(parts.items())]
+        # Who is first in a round changes by hash, not by name.
+        queues.sort(key=lambda queue: ranks[queue[0]])
+        return [position for turn in zip_longest(*queues) for position in turn if position is not None]
+
+    return ordered(list(range(len(strata))), 0)
+
+
+def _units(records: Iterable[TileRecord]) -> set[str]:
+    return {_unit(record) for record in records}
+
+
+def _unit(record: TileRecord) -> str:
+    return record.group or record.id
+
+
+def _rank(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest(), "big")

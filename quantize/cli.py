@@ -1,0 +1,77 @@
+"""`atlas-quantize`: which tiles calibrate, which layers are sensitive, which precision plan wins."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from atlas_edge.cli import console, make_app, print_json, run_app, set_verbosity
+
+HELP = """Choose calibration tiles and quantization recipes, and find the cheapest precision that keeps the accuracy.
+
+Example:
+
+    atlas-quantize calibration my-student tiles --contact-sheet chosen.png
+"""
+
+app = make_app("atlas-quantize", HELP)
+
+Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
+Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")]
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+Flag = Annotated[bool, Parameter(negative="")]
+TileFit = Literal["exact", "crop", "resize"]
+
+
+@app.command
+def calibration(
+    model: str,
+    tiles: str,
+    /,
+    *,
+    eval: str | None = None,
+    limit: int = 300,
+    contact_sheet: Path | None = None,
+    tile_fit: TileFit = "exact",
+    seed: int = 0,
+    dry_run: Flag = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show which tiles would calibrate a model, why, and how many are enough.
+
+    Args:
+        model: Registry name, model folder, or hf-hub:organisation/name.
+        tiles: A folder, pack, parquet or HDF5; its train split where it has splits.
+        eval: Tiles that will judge; the test split of TILES where it has one. Slides in both are an error.
+        limit: Most tiles to choose.
+        contact_sheet: Write the chosen tiles to this PNG.
+        tile_fit: What to do with tiles of another size than the encoder's.
+        seed: Another seed chooses other tiles.
+        dry_run: Choose, but run no model and write nothing.
+        json: Print the choice as JSON on stdout.
+        quiet: Print errors only.
+        verbose: Print what the libraries say, too.
+    """
+    from atlas_edge.quantize.calibration_command import show_calibration
+
+    set_verbosity(quiet=quiet, verbose=verbose)
+    shown = show_calibration(
+        model,
+        tiles,
+        evaluation=eval,
+        limit=limit,
+        contact_sheet=contact_sheet,
+        fit=tile_fit,
+        seed=seed,
+        dry_run=dry_run,
+        screen=console(quiet=quiet),
+    )
+    if json:
+        print_json(shown)
+
+
+def main() -> None:
+    """Entry point."""
+    raise SystemExit(run_app(app))

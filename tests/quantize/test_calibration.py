@@ -1,0 +1,172 @@
+"""Which tiles calibrate: balance, background, blur, disjointness, convergence, and the command that shows it."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from atlas_edge.errors import InputError
+from atlas_edge.quantize.calibration import check_disjoint, choose_calibration, halves
+from atlas_edge.quantize.convergence import watch_ranges
+from atlas_edge.quantize.screening import look_at
+from atlas_edge.tiles import TileRecord, TileSource, open_tiles
+from support import TINY_PX, RunCommand
+
+
+class ListedTiles(TileSource):
+    """Tiles in memory."""
+
+    name = "listed"
+    kind = "test"
+
+    def __init__(self, tiles: list[tuple[TileRecord, NDArray[np.uint8]]]) -> None:
+        self._tiles = {record.id: (record, pixels) for record, pixels in tiles}
+
+    def records(self) -> Iterator[TileRecord]:
+        return (record for record, _ in self._tiles.values())
+
+    def read(self, record: TileRecord) -> NDArray[np.uint8]:
+        return self._tiles[record.id][1]
+
+    def splits(self) -> frozenset[str]:
+        return frozenset()
+
+    def fingerprint(self) -> str:
+        return "listed"
+
+
+def _tissue(number: int, colour: tuple[int, int, int] = (190, 110, 170)) -> NDArray[np.uint8]:
+    noise = np.random.default_rng(number).normal(0, 30, (TINY_PX, TINY_PX, 3))
+    return np.clip(noise + np.array(colour), 0, 255).astype(np.uint8)
+
+
+def _blurred(tile: NDArray[np.uint8], radius_px: float) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(tile).filter(ImageFilter.GaussianBlur(radius_px)), dtype=np.uint8)
+
+
+def test_a_rare_scanner_and_a_rare_class_get_their_share() -> None:
+    tiles = []
+    for number in range(90):
+        scanner = "rare" if number % 15 == 0 else "common"
+        label = "tumour" if number % 9 == 0 else "stroma"
+        record = TileRecord(id=f"{number:03d}", label=label, scanner=scanner, group=f"slide-{number // 10}")
+        tiles.append((record, _tissue(number)))
+    choice = choose_calibration(ListedTiles(tiles), limit=20, tile_px=TINY_PX)
+    assert choice.fields == ("label", "scanner", "group")
+    assert Counter(record.label for record in choice.records) == {"tumour": 10, "stroma": 10}
+    # 90 tiles hold two tumour tiles and four of stroma from the rare scanner: all are used.
+    assert Counter(record.scanner for record in choice.records)["rare"] == 6
+    half = Counter(record.label for record in choice.first(10).records)
+    assert half == {"tumour": 5, "stroma": 5}
+
+
+def test_colours_stand_in_for_columns_that_are_missing() -> None:
+    colours = [(190, 110, 170)] * 56 + [(120, 60, 140)] * 8
+    tiles = [(TileRecord(id=f"{n:03d}"), _tissue(n, colour)) for n, colour in enumerate(colours)]
+    choice = choose_calibration(ListedTiles(tiles), limit=16, tile_px=TINY_PX)
+    assert choice.fields == ("colour",)
+    dark = [record for record in choice.records if int(record.id) >= 56]
+    # A blind sample of 16 would hold 2.
+    assert len(dark) >= 4
+
+
+def test_background_and_blur_are_left_out() -> None:
+    glass = np.full((TINY_PX, TINY_PX, 3), 242, dtype=np.uint8)
+    tiles = [(TileRecord(id=f"good-{n:02d}"), _tissue(n)) for n in range(24)]
+    tiles += [(TileRecord(id=f"glass-{n}"), glass) for n in range(3)]
+    tiles += [(TileRecord(id=f"soft-{n}"), _blurred(_tissue(100 + n), 3)) for n in range(4)]
+    choice = choose_calibration(ListedTiles(tiles), limit=31, tile_px=TINY_PX)
+    assert (choice.candidates, choice.background, choice.blurred) == (31, 3, 4)
+    assert {record.id for record in choice.records} == {f"good-{n:02d}" for n in range(24)}
+    with pytest.raises(InputError, match="none of 3 tiles"):
+        choose_calibration(ListedTiles(tiles[24:27]), limit=8, tile_px=TINY_PX)
+
+
+def test_a_choice_does_not_depend_on_the_order() -> None:
+    tiles = [(TileRecord(id=f"{n:03d}", label=str(n % 3)), _tissue(n)) for n in range(40)]
+    ids = [
+        {record.id for record in choose_calibration(ListedTiles(order), limit=12, tile_px=TINY_PX).records}
+        for order in (tiles, tiles[::-1])
+    ]
+    assert ids[0] == ids[1]
+
+
+def test_shared_slides_are_refused() -> None:
+    def source(*groups: str) -> tuple[TileSource, list[TileRecord]]:
+        tiles = [(TileRecord(id=f"{group}-{n}", group=group), _tissue(n)) for group in groups for n in range(2)]
+        listed = ListedTiles(tiles)
+        return listed, list(listed.records())
+
+    check_disjoint(source("a", "b"), source("c"))
+    with pytest.raises(InputError, match=r"1 slides \(such as b\)"):
+        check_disjoint(source("a", "b"), source("b", "c"))
+
+
+@pytest.mark.parametrize("slides", [True, False])
+def test_halves_share_no_slide_and_keep_the_classes(slides: bool) -> None:
+    records = [
+        TileRecord(id=f"{n:02d}", label="ab"[n // 20], group=f"s{n // 5}" if slides else None) for n in range(40)
+    ]
+    first, second = halves(records)
+    assert {r.id for r in first} | {r.id for r in second} == {r.id for r in records}
+    assert not {r.group or r.id for r in first} & {r.group or r.id for r in second}
+    for half in (first, second):
+        assert Counter(r.label for r in half) == {"a": 10, "b": 10}
+    with pytest.raises(InputError, match="one slide"):
+        halves([TileRecord(id=str(n), group="only") for n in range(5)])
+
+
+def test_scales_converge_and_an_outlier_moves_them(tiny_onnx: Path) -> None:
+    tiles = np.stack([_tissue(n % 4) for n in range(192)])
+    found = watch_ranges(tiny_onnx, tiles)
+    # Four tiles again and again: the second and the third addition move nothing.
+    assert (found.tiles, found.converged, found.movement) == (96, True, (0.0, 0.0))
+    assert found.layers == 17  # 8 Linears, the convolution, and both operands of 4 attention products
+    tiles[64:96] = 255 * (np.indices((TINY_PX, TINY_PX)).sum(0) % 2)[..., None]
+    moved = watch_ranges(tiny_onnx, tiles)
+    assert moved.movement[1] > 0.01
+    assert moved.tiles == 160
+    assert not watch_ranges(tiny_onnx, tiles[:64]).converged
+
+
+def test_command_shows_what_an_export_uses(
+    tiny_model: Path, tiles: Path, tmp_path: Path, run_command: RunCommand
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    done = run_command("atlas-quantize", "calibration", tiny_model, tiles, "--contact-sheet", sheet, "--json")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["tiles"] == len(shown["ids"]) == 48
+    assert shown["disjoint_from"].endswith("@test")
+    assert shown["stratified_by"] == ["label", "colour"]
+    assert all("train" in name for name in shown["ids"])
+    with Image.open(sheet) as image:
+        assert image.width > 1000
+    pink, blue = look_at(np.full((32, 32, 3), (220, 120, 180), np.uint8)), look_at(np.full((32, 32, 3), 90, np.uint8))
+    assert pink.tissue == 1 and blue.tissue == 0
+
+
+def test_command_refuses_tiles_that_judge(tiny_model: Path, tiles: Path, run_command: RunCommand) -> None:
+    done = run_command("atlas-quantize", "calibration", tiny_model, f"{tiles}@train", "--eval", f"{tiles}@train")
+    assert done.returncode == 5
+    assert "in both the calibration tiles and the evaluation tiles" in done.stderr
+    assert "fix:" in done.stderr
+    done = run_command("atlas-export", tiny_model, "--target", "onnx", "--precision", "fp32", "--calib", tiles / "test",
+                       "--eval", tiles / "test", "--dry-run")  # fmt: skip
+    assert done.returncode == 5, done.stderr
+
+
+def test_real_tiles_are_in_focus_and_blur_is_found(shared: Path) -> None:
+    source = open_tiles(shared / "data" / "dev_crc5", role="calibration")
+    records = list(source.records())[::30]
+    sharp = [look_at(source.read(record)).sharpness for record in records]
+    soft = [look_at(_blurred(source.read(record), 2)).sharpness for record in records]
+    from atlas_edge.quantize.screening import LEAST_SHARPNESS
+
+    limit = LEAST_SHARPNESS * float(np.median(sharp))
+    assert min(sharp) > limit > max(soft)
