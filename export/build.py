@@ -24,6 +24,7 @@ ONNX_FILE = "model.onnx"
 OPENVINO_FILE = "model.xml"
 
 _QUANTIZED = (Precision.INT8, Precision.FP8)
+_ATTENTION_TILES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,9 +146,8 @@ def _quantize_openvino(config: ExportConfig, sources: Sources) -> Quantized:
 
     if config.precision is Precision.INT8:
         from atlas_edge.quantize.openvino import quantize_openvino
-        from atlas_edge.quantize.recipe import default_recipe
 
-        recipe, module = default_recipe(Target.OPENVINO), sources.model.module
+        recipe, module = config.int8_recipe, sources.model.module
         model, details = quantize_openvino(sources.graph, sources.calibration, recipe=recipe, module=module)
         return Quantized(openvino=model, quantization=details)
     if config.precision is not Precision.FP32:
@@ -165,11 +165,14 @@ def _quantize_onnx(config: ExportConfig, sources: Sources, scratch: Path) -> Qua
     spec, batch = sources.model.spec, config.fixed_batch
     if config.precision is Precision.INT8:
         from atlas_edge.quantize.onnx import quantize_onnx
-        from atlas_edge.quantize.recipe import default_recipe
 
-        details = quantize_onnx(
-            sources.model.module, spec, sources.calibration, out, recipe=default_recipe(config.target), batch=batch
-        )
+        recipe = config.int8_recipe
+        details = quantize_onnx(sources.model.module, spec, sources.calibration, out, recipe=recipe, batch=batch)
+        if recipe.attention:
+            from atlas_edge.quantize.attention_qdq import quantize_attention
+
+            few = np.concatenate(sources.calibration)[:_ATTENTION_TILES]
+            details["attention_products"] = quantize_attention(out, out, few)
         return Quantized(graph=out, quantization=details)
     full = (
         sources.graph if batch is None else export_onnx(sources.model.module, spec, scratch / "fixed.onnx", batch=batch)

@@ -36,8 +36,10 @@ def export(
     model: str | None = None,
     /,
     *,
-    target: Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"],
-    precision: Literal["fp32", "fp16", "bf16", "int8", "fp8"],
+    target: Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"] | None = None,
+    precision: Literal["fp32", "fp16", "bf16", "int8", "fp8"] | None = None,
+    plan: Path | None = None,
+    recipe: Path | None = None,
     calib: str | None = None,
     eval: str | None = None,
     out: Path | None = None,
@@ -73,6 +75,8 @@ def export(
         model: Registry name, model folder, or hf-hub:organisation/name; the default student when left out.
         target: What the bundle is built for.
         precision: Number format of the compute-heavy layers.
+        plan: A plan that atlas-quantize search saved: target, precision, recipe and calibration in one.
+        recipe: A recipe that atlas-quantize recipe saved; the target's default when left out.
         calib: Tiles that set the scales and fit the probes: a folder, pack, parquet or HDF5; PATH@SPLIT for one split.
         eval: Tiles that the bundle is judged on; the test split of --calib when left out.
         out: Bundle folder; bundles/<model>-<target>-<precision> when left out.
@@ -110,6 +114,8 @@ def export(
         model=model or DEFAULT_MODEL,
         target=target,
         precision=precision,
+        plan=plan,
+        recipe=recipe,
         calib=calib,
         eval=eval,
         out=out,

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from atlas_edge.errors import UsageError
 from atlas_edge.models import DEFAULT_MODEL
+from atlas_edge.quantize.plan import load_plan
+from atlas_edge.quantize.recipe import Recipe, default_recipe, load_recipe
 from atlas_edge.spec import Pooling, Precision, Target
 
 TileFit = Literal["exact", "crop", "resize"]
@@ -25,6 +27,7 @@ class ExportConfig(BaseModel):
         model: Registry name, model folder or `hf-hub:` name.
         target: What the bundle is built for.
         precision: Number format of the compute-heavy layers.
+        recipe: How INT8 or FP8 is made; the target's default when None.
         calib: Tiles that set the quantization scales and fit the probes; the synthetic sample when None.
         eval: Tiles that the bundle is compared on; the other split of `calib`, or the synthetic sample, when None.
         out: Bundle folder; `bundles/<model>-<target>-<precision>` when None.
@@ -54,6 +57,7 @@ class ExportConfig(BaseModel):
     model: str = DEFAULT_MODEL
     target: Target
     precision: Precision
+    recipe: Recipe | None = None
     calib: str | None = None
     eval: str | None = None
     out: Path | None = None
@@ -87,6 +91,8 @@ class ExportConfig(BaseModel):
         engine = self.target in (Target.TENSORRT, Target.TENSORRT_RTX)
         if self.quantize_attention and not (engine and self.precision is Precision.INT8):
             raise ValueError("--quantize-attention is for --target tensorrt or tensorrt-rtx in --precision int8")
+        if self.recipe is not None and self.precision not in (Precision.INT8, Precision.FP8):
+            raise ValueError(f"--recipe says how INT8 is made, --precision {self.precision} has no use for it")
         if any(size < 1 for size in self.batch):
             raise ValueError("--batch: sizes start at 1")
         if len(self.batch) == 3:
@@ -109,17 +115,35 @@ class ExportConfig(BaseModel):
         return Path("bundles") / f"{stem}-{self.target}-{self.precision}"
 
     @property
+    def int8_recipe(self) -> Recipe:
+        """The recipe that was asked for, or the target's default."""
+        return self.recipe or default_recipe(self.target)
+
+    @property
     def fixed_batch(self) -> int | None:
         """The one batch size of the graph, or None for a dynamic one."""
         return self.batch[0] if len(self.batch) == 1 else None
 
 
-def resolve(**values: object) -> ExportConfig:
+def resolve(*, plan: Path | None = None, recipe: Path | None = None, **values: object) -> ExportConfig:
     """Build the configuration.
+
+    Args:
+        plan: A saved plan, which takes the place of target, precision and recipe.
+        recipe: A saved recipe.
+        values: Fields of `ExportConfig`.
 
     Raises:
         UsageError: A value is out of range or contradicts another.
+        InputError: The plan or the recipe cannot be read.
     """
+    if plan is not None:
+        values |= _planned(plan, recipe, values)
+    elif recipe is not None:
+        values["recipe"] = load_recipe(recipe)
+    for option in ("target", "precision"):
+        if values.get(option) is None:
+            raise UsageError(f"--{option} is missing", hint=f"give --{option}, or --plan with one in it")
     try:
         return ExportConfig.model_validate(values)
     except ValidationError as error:
@@ -128,3 +152,17 @@ def resolve(**values: object) -> ExportConfig:
         raise UsageError(
             f"{option}{first['msg'].removeprefix('Value error, ')}", hint="see atlas-export --help"
         ) from error
+
+
+def _planned(path: Path, recipe: Path | None, values: dict[str, object]) -> dict[str, object]:
+    saved = load_plan(path)
+    own = {"target": saved.plan.target.value, "precision": saved.plan.precision.value}
+    for option, value in own.items():
+        if values.get(option) not in (None, value):
+            raise UsageError(
+                f"--{option} {values[option]}, but {path} is a plan for {value}", hint=f"leave --{option} out"
+            )
+    if recipe is not None:
+        raise UsageError(f"{path} holds a recipe of its own", hint="leave --recipe or --plan out")
+    limits = {"calib_limit": saved.calib_limit, "fit_limit": saved.fit_limit, "seed": saved.seed}
+    return {**own, **limits, "recipe": saved.plan.recipe}

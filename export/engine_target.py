@@ -57,6 +57,7 @@ def quantize_for_engine(config: ExportConfig, sources: "Sources", scratch: Path)
         sources.calibration,
         scratch,
         precision=config.precision,
+        recipe=config.recipe,
         quantize_attention=config.quantize_attention,
         batch=batch,
     )

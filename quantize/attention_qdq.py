@@ -37,7 +37,7 @@ def quantize_attention(path: Path, out: Path, tiles: NDArray[np.uint8]) -> int:
     suggests, weights spread over 257 tokens would all round to zero.
 
     Args:
-        path: ONNX graph in FP16, from `engine_graph`.
+        path: ONNX graph in FP16, from `engine_graph`, or in FP32, from `quantize_onnx`.
         out: File to write.
         tiles: `(N, H, W, 3)` uint8 calibration tiles.
 
@@ -54,11 +54,12 @@ def quantize_attention(path: Path, out: Path, tiles: NDArray[np.uint8]) -> int:
         node for node in graph.node if node.op_type == "MatMul" and not _reads_constant(node, producers, constants)
     ]
     operands = sorted({name for node in products for name in node.input})
-    peaks = _peaks(model, operands, tiles)
+    kind = _float_type(model, operands[0]) if operands else np.float32
+    peaks = _peaks(model, operands, tiles, kind)
     replaced: dict[str, str] = {}
     for name in operands:
-        scale = np.float16(peaks[name] / INT8_MAX)
-        replaced[name] = _insert_pair(graph, name, max(scale, np.finfo(np.float16).tiny))
+        scale = max(kind(peaks[name] / INT8_MAX), np.finfo(kind).tiny)
+        replaced[name] = _insert_pair(graph, name, np.asarray(scale, kind))
     for node in products:
         node.input[:] = [replaced[name] for name in node.input]
     _sort(graph)
@@ -75,15 +76,26 @@ def _reads_constant(node: Any, producers: dict[str, Any], constants: set[str]) -
     )
 
 
-def _peaks(model: Any, names: list[str], tiles: NDArray[np.uint8]) -> dict[str, float]:
+def _float_type(model: Any, name: str) -> type[np.float16] | type[np.float32]:
+    """What a computed tensor is made of."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {info.name: info.type.tensor_type.elem_type for info in inferred.value_info}
+    return np.float16 if types.get(name) == onnx.TensorProto.FLOAT16 else np.float32
+
+
+def _peaks(
+    model: Any, names: list[str], tiles: NDArray[np.uint8], kind: type[np.float16] | type[np.float32]
+) -> dict[str, float]:
     import onnx
     import onnxruntime
 
+    element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
-    watched.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, None) for name in names
-    )
+    watched.graph.output.extend(onnx.helper.make_tensor_value_info(name, element, None) for name in names)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -94,10 +106,10 @@ def _peaks(model: Any, names: list[str], tiles: NDArray[np.uint8]) -> dict[str, 
     return peaks
 
 
-def _insert_pair(graph: Any, name: str, scale: np.float16) -> str:
+def _insert_pair(graph: Any, name: str, scale: NDArray[Any]) -> str:
     import onnx
 
-    for suffix, value in (("scale", np.float16(scale)), ("zero", np.int8(0))):
+    for suffix, value in (("scale", scale), ("zero", np.int8(0))):
         graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), f"{name}_{suffix}"))
     constants = [f"{name}_scale", f"{name}_zero"]
     for kind, source, result in (

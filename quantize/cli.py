@@ -72,6 +72,61 @@ def calibration(
         print_json(shown)
 
 
+@app.command
+def recipe(
+    name: str | None = None,
+    /,
+    *,
+    out: Path | None = None,
+    rename: str | None = None,
+    smooth_alpha: list[float] | None = None,
+    calibrator: Literal["max", "percentile", "mse"] | None = None,
+    attention: bool | None = None,
+    patch_embed: bool | None = None,
+    bias_correction: bool | None = None,
+    exclude: list[str] | None = None,
+    overwrite: Flag = False,
+    dry_run: Flag = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show the default INT8 recipe of every target, or one recipe, changed and saved.
+
+    Args:
+        name: A target (openvino, onnx, tensorrt, tensorrt-rtx) for its default, or a saved recipe; all defaults when
+            left out.
+        out: Save the recipe to this file, for atlas-export --recipe.
+        rename: What reports call it.
+        smooth_alpha: SmoothQuant strengths to choose from; -1 turns it off. May be given several times.
+        calibrator: How the range of an activation is set.
+        attention: Quantize the two matrix products of attention.
+        patch_embed: Quantize the patch embedding.
+        bias_correction: Correct the mean shift that rounded weights cause.
+        exclude: Layers to leave in floating point, such as blocks.3.mlp.fc2; * matches anything. May be given several
+            times.
+        overwrite: Replace an existing file.
+        dry_run: Write nothing.
+        json: Print as JSON on stdout.
+        quiet: Print errors only.
+    """
+    from atlas_edge.quantize.recipe_command import show_recipe
+
+    set_verbosity(quiet=quiet, verbose=False)
+    changes = {
+        "name": rename,
+        "smooth_alphas": None if smooth_alpha is None else tuple(smooth_alpha),
+        "calibrator": calibrator,
+        "attention": attention,
+        "patch_embed": patch_embed,
+        "bias_correction": bias_correction,
+        "exclude": None if exclude is None else tuple(exclude),
+    }
+    given = {key: value for key, value in changes.items() if value is not None}
+    shown = show_recipe(name, given, out=out, overwrite=overwrite, dry_run=dry_run, screen=console(quiet=quiet))
+    if json:
+        print_json(shown)
+
+
 def main() -> None:
     """Entry point."""
     raise SystemExit(run_app(app))
