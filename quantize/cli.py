@@ -127,6 +127,67 @@ def recipe(
         print_json(shown)
 
 
+@app.command
+def sensitivity(
+    model: str,
+    tiles: str,
+    /,
+    *,
+    target: Literal["openvino", "onnx", "tensorrt", "tensorrt-rtx"] = "openvino",
+    recipe: Path | None = None,
+    out: Path | None = None,
+    count: int = 16,
+    calib_limit: int = 64,
+    without: bool = True,
+    tile_fit: TileFit = "exact",
+    seed: int = 0,
+    overwrite: Flag = False,
+    dry_run: Flag = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure each layer: the embedding's error with only it in INT8, and with all but it.
+
+    Args:
+        model: Registry name, model folder, or hf-hub:organisation/name.
+        tiles: A folder, pack, parquet or HDF5; its train split where it has splits.
+        target: Whose rounding is imitated: activations from -max to max, or (openvino) between their extremes.
+        recipe: Saved recipe; the target's default when left out.
+        out: Folder for sensitivity.json and sensitivity.svg.
+        count: Tiles that the errors are means over.
+        calib_limit: Other tiles, which set the ranges.
+        without: Measure all but one, too, for twice the time.
+        tile_fit: What to do with tiles of another size than the encoder's.
+        seed: Another seed chooses other tiles.
+        overwrite: Replace an existing folder.
+        dry_run: Check the arguments, measure and write nothing.
+        json: Print the errors as JSON on stdout.
+        quiet: Print errors only.
+        verbose: Print what the libraries say, too.
+    """
+    from atlas_edge.quantize.sensitivity_command import SensitivityConfig, show_sensitivity
+    from atlas_edge.spec import Target
+
+    set_verbosity(quiet=quiet, verbose=verbose)
+    config = SensitivityConfig(
+        model=model,
+        tiles=tiles,
+        target=Target(target),
+        recipe=recipe,
+        out=out,
+        count=count,
+        calib_limit=calib_limit,
+        without=without,
+        tile_fit=tile_fit,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    shown = show_sensitivity(config, console(quiet=quiet), dry_run=dry_run)
+    if json:
+        print_json(shown)
+
+
 def main() -> None:
     """Entry point."""
     raise SystemExit(run_app(app))
