@@ -1,0 +1,161 @@
+"""A plan's accuracy as a search keeps it, and the gate's verdict on it."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from atlas_edge.bench.agreement import embedding_agreement
+from atlas_edge.bench.budgets import Budget, Budgets, Judged, run_gate
+from atlas_edge.bench.drop import AccuracyDrop, accuracy_drop
+from atlas_edge.bench.gate import Verdict
+from atlas_edge.bench.interval import Interval
+from atlas_edge.bench.tileset import TileSet
+from atlas_edge.encoder import Encoder
+
+if TYPE_CHECKING:
+    from atlas_edge.bench.agreement import Agreement
+
+
+class Range(BaseModel):
+    """An `Interval` that can be written to disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    estimate: float
+    low: float
+    high: float
+    units: int
+    unit: str
+
+    @classmethod
+    def of(cls, interval: Interval) -> "Range":
+        """From an interval."""
+        return cls(
+            estimate=interval.estimate, low=interval.low, high=interval.high, units=interval.units, unit=interval.unit
+        )
+
+    def interval(self) -> Interval:
+        """Back again."""
+        return Interval(estimate=self.estimate, low=self.low, high=self.high, units=self.units, unit=self.unit)
+
+
+class PlanAccuracy(BaseModel):
+    """What a plan costs against full precision.
+
+    Attributes:
+        tiles: Tiles compared.
+        cosine_median: Median cosine.
+        cosine_p1: 1st percentile with its interval.
+        cosine_worst: Smallest.
+        drop_pp: Linear probe, fitted on the reference: balanced accuracy lost, percentage points; None without labels.
+        flip_percent: Its predictions that change, per cent; None without labels.
+        reference_score, score: Balanced accuracy of both, 0-1; None without labels.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tiles: int
+    cosine_median: float
+    cosine_p1: Range
+    cosine_worst: float
+    drop_pp: Range | None = None
+    flip_percent: Range | None = None
+    reference_score: float | None = None
+    score: float | None = None
+
+    def sentence(self) -> str:
+        """The figures in one line."""
+        text = f"cosine median {self.cosine_median:.5f}, p1 {self.cosine_p1.estimate:.5f}"
+        if self.drop_pp is not None and self.flip_percent is not None:
+            drop = self.drop_pp
+            text += f", drop {drop.estimate:+.1f} pp [{drop.low:+.1f}, {drop.high:+.1f}]"
+            text += f", flips {self.flip_percent.estimate:.1f} %"
+        return text
+
+
+def plan_accuracy(
+    reference: NDArray[np.float32],
+    candidate: NDArray[np.float32],
+    *,
+    fitted: NDArray[np.float32] | None,
+    fit: TileSet,
+    evaluation: TileSet,
+    seed: int,
+) -> PlanAccuracy:
+    """Compare embeddings of the evaluation tiles, as `atlas-bench accuracy` does.
+
+    Args:
+        reference: `(N, D)` in full precision.
+        candidate: `(N, D)` of the plan.
+        fitted: `(M, D)` of the tiles that fit the probe, in full precision; None where labels are missing.
+        fit: Those tiles.
+        evaluation: The tiles compared.
+        seed: Seed of the bootstrap.
+    """
+    agreement = embedding_agreement(reference, candidate, groups=evaluation.group_numbers, seed=seed)
+    drop = None
+    if fitted is not None and fit.labels is not None and evaluation.labels is not None:
+        drop = accuracy_drop(
+            fit_features=fitted,
+            fit_labels=fit.labels,
+            reference=reference,
+            candidate=candidate,
+            labels=evaluation.labels,
+            groups=evaluation.groups,
+            method="linear",
+            seed=seed,
+        )
+    return _as_accuracy(agreement, drop)
+
+
+def recheck(reference: Encoder, candidate: Encoder, *, evaluation: TileSet, fit: TileSet | None) -> PlanAccuracy:
+    """The report that `atlas-bench accuracy` prints, for one candidate."""
+    from atlas_edge.bench.accuracy import AccuracyOptions, accuracy_report
+
+    report = accuracy_report(
+        {"reference": reference, "plan": candidate},
+        reference="reference",
+        evaluation=evaluation,
+        fit=fit,
+        options=AccuracyOptions(stress_tiles=0),
+    )
+    found = report.candidates["plan"]
+    assert found.agreement is not None
+    return _as_accuracy(found.agreement, found.drop("linear"))
+
+
+def judge_plan(accuracy: PlanAccuracy, budget: Budget) -> Verdict:
+    """PASS only where every budget is kept over its whole interval.
+
+    Raises:
+        InputError: A budget for a figure that was not measured.
+    """
+    drop = None if accuracy.drop_pp is None else accuracy.drop_pp.interval()
+    flips = None if accuracy.flip_percent is None else accuracy.flip_percent.interval()
+    figures = [
+        Judged(figure="drop", option="--max-drop", field="max_drop_pp", value=drop),
+        Judged(figure="flips", option="--max-flips", field="max_flip_percent", value=flips),
+        Judged(
+            figure="1st percentile of the cosine",
+            option="--min-cosine",
+            field="min_cosine",
+            value=accuracy.cosine_p1.interval(),
+            higher_is_worse=False,
+        ),
+    ]
+    return run_gate(Budgets(default=budget), {"plan": figures}).verdict
+
+
+def _as_accuracy(agreement: "Agreement", drop: AccuracyDrop | None) -> PlanAccuracy:
+    return PlanAccuracy(
+        tiles=agreement.tiles,
+        cosine_median=agreement.cosine_median,
+        cosine_p1=Range.of(agreement.cosine_p1_interval),
+        cosine_worst=agreement.cosine_worst,
+        drop_pp=None if drop is None else Range.of(drop.interval),
+        flip_percent=None if drop is None else Range.of(drop.flip_interval.scaled(100.0)),
+        reference_score=None if drop is None else drop.reference_score,
+        score=None if drop is None else drop.candidate_score,
+    )

@@ -1,0 +1,131 @@
+"""`docs/quantization.md`: every recipe on every target, measured, between markers that the next run replaces."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atlas_edge import hardware
+from atlas_edge.atomic import write_atomic
+from atlas_edge.errors import InputError
+from atlas_edge.quantize.deploy import check_target, float_precisions
+from atlas_edge.quantize.judged import PlanAccuracy
+from atlas_edge.quantize.plan import Plan
+from atlas_edge.quantize.plan_bench import REFERENCE, MeasureConfig, PlanBench
+from atlas_edge.quantize.race import PlanSpeed
+from atlas_edge.quantize.recipe import Recipe, default_recipe
+from atlas_edge.spec import Precision, Target
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_HEAD = (
+    "| recipe | throughput over f32 | cosine median | p1 | probe drop, 95 % | flips |\n|---|---:|---:|---:|---:|---:|"
+)
+
+
+def write_section(
+    path: Path, config: MeasureConfig, *, command: str, recipes: Sequence[Recipe], screen: "Console"
+) -> str:
+    """Measure a model's recipes on one target and put the table into a Markdown file.
+
+    Args:
+        path: The file; a section of the same model and target is replaced, another is added at the end.
+        config: What to measure; a killed run goes on when repeated.
+        command: The command line that makes the section again.
+        recipes: INT8 recipes beside the target's default and half precision.
+        screen: Where progress goes.
+
+    Returns:
+        The section.
+
+    Raises:
+        RuntimeMissing: The target cannot be measured here.
+        InputError: The file holds the beginning of a section without its end.
+    """
+    check_target(config.target)
+    bench = PlanBench(config, screen.print)
+    plans = table_plans(config.target, recipes)
+    measured: dict[str, PlanAccuracy] = {}
+    for plan in plans:
+        measured[plan.name] = bench.measure(plan)
+        screen.print(f"{plan.name}: {measured[plan.name].sentence()}")
+    section = _section(bench, plans, measured, bench.race(plans), command)
+    name = f"{bench.model.spec.name} {config.target.value}"
+    write_atomic(path, replace_section(path.read_text("utf-8") if path.is_file() else "", name, section).encode())
+    bench.journal.remove()
+    return section
+
+
+def table_plans(target: Target, recipes: Sequence[Recipe] = ()) -> list[Plan]:
+    """Full precision, half precision, the target's default, and what it is compared with."""
+    default = default_recipe(target)
+    # What a user gets who calls the quantizer without choosing: no smoothing, largest values.
+    plain = default.model_copy(
+        update={"name": f"{target.value}-int8-plain", "smooth_alphas": (-1.0,), "calibrator": "max"}
+    )
+    plans = [Plan(name=REFERENCE, target=target, precision=Precision.FP32)]
+    plans += [
+        Plan(name=precision.value, target=target, precision=precision) for precision in float_precisions(target)[:1]
+    ]
+    for recipe in (plain, *recipes, default):
+        plans.append(Plan(name=recipe.name, target=target, precision=Precision.INT8, recipe=recipe))
+    return plans
+
+
+def replace_section(text: str, name: str, section: str) -> str:
+    """Put a section between its markers; at the end where there are none.
+
+    Raises:
+        InputError: One marker without the other.
+    """
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    if (begin in text) != (end in text):
+        raise InputError(f"the file holds one of {begin} and {end} only", hint="restore or remove that marker")
+    block = f"{begin}\n{section}\n{end}"
+    if begin in text:
+        return re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: block, text, flags=re.DOTALL)
+    return f"{text.rstrip()}\n\n{block}\n" if text.strip() else f"{block}\n"
+
+
+def _section(
+    bench: PlanBench,
+    plans: Sequence[Plan],
+    measured: dict[str, PlanAccuracy],
+    speeds: dict[str, PlanSpeed],
+    command: str,
+) -> str:
+    calibration, evaluation = bench.provenances()
+    versions = hardware.versions()
+    library = {Target.OPENVINO: ("openvino", "nncf"), Target.ONNX: ("onnxruntime", "nvidia-modelopt")}[
+        bench.config.target
+    ]
+    lines = [f"### {bench.model.spec.name} on {bench.config.target.value}", "", _HEAD]
+    lines += [_row(plan, measured[plan.name], speeds[plan.name]) for plan in plans]
+    lines += [
+        "",
+        f"{', '.join(f'{name} {versions[name]}' for name in library)}; {hardware.cpu().name}, "
+        f"{hardware.usable_cores()} cores. "
+        f"Scales from {calibration.tiles} tiles of {calibration.name}, judged on {evaluation.tiles} of "
+        f"{evaluation.name}; all recipes took turns in one run, intervals are 95 %.",
+    ]
+    if bench.model.spec.random_weights:
+        lines += ["", "Random weights: throughput and agreement mean what they say, a probe on them means nothing."]
+    lines += ["", f"    {command}"]
+    return "\n".join(lines)
+
+
+def _row(plan: Plan, accuracy: PlanAccuracy, speed: PlanSpeed) -> str:
+    ratio, drop, flips = speed.ratio, accuracy.drop_pp, accuracy.flip_percent
+    if plan.precision is Precision.FP32:
+        score = "" if accuracy.reference_score is None else f"balanced accuracy {accuracy.reference_score:.3f}"
+        return f"| full precision | {speed.tiles_per_s:.0f} tiles/s | 1 | 1 | {score} | |"
+    cells = (
+        plan.name if plan.recipe is None else f"`{plan.name}`",
+        f"{ratio.estimate:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
+        f"{accuracy.cosine_median:.5f}",
+        f"{accuracy.cosine_p1.estimate:.5f}",
+        "" if drop is None else f"{drop.estimate:+.1f} pp [{drop.low:+.1f}, {drop.high:+.1f}]",
+        "" if flips is None else f"{flips.estimate:.1f} %",
+    )
+    return "| " + " | ".join(cells) + " |"
