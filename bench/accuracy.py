@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.bench.agreement import Agreement, embedding_agreement, linear_cka, tile_cosines, unit_rows
-from atlas_edge.bench.drop import AccuracyDrop, accuracy_drop, balanced_accuracy, calibration_error
+from atlas_edge.bench.drop import AccuracyDrop, balanced_accuracy, calibration_error, drop_with_probes
 from atlas_edge.bench.interval import Interval, share_difference_interval
 from atlas_edge.bench.plism import PlismBench, plism_bench
 from atlas_edge.bench.probe import Probe, ProbeMethod, fit_probe
@@ -168,6 +168,14 @@ class _Work:
     fitted: dict[str, NDArray[np.float32]] | None
     stressed: dict[str, dict[str, NDArray[np.float32]]]
     options: AccuracyOptions
+    _probes: dict[tuple[str, ProbeMethod], Probe] = field(default_factory=dict)
+
+    def probe(self, name: str, method: ProbeMethod) -> Probe:
+        """The probe on one encoder's embeddings; fitted once, whoever asks for it."""
+        assert self.fitted is not None and self.fit is not None and self.fit.labels is not None
+        if (name, method) not in self._probes:
+            self._probes[name, method] = fit_probe(method, self.fitted[name], np.asarray(self.fit.labels))
+        return self._probes[name, method]
 
 
 def _notes(evaluation: TileSet, fit: TileSet | None) -> tuple[str, ...]:
@@ -237,9 +245,8 @@ def _scores(work: _Work, name: str) -> EncoderScores:
     x, tiles = work.embedded[name], work.evaluation
     linear = knn = error = None
     if work.fitted is not None:
-        assert work.fit is not None and work.fit.labels is not None and tiles.labels is not None
-        fit_labels = np.asarray(work.fit.labels)
-        odds = {method: fit_probe(method, work.fitted[name], fit_labels) for method in _METHODS}
+        assert tiles.labels is not None
+        odds = {method: work.probe(name, method) for method in _METHODS}
         truth = np.searchsorted(np.asarray(odds["linear"].classes), np.asarray(tiles.labels))
         found = {method: probe.probabilities(x) for method, probe in odds.items()}
         linear, knn = (balanced_accuracy(found[method].argmax(axis=1), truth) for method in _METHODS)
@@ -284,20 +291,19 @@ def _candidate(work: _Work, reference: str, name: str) -> CandidateAccuracy:
 def _drops(work: _Work, reference: str, name: str, *, comparable: bool) -> tuple[AccuracyDrop, ...]:
     if work.fitted is None:
         return ()
-    assert work.fit is not None and work.fit.labels is not None and work.evaluation.labels is not None
+    assert work.evaluation.labels is not None
     found = []
     # Embeddings of another size cannot go into the reference's probe: only the refitted lines are left.
     for refitted in (False, True) if comparable else (True,):
         for method in _METHODS:
-            drop = accuracy_drop(
-                fit_features=work.fitted[reference],
-                fit_labels=work.fit.labels,
+            drop = drop_with_probes(
+                work.probe(reference, method),
+                work.probe(name, method) if refitted else None,
                 reference=work.embedded[reference],
                 candidate=work.embedded[name],
                 labels=work.evaluation.labels,
                 groups=work.evaluation.groups,
                 method=method,
-                candidate_fit_features=work.fitted[name] if refitted else None,
                 seed=work.options.seed,
             )
             found.append(drop)
@@ -324,10 +330,7 @@ def _stress(work: _Work, reference: str, name: str) -> tuple[StressResult, ...]:
     if not work.stressed:
         return ()
     tiles = work.evaluation.head(work.options.stress_tiles)
-    probe: Probe | None = None
-    if work.fitted is not None:
-        assert work.fit is not None and work.fit.labels is not None
-        probe = fit_probe("linear", work.fitted[reference], np.asarray(work.fit.labels))
+    probe = None if work.fitted is None else work.probe(reference, "linear")
     clean = work.stressed[""]
     return tuple(
         stress_result(

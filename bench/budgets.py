@@ -8,9 +8,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from atlas_edge.bench.accuracy import AccuracyReport
 from atlas_edge.bench.gate import Verdict, judge, units_to_settle, worst
 from atlas_edge.bench.interval import Interval
-from atlas_edge.errors import InputError
+from atlas_edge.bench.speed_figures import SpeedReport
+from atlas_edge.errors import InputError, UsageError
 
 
 class Budget(BaseModel):
@@ -54,6 +56,19 @@ class Budgets(BaseModel):
 
     default: Budget = Budget()
     candidate: dict[str, Budget] = Field(default_factory=dict)
+
+    def overridden(self, options: Budget) -> "Budgets":
+        """These budgets with the values of `options` in place of the file's, for every candidate."""
+        given = options.model_dump(exclude_none=True)
+        return Budgets(
+            default=self.default.model_copy(update=given),
+            candidate={pattern: budget.model_copy(update=given) for pattern, budget in self.candidate.items()},
+        )
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing at all is judged."""
+        return not any(budget.model_dump(exclude_none=True) for budget in (self.default, *self.candidate.values()))
 
     def of(self, name: str) -> Budget:
         """The budget of one candidate."""
@@ -130,20 +145,85 @@ def read_budgets(path: Path) -> Budgets:
         raise InputError(f"{path} is no TOML file: {error}") from error
 
 
+def budget_from_options(**options: float | None) -> Budget:
+    """A budget from the command line's options, which are named as its fields.
+
+    Raises:
+        UsageError: A value is out of range.
+    """
+    try:
+        return Budget.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).removesuffix("_pp").removesuffix("_percent").replace("_", "-")
+        raise UsageError(
+            f"--{option} {first['input']}: {first['msg']}", hint="see atlas-bench accuracy --help"
+        ) from error
+
+
 def run_gate(budgets: Budgets, figures: dict[str, list[Judged]]) -> GateResult:
     """Judge every candidate's figures against its budget.
 
     Args:
         budgets: Limits.
-        figures: Candidate -> what was measured.
+        figures: Candidate -> what was measured (`judged_figures`).
 
     Raises:
-        InputError: A budget is set for a figure that was not measured: a gate never passes what nobody looked at.
+        InputError: A budget is set for a figure that was not measured, or for a candidate that is not there: a gate
+            never passes what nobody looked at.
     """
     checks: list[GateCheck] = []
+    for pattern in budgets.candidate:
+        if not any(fnmatchcase(name, pattern) for name in figures):
+            raise InputError(
+                f'[candidate."{pattern}"] matches none of {", ".join(figures)}',
+                hint="name the bundle's folder, with * for any letters",
+            )
     for name, judged in figures.items():
         checks.extend(_checks(name, budgets.of(name), judged))
     return GateResult(verdict=worst([check.verdict for check in checks]), checks=tuple(checks))
+
+
+def judged_figures(accuracy: AccuracyReport, speed: SpeedReport | None = None) -> dict[str, list[Judged]]:
+    """Candidate -> every figure that a budget may judge, measured or not."""
+    return {name: _figures(accuracy, speed, name) for name in accuracy.candidates}
+
+
+def _figures(accuracy: AccuracyReport, speed: SpeedReport | None, name: str) -> list[Judged]:
+    found = accuracy.candidates[name]
+    linear, knn, agreement = found.drop("linear"), found.drop("knn"), found.agreement
+    tiles = 0 if agreement is None else agreement.tiles
+    ratio = None if speed is None or name not in speed.encoders else speed.encoders[name].throughput_ratio
+
+    def drop(figure: str, option: str, field: str, value: Interval | None) -> Judged:
+        return Judged(figure=figure, option=option, field=field, value=value, tiles=tiles)
+
+    return [
+        drop("linear probe drop, pp", "--max-drop", "max_drop_pp", None if linear is None else linear.interval),
+        drop("kNN probe drop, pp", "--max-knn-drop", "max_knn_drop_pp", None if knn is None else knn.interval),
+        drop(
+            "changed predictions, %",
+            "--max-flip",
+            "max_flip_percent",
+            None if linear is None else linear.flip_interval.scaled(100),
+        ),
+        Judged(
+            figure="cosine, 1st percentile",
+            option="--min-cosine",
+            field="min_cosine",
+            value=None if agreement is None else agreement.cosine_p1_interval,
+            higher_is_worse=False,
+            tiles=tiles,
+        ),
+        drop("robustness index drop", "--max-robustness-drop", "max_robustness_drop", found.robustness_drop),
+        Judged(
+            figure="throughput over the reference's",
+            option="--min-throughput-ratio",
+            field="min_throughput_ratio",
+            value=ratio,
+            higher_is_worse=False,
+        ),
+    ]
 
 
 def _checks(name: str, budget: Budget, judged: list[Judged]) -> Iterable[GateCheck]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.bench.interval import Interval, class_mean_interval, share_interval
-from atlas_edge.bench.probe import ProbeMethod, fit_probe
+from atlas_edge.bench.probe import Probe, ProbeMethod, fit_probe
 from atlas_edge.errors import InputError
 
 
@@ -97,14 +97,55 @@ def accuracy_drop(
     Raises:
         InputError: Lengths that differ, a label that was not fitted, or embeddings that are not finite.
     """
-    fit_names, names = np.asarray(fit_labels, dtype=np.str_), np.asarray(labels, dtype=np.str_)
-    _check(fit_names, names, reference, candidate, groups)
+    fit_names = np.asarray(fit_labels, dtype=np.str_)
     probe = fit_probe(method, fit_features, fit_names)
-    own = probe if candidate_fit_features is None else fit_probe(method, candidate_fit_features, fit_names)
+    own = None if candidate_fit_features is None else fit_probe(method, candidate_fit_features, fit_names)
+    return drop_with_probes(
+        probe,
+        own,
+        reference=reference,
+        candidate=candidate,
+        labels=labels,
+        groups=groups,
+        method=method,
+        seed=seed,
+    )
+
+
+def drop_with_probes(
+    probe: Probe,
+    own_probe: Probe | None,
+    *,
+    reference: NDArray[np.float32],
+    candidate: NDArray[np.float32],
+    labels: Sequence[str] | NDArray[np.str_],
+    groups: Sequence[str] | NDArray[np.str_] | None = None,
+    method: ProbeMethod = "linear",
+    seed: int = 0,
+) -> AccuracyDrop:
+    """The same with probes that are already fitted, so that several candidates share the reference's.
+
+    Args:
+        probe: Fitted on the reference's embeddings.
+        own_probe: Fitted on the candidate's; None tests the candidate with the reference's probe.
+        reference: See `accuracy_drop`, as the other arguments.
+        candidate: As there.
+        labels: As there.
+        groups: As there.
+        method: As there.
+        seed: As there.
+
+    Raises:
+        InputError: See `accuracy_drop`.
+    """
+    names = np.asarray(labels, dtype=np.str_)
+    _check(probe.classes, names, reference, candidate, groups)
+    own = probe if own_probe is None else own_probe
     truth = np.searchsorted(np.asarray(probe.classes), names)
     reference_odds = probe.probabilities(reference)
-    identical = np.array_equal(reference, candidate) and own is probe
-    candidate_odds = reference_odds if identical else own.probabilities(candidate)
+    candidate_odds = own.probabilities(candidate)
+    # Equal to the last bit in embeddings and in what the probes make of them: the same encoder.
+    identical = np.array_equal(reference, candidate) and np.array_equal(reference_odds, candidate_odds)
     before, after = reference_odds.argmax(axis=1), candidate_odds.argmax(axis=1)
     group_of = None if groups is None else np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)[1]
     lost = (before == truth).astype(np.float64) - (after == truth).astype(np.float64)
@@ -114,7 +155,7 @@ def accuracy_drop(
         drop, flips = _exact(0.0, drop), _exact(0.0, flips)
     return AccuracyDrop(
         method=method,
-        refitted=candidate_fit_features is not None,
+        refitted=own_probe is not None,
         reference_score=balanced_accuracy(before, truth),
         candidate_score=balanced_accuracy(after, truth),
         drop_pp=drop.estimate,
@@ -153,7 +194,7 @@ def _exact(value: float, interval: Interval) -> Interval:
 
 
 def _check(
-    fit_labels: NDArray[np.str_],
+    fitted: tuple[str, ...],
     labels: NDArray[np.str_],
     reference: NDArray[np.float32],
     candidate: NDArray[np.float32],
@@ -165,10 +206,9 @@ def _check(
             f"{len(reference)} reference and {len(candidate)} candidate embeddings, {len(labels)} labels, "
             f"{'no' if groups is None else len(groups)} groups: expected one of each a tile"
         )
-    unknown = sorted(set(labels.tolist()) - set(fit_labels.tolist()))
+    unknown = sorted(set(labels.tolist()) - set(fitted))
     if unknown:
-        fitted = ", ".join(sorted(set(fit_labels.tolist())))
         raise InputError(
-            f"evaluation class {unknown[0]!r} does not occur among the tiles to fit on ({fitted})",
+            f"evaluation class {unknown[0]!r} does not occur among the tiles to fit on ({', '.join(fitted)})",
             hint="give --fit a tile set with the same classes",
         )

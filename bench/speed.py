@@ -6,112 +6,38 @@ transfers to and from a device included; reading and decoding of images are not.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.bench.interval import Interval, geometric_mean_interval
+from atlas_edge.bench.processor_load import ProcessorLoad
+from atlas_edge.bench.speed_figures import EncoderSpeed, Latency, SpeedReport, Throughput
+from atlas_edge.bench.speed_warnings import speed_warnings
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import UsageError
+from atlas_edge.tiles import fit_tile
+
+__all__ = [
+    "EncoderSpeed",
+    "Latency",
+    "SpeedReport",
+    "Throughput",
+    "offline_batch",
+    "paired_speed",
+    "timed_block",
+    "timed_call",
+]
 
 TIMED_REGION = (
-    "uint8 tiles in host memory -> float32 embeddings in host memory: normalisation, inference, device transfers "
-    "and padding to a fixed batch included; reading and decoding images excluded"
+    "uint8 tiles in host memory -> float32 embeddings in host memory: host copies, normalisation, inference and device "
+    "transfers included; reading and decoding images excluded"
 )
 
 _STEADY_WINDOW = 5
 _STEADY_CHANGE = 0.05
 _WARMUP_SECONDS = 10.0
-_BUSY_VARIATION = 0.10
-_THROTTLED_SHARE = 0.85
 _PAUSE_SECONDS = 0.01
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Latency:
-    """SingleStream (MLPerf): one tile at a time, the next starts when the last has ended.
-
-    Attributes:
-        p50_ms: Median.
-        p90_ms: 90th percentile.
-        p95_ms: 95th percentile.
-        p99_ms: 99th percentile.
-        mean_ms: Mean.
-        sigma_ms: Standard deviation.
-        min_ms: Smallest.
-        max_ms: Largest.
-        samples_ms: Every sample, in the order of measurement.
-    """
-
-    p50_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    mean_ms: float
-    sigma_ms: float
-    min_ms: float
-    max_ms: float
-    samples_ms: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Throughput:
-    """Offline (MLPerf): all tiles are there at once, batched as the encoder likes them.
-
-    Attributes:
-        tiles_per_s: Tiles over the whole measured time.
-        batch: Tiles a call.
-        variation: Coefficient of variation of the rounds, 0-1.
-        rounds_tiles_per_s: Every round, in the order of measurement.
-    """
-
-    tiles_per_s: float
-    batch: int
-    variation: float
-    rounds_tiles_per_s: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncoderSpeed:
-    """One encoder's figures.
-
-    Attributes:
-        runtime: What executed it.
-        latency: SingleStream.
-        throughput: Offline.
-        latency_ratio: Reference's latency over this one's (above 1: faster), None for the reference itself.
-        throughput_ratio: This one's throughput over the reference's (above 1: faster), None for the reference itself.
-        warmup_calls: Calls until the times were steady.
-        steady: Whether they became steady within the time allowed.
-    """
-
-    runtime: str
-    latency: Latency
-    throughput: Throughput
-    latency_ratio: Interval | None
-    throughput_ratio: Interval | None
-    warmup_calls: int
-    steady: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpeedReport:
-    """A comparison of encoders that took turns in one process.
-
-    Attributes:
-        reference: Name of the encoder that the ratios refer to.
-        timed_region: What is inside the clock.
-        encoders: Figures by name.
-        rounds: How often every encoder had its turn.
-        warnings: What makes the figures less certain, each with the option that mends it.
-    """
-
-    reference: str
-    timed_region: str
-    encoders: dict[str, EncoderSpeed]
-    rounds: int
-    warnings: tuple[str, ...]
 
 
 def paired_speed(
@@ -131,9 +57,11 @@ def paired_speed(
 
     Args:
         encoders: Name -> encoder; the reference is among them.
-        tiles: `(N, tile_px, tile_px, 3)` uint8, N >= `batch`; they are used again and again.
+        tiles: `(N, tile_px, tile_px, 3)` uint8, N >= `batch`; they are used again and again. Encoders of another
+            tile size get them resampled.
         reference: Name of the reference.
-        batch: Tiles a call in the Offline scenario.
+        batch: Tiles a call in the Offline scenario; an encoder whose graph takes a fixed batch, or that runs several
+            streams, gets the next larger number that leaves none of it idle (`offline_batch`).
         rounds: Turns of every encoder.
         block_seconds: How long one turn lasts, at least (one call may last longer).
         seed: Seed of the bootstrap.
@@ -142,21 +70,25 @@ def paired_speed(
         UsageError: The reference is not among the encoders, fewer tiles than a batch, or fewer than two rounds.
     """
     _check(encoders, tiles, reference, batch, rounds)
-    singles = {name: _caller(encoder, tiles, 1) for name, encoder in encoders.items()}
-    batched = {name: _caller(encoder, tiles, batch) for name, encoder in encoders.items()}
+    sized = {name: _at_size(tiles, encoder.spec.tile_px) for name, encoder in encoders.items()}
+    batches = {name: offline_batch(encoder, batch) for name, encoder in encoders.items()}
+    singles = {name: timed_call(encoder, sized[name], 1) for name, encoder in encoders.items()}
+    batched = {name: timed_call(encoder, sized[name], batches[name]) for name, encoder in encoders.items()}
     warmups = {name: _warm_up(batched[name], singles[name]) for name in encoders}
     latencies: dict[str, list[list[float]]] = {name: [] for name in encoders}
     rates: dict[str, list[float]] = {name: [] for name in encoders}
+    load = ProcessorLoad()
     for number in range(rounds):
         for name in _turns(list(encoders), number):
-            latencies[name].append(_block(singles[name], block_seconds))
-            calls = _block(batched[name], block_seconds)
-            rates[name].append(batch * len(calls) / sum(calls))
+            latencies[name].append(timed_block(singles[name], block_seconds))
+            calls = timed_block(batched[name], block_seconds)
+            rates[name].append(batches[name] * len(calls) / sum(calls))
+    shares = load.since()
     figures = {
         name: EncoderSpeed(
             runtime=encoder.runtime,
             latency=_latency(latencies[name]),
-            throughput=_throughput(rates[name], batch),
+            throughput=_throughput(rates[name], batches[name]),
             latency_ratio=None if name == reference else _ratio(_medians(latencies, reference, name), seed),
             throughput_ratio=None if name == reference else _ratio((rates[name], rates[reference]), seed),
             warmup_calls=warmups[name][0],
@@ -169,24 +101,27 @@ def paired_speed(
         timed_region=TIMED_REGION,
         encoders=figures,
         rounds=rounds,
-        warnings=_warnings(figures),
+        warnings=speed_warnings(encoders, figures, shares),
     )
 
 
-def _check(encoders: Mapping[str, Encoder], tiles: NDArray[np.uint8], reference: str, batch: int, rounds: int) -> None:
-    if reference not in encoders:
-        raise UsageError(f"reference {reference!r} is not among the encoders {sorted(encoders)}")
-    if batch < 1 or len(tiles) < batch:
-        raise UsageError(f"{len(tiles)} tiles for a batch of {batch}", hint="give more tiles or a smaller --batch")
-    if rounds < 2:
-        raise UsageError(f"--rounds {rounds}: an interval needs at least 2 rounds", hint="use --rounds 10")
+def offline_batch(encoder: Encoder, batch: int) -> int:
+    """Tiles that one call gets in the Offline scenario: at least `batch`, and whole batches for every stream.
+
+    A graph with a fixed batch would otherwise compute padding, and a second stream would wait.
+    """
+    graph = getattr(encoder, "batch", None) or getattr(encoder, "fixed_batch", None) or 1
+    streams = getattr(encoder, "streams", 1)
+    # Two batches a stream: while one is computed the next is queued, as when a slide is embedded.
+    unit = graph if streams == 1 else graph * 2 * streams
+    return -(-batch // unit) * unit
 
 
-def _caller(encoder: Encoder, tiles: NDArray[np.uint8], batch: int) -> Callable[[], float]:
-    """A function that encodes the next batch and returns the seconds that it took."""
-    starts = list(range(0, len(tiles) - batch + 1, batch))
+def timed_call(encoder: Encoder, tiles: NDArray[np.uint8], batch: int) -> Callable[[], float]:
+    """A function that encodes the next `batch` tiles, and again from the first, and returns the seconds it took."""
+    count = max(1, len(tiles) // batch)
     # Batches are cut before the clock starts: a copy of pixels is not inference.
-    batches = [np.ascontiguousarray(tiles[start : start + batch]) for start in starts]
+    batches = [tiles[np.arange(number * batch, (number + 1) * batch) % len(tiles)] for number in range(count)]
     position = 0
 
     def call() -> float:
@@ -198,6 +133,32 @@ def _caller(encoder: Encoder, tiles: NDArray[np.uint8], batch: int) -> Callable[
         return time.perf_counter() - started
 
     return call
+
+
+def timed_block(call: Callable[[], float], seconds: float) -> list[float]:
+    """Times of the calls that fill a block of `seconds`, one discarded call before them."""
+    # Worker threads of the encoder before may still spin, and caches hold its weights: pause, and discard one call.
+    time.sleep(_PAUSE_SECONDS)
+    call()
+    times: list[float] = []
+    while not times or sum(times) < seconds:
+        times.append(call())
+    return times
+
+
+def _check(encoders: Mapping[str, Encoder], tiles: NDArray[np.uint8], reference: str, batch: int, rounds: int) -> None:
+    if reference not in encoders:
+        raise UsageError(f"reference {reference!r} is not among the encoders {sorted(encoders)}")
+    if batch < 1 or len(tiles) < batch:
+        raise UsageError(f"{len(tiles)} tiles for a batch of {batch}", hint="give more tiles or a smaller --batch")
+    if rounds < 2:
+        raise UsageError(f"--rounds {rounds}: an interval needs at least 2 rounds", hint="use --rounds 10")
+
+
+def _at_size(tiles: NDArray[np.uint8], tile_px: int) -> NDArray[np.uint8]:
+    if tiles.shape[1] == tile_px:
+        return tiles
+    return np.stack([fit_tile(tile, tile_px, "resize", name="timed tile") for tile in tiles])
 
 
 def _warm_up(*calls: Callable[[], float]) -> tuple[int, bool]:
@@ -224,16 +185,6 @@ def _turns(names: list[str], number: int) -> list[str]:
     return turned if number // len(names) % 2 == 0 else turned[::-1]
 
 
-def _block(call: Callable[[], float], seconds: float) -> list[float]:
-    # Worker threads of the encoder before may still spin, and caches hold its weights: pause, and discard one call.
-    time.sleep(_PAUSE_SECONDS)
-    call()
-    times: list[float] = []
-    while not times or sum(times) < seconds:
-        times.append(call())
-    return times
-
-
 def _latency(blocks: list[list[float]]) -> Latency:
     samples = np.array([value for block in blocks for value in block]) * 1e3
     p50, p90, p95, p99 = (float(value) for value in np.percentile(samples, [50, 90, 95, 99]))
@@ -244,6 +195,7 @@ def _latency(blocks: list[list[float]]) -> Latency:
         p99_ms=p99,
         mean_ms=float(samples.mean()),
         sigma_ms=float(samples.std()),
+        variation=float(samples.std() / samples.mean()),
         min_ms=float(samples.min()),
         max_ms=float(samples.max()),
         samples_ms=tuple(round(float(value), 4) for value in samples),
@@ -270,24 +222,3 @@ def _medians(latencies: dict[str, list[list[float]]], reference: str, name: str)
 
 def _ratio(pair: tuple[list[float], list[float]], seed: int) -> Interval:
     return geometric_mean_interval(np.array(pair[0]) / np.array(pair[1]), seed=seed)
-
-
-def _warnings(figures: dict[str, EncoderSpeed]) -> tuple[str, ...]:
-    found = []
-    for name, speed in figures.items():
-        if not speed.steady:
-            found.append(f"{name}: times were not steady after warm-up; close other programs, or raise --rounds")
-        if speed.throughput.variation > _BUSY_VARIATION:
-            found.append(
-                f"{name}: rounds vary by {speed.throughput.variation:.0%}; the ratio holds, the absolute figures are "
-                "this machine's at this hour: close other programs, or raise --rounds and --block-seconds"
-            )
-        rates = np.array(speed.throughput.rounds_tiles_per_s)
-        third = max(1, len(rates) // 3)
-        if len(rates) >= 6 and np.median(rates[-third:]) < _THROTTLED_SHARE * np.median(rates[:third]):
-            loss = 1 - np.median(rates[-third:]) / np.median(rates[:third])
-            found.append(
-                f"{name}: the last rounds were {loss:.0%} slower than the first: the machine throttles or got "
-                "busy; let it cool, plug it in, or lower --threads"
-            )
-    return tuple(found)

@@ -117,3 +117,24 @@ def test_quantile_interval_brackets_the_quantile_and_uses_groups() -> None:
     grouped = quantile_interval(values + shifts, 0.01, np.repeat(np.arange(20), 100))
     assert grouped.units == 20
     assert grouped.high - grouped.low > found.high - found.low
+
+
+# Drawn after the interval was chosen, and from another family: sizes, class counts and rates at random, effects that
+# differ between classes, slides of very unequal size with one or several classes.
+def _fresh(number: int) -> tuple[Draw, float]:
+    rng = np.random.default_rng([20261125, number])
+    classes = int(rng.integers(2, 8))
+    if number % 2 == 0:
+        sizes = [int(size) for size in rng.integers(40, 260, classes)]
+        lost = [float(rate) for rate in rng.uniform(0.02, 0.12, classes)]
+        gained = [float(rate) for rate in rng.uniform(0.01, 0.08, classes)]
+        return _tiles(sizes, lost, gained), float(np.mean(np.array(lost) - np.array(gained)))
+    slides, tiles = int(rng.integers(14, 60)), int(rng.integers(15, 60))
+    lost_rate, gained_rate = float(rng.uniform(0.03, 0.12)), float(rng.uniform(0.02, 0.08))
+    draw = _slides(slides, tiles, classes=2, lost=lost_rate, gained=gained_rate, nested=number % 4 == 1)
+    return draw, lost_rate - gained_rate
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_interval_covers_in_scenarios_that_it_was_not_chosen_on(number: int) -> None:
+    assert 0.93 <= _coverage(*_fresh(number)) <= 0.97

@@ -23,6 +23,9 @@ class OnnxEncoder:
         threads: Intra-op threads; one a physical core when None.
         precision: For `runtime` only: what the graph computes in.
 
+    Attributes:
+        fixed_batch: Tiles that the graph takes at a time, fewer are filled up; None where it takes any number.
+
     Raises:
         RuntimeMissing: ONNX Runtime is not installed.
         InputError: The file is not a graph that it can load.
@@ -50,7 +53,7 @@ class OnnxEncoder:
             ) from error
         self.spec = spec
         batch = self._session.get_inputs()[0].shape[0]
-        self._batch = batch if isinstance(batch, int) else None
+        self.fixed_batch = batch if isinstance(batch, int) else None
         parts = [
             f"ONNX Runtime {onnxruntime.__version__}",
             self._session.get_providers()[0].removesuffix("ExecutionProvider"),
@@ -66,9 +69,9 @@ class OnnxEncoder:
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
         check_tiles(tiles, self.spec)
-        piece = self._batch or _PIECE
+        piece = self.fixed_batch or _PIECE
         return encode_in_pieces(
-            tiles, self._infer, piece=piece, embed_dim=self.spec.embed_dim, fixed=self._batch is not None
+            tiles, self._infer, piece=piece, embed_dim=self.spec.embed_dim, fixed=self.fixed_batch is not None
         )
 
     def close(self) -> None:

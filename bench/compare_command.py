@@ -1,0 +1,71 @@
+"""`atlas-bench compare OLD NEW`, registered by `bench.cli`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from atlas_edge.cli import console, print_json, set_verbosity
+from atlas_edge.errors import GateFailed
+
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+def compare(
+    old: Path,
+    new: Path,
+    /,
+    *,
+    all: Flag = False,
+    fail: Flag = False,
+    json: Flag = False,
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False,
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+) -> None:
+    """Print what moved beyond noise between two reports.
+
+    Example:
+        atlas-bench compare reports/main reports/branch --fail
+
+    Args:
+        old: Report folder or report.json from before.
+        new: The same from after.
+        all: Print the figures that did not move, too.
+        fail: Exit 3 where a figure moved to the worse.
+        json: Print every figure as JSON on stdout.
+        quiet: Print errors only.
+        verbose: Print what the libraries say, too.
+    """
+    from atlas_edge.bench.compare import compare_reports
+    from atlas_edge.bench.report import read_report
+    from atlas_edge.bench.rows import Rows, interval_text
+    from atlas_edge.bench.tables import print_rows
+
+    set_verbosity(quiet=quiet, verbose=verbose)
+    found = compare_reports(read_report(old), read_report(new))
+    screen = console(quiet=quiet)
+    shown = [one for one in found.movements if one.moved or all]
+    rows = tuple(
+        (
+            one.encoder,
+            one.figure,
+            f"{one.old.estimate:.4g}",
+            f"{one.new.estimate:.4g}",
+            interval_text(one.change, ".4g"),
+            ("WORSE" if one.worse else "better") if one.moved else "within noise",
+        )
+        for one in shown
+    )
+    if rows:
+        headings = ("encoder", "figure", "old", "new", "change, 95 %", "")
+        print_rows(screen, [Rows(title="What moved", headings=headings, rows=rows)])
+    still = sum(not one.moved for one in found.movements)
+    screen.print(f"{len(found.movements) - still} figures moved beyond noise, {still} did not")
+    for note in found.notes:
+        screen.print(note, style="yellow", markup=False)
+    if json:
+        print_json(asdict(found))
+    worse = [f"{one.encoder}: {one.figure}" for one in found.movements if one.worse]
+    if fail and worse:
+        raise GateFailed(f"moved to the worse: {'; '.join(worse)}", hint="see the table above")

@@ -1,0 +1,67 @@
+"""The folder that `--report` writes: JSON, Markdown, HTML, JUnit and two benchmark lists."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atlas_edge.atomic import atomic_folder, check_vacant
+from atlas_edge.bench.benchmark_json import BIGGER_FILE, SMALLER_FILE, bigger_is_better, smaller_is_better
+from atlas_edge.bench.junit import junit_xml
+from atlas_edge.bench.pictures import WorstTile
+from atlas_edge.bench.report import REPORT_FILE, Report
+from atlas_edge.bench.report_html import report_html
+from atlas_edge.bench.report_markdown import report_markdown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# GitHub Actions shows what is appended to this file on the run's page.
+_SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
+
+
+def check_report_folder(folder: Path | None, *, overwrite: bool) -> None:
+    """Raise UsageError where the report could not be written, before anything is measured."""
+    if folder is not None:
+        check_vacant(folder, overwrite=overwrite)
+
+
+def write_report(
+    report: Report,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    worst: Mapping[str, tuple[WorstTile, ...]] | None = None,
+    screen: "Console | None" = None,
+) -> None:
+    """Write all files at once, and append the Markdown to `$GITHUB_STEP_SUMMARY` where that is set.
+
+    Args:
+        report: What was measured.
+        folder: Where; it appears complete or not at all.
+        overwrite: Replace an existing folder.
+        worst: Candidate -> pictures of its worst tiles, for the HTML only.
+        screen: Told where the report is.
+
+    Raises:
+        UsageError: The folder is taken.
+        RuntimeMissing: jinja2 or matplotlib is not installed.
+    """
+    markdown = report_markdown(report)
+    texts = {
+        REPORT_FILE: report.model_dump_json(indent=2) + "\n",
+        "report.md": markdown,
+        "report.html": report_html(report, worst or {}),
+        "junit.xml": junit_xml(report),
+        SMALLER_FILE: smaller_is_better(report),
+        BIGGER_FILE: bigger_is_better(report),
+    }
+    with atomic_folder(folder, overwrite=overwrite) as partial:
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8")
+    summary = os.environ.get(_SUMMARY_VARIABLE)
+    if summary:
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(markdown + "\n")
+    if screen is not None:
+        screen.print(f"written: {folder}/ ({', '.join(texts)})", markup=False)

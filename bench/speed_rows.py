@@ -1,0 +1,153 @@
+"""A report's speed section as text, row by row."""
+
+from atlas_edge.bench.report import Report
+from atlas_edge.bench.rows import Rows, interval_text
+
+_SWEPT = 12
+
+
+def speed_rows(report: Report) -> list[Rows]:
+    """Latency and throughput, sweeps, cold start, energy, roofline, layers, pace: what was measured."""
+    makers = (_figures, _sweeps, _cold_starts, _energies, _roofline, _layers, _paces)
+    return [rows for make in makers for rows in make(report)]
+
+
+def _figures(report: Report) -> list[Rows]:
+    if report.speed is None:
+        return []
+    headings = (
+        "encoder", "runtime", "p50", "p90", "p95", "p99", "mean ± σ", "CV", "tiles/s", "CV", "a call",
+        "over the reference, 95 %",
+    )  # fmt: skip
+    rows = []
+    for name, speed in report.speed.encoders.items():
+        latency, throughput = speed.latency, speed.throughput
+        ratio = "reference" if speed.throughput_ratio is None else interval_text(speed.throughput_ratio, ".2f", "x")
+        cells = (
+            name,
+            speed.runtime,
+            *(f"{ms:.1f} ms" for ms in (latency.p50_ms, latency.p90_ms, latency.p95_ms, latency.p99_ms)),
+            f"{latency.mean_ms:.1f} ± {latency.sigma_ms:.1f} ms",
+            f"{latency.variation:.0%}",
+            f"{throughput.tiles_per_s:.1f}",
+            f"{throughput.variation:.0%}",
+            f"{throughput.batch} tiles",
+            ratio,
+        )
+        rows.append(cells)
+    notes = (
+        f"Timed: {report.speed.timed_region}. Latency: one tile at a time (SingleStream); throughput: all tiles at "
+        f"hand (Offline); {report.speed.rounds} rounds in which all took turns. CV: coefficient of variation.",
+        *report.speed.warnings,
+    )
+    return [Rows(title="Speed", headings=headings, rows=tuple(rows), notes=notes)]
+
+
+def _sweeps(report: Report) -> list[Rows]:
+    found = []
+    for name, sweep in report.sweeps.items():
+        headings = ("setting", "tiles/s", "best over this, 95 %", "as good as the best")
+        fastest = sorted(sweep.points, key=lambda point: -point.tiles_per_s)[:_SWEPT]
+        rows = tuple(
+            (
+                point.setting.words,
+                f"{point.tiles_per_s:.1f}",
+                "best" if point.behind_best is None else interval_text(point.behind_best, ".2f", "x"),
+                "yes" if point.as_good else "no",
+            )
+            for point in fastest
+        )
+        notes = (f"{len(sweep.points)} settings took turns; the best is {sweep.best.setting.words}.",)
+        found.append(Rows(title=f"Sweep of {name}", headings=headings, rows=rows, notes=notes))
+    return found
+
+
+def _cold_starts(report: Report) -> list[Rows]:
+    if not report.cold_starts:
+        return []
+    rows = tuple(
+        (
+            name,
+            f"{found.open_ms:.0f} ms",
+            f"{found.first_embedding_ms:.0f} ms",
+            "no such cache" if found.cached_first_embedding_ms is None else f"{found.cached_first_embedding_ms:.0f} ms",
+            f"{found.peak_memory_bytes / 1e6:.0f} MB",
+        )
+        for name, found in report.cold_starts.items()
+    )
+    headings = ("encoder", "open", "first embedding", "with a compiled-model cache", "peak memory")
+    count = next(iter(report.cold_starts.values())).processes
+    notes = (
+        f"Medians of {count} fresh processes, from opening (hashes checked) to one embedding in memory; the "
+        "interpreter's own start is left out, its memory is not.",
+    )
+    return [Rows(title="Cold start and memory", headings=headings, rows=rows, notes=notes)]
+
+
+def _energies(report: Report) -> list[Rows]:
+    if not report.energies:
+        return []
+    rows = tuple(
+        (name, f"{found.joules_per_thousand_tiles:.0f} J", f"{found.watts:.1f} W", found.counter)
+        for name, found in report.energies.items()
+    )
+    headings = ("encoder", "a thousand tiles", "mean power", "counter")
+    notes = ("Of the whole package or device, idle power and other programs included.",)
+    return [Rows(title="Energy", headings=headings, rows=rows, notes=notes)]
+
+
+def _roofline(report: Report) -> list[Rows]:
+    if report.roofline is None:
+        return []
+    rows = tuple(
+        (
+            name,
+            f"{found.gop_per_tile:.2f}",
+            found.precision,
+            f"{found.gop_per_s:.0f} Gop/s",
+            interval_text(found.fraction.scaled(100), ".0f", " %"),
+            f"{found.limit_tiles_per_s:.0f} tiles/s",
+        )
+        for name, found in report.roofline.encoders.items()
+    )
+    headings = ("encoder", "Gop a tile", "peak of", "reached", "of the peak, 95 %", "at the peak")
+    peaks = ", ".join(f"{precision} {gops:.0f}" for precision, gops in report.roofline.peak_gop_per_s.items())
+    notes = (f"This machine's peaks, Gop/s: {peaks}. {report.roofline.method}.",)
+    return [Rows(title="Roofline", headings=headings, rows=rows, notes=notes)]
+
+
+def _layers(report: Report) -> list[Rows]:
+    if not report.layers:
+        return []
+    groups = next(iter(report.layers.values())).group_ms.keys()
+    rows = tuple(
+        (
+            name,
+            found.runtime,
+            f"{found.total_ms / found.batch:.2f} ms",
+            *(f"{found.group_share[group]:.0%}" for group in groups),
+        )
+        for name, found in report.layers.items()
+    )
+    headings = ("encoder", "profile of", "a tile", *groups)
+    notes = ("Layers as the runtime executed and fused them: a block holds its residual and activation.",)
+    return [Rows(title="Where the time goes", headings=headings, rows=rows, notes=notes)]
+
+
+def _paces(report: Report) -> list[Rows]:
+    rows = tuple(
+        (
+            name,
+            f"{found.tiles_per_slide:,}",
+            f"{found.slide_seconds:.0f} s",
+            f"{found.slides_per_hour:.1f}",
+            f"{found.needed_tiles_per_s:.0f} tiles/s",
+            "YES" if found.keeps_up else "no",
+        )
+        for name, found in report.paces.items()
+    )
+    if not rows:
+        return []
+    headings = ("encoder", "tiles a slide", "a slide", "slides an hour", "the scanner needs", "keeps up")
+    notes = tuple(f"{name}: {'; '.join(found.arithmetic)}." for name, found in report.paces.items())
+    return [Rows(title="Pace", headings=headings, rows=rows, notes=notes)]
