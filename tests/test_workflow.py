@@ -1,0 +1,37 @@
+"""The workflow and the CI script name only what exists."""
+
+import re
+import subprocess
+
+import pytest
+
+from support import ROOT, RunCommand
+
+WORKFLOW = (ROOT / ".github/workflows/accuracy.yml").read_text(encoding="utf-8")
+
+
+def test_scripts_are_sound_and_budgets_readable() -> None:
+    from atlas_edge.bench.budgets import read_budgets
+
+    for name in ("accuracy", "run"):
+        subprocess.run(["bash", "-n", ROOT / ".ci" / name], check=True)
+        assert (ROOT / ".ci" / name).stat().st_mode & 0o111
+    assert not read_budgets(ROOT / ".ci/budgets.toml").empty
+
+
+def test_options_of_the_script_exist(run_command: RunCommand) -> None:
+    script = (ROOT / ".ci/accuracy").read_text() + (ROOT / ".ci/run").read_text() + WORKFLOW
+    helps = [run_command("atlas-export", "--help"), run_command("atlas-bench", "accuracy", "--help")]
+    known = "".join(done.stdout for done in helps)
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", script)) - {"--no-speed"}
+    assert {"--budgets", "--report", "--target"} <= options
+    assert not {option for option in options if option not in known}
+
+
+def test_the_workflow_runs_the_script_and_keeps_its_report() -> None:
+    yaml = pytest.importorskip("yaml")
+    job = yaml.safe_load(WORKFLOW)["jobs"]["accuracy"]
+    runs = [step["run"] for step in job["steps"] if "run" in step]
+    assert any(run.startswith(".ci/accuracy ") and " reports/accuracy" in run for run in runs)
+    upload = job["steps"][-1]
+    assert upload["uses"].startswith("actions/upload-artifact@") and upload["with"]["path"] == "reports/accuracy"
