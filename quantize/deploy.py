@@ -92,7 +92,8 @@ def open_reference(target: Target, material: Material) -> Encoder:
 def _build_openvino(plan: Plan, material: Material, folder: Path) -> dict[str, Any]:
     import openvino
 
-    module, details = material.model.module, {}
+    module = material.model.module
+    details: dict[str, Any] = {}
     if plan.recipe is not None:
         from atlas_edge.quantize.openvino import quantize_openvino
 

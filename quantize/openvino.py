@@ -38,7 +38,7 @@ def quantize_openvino(
         onnx_path: Graph with input `tiles` uint8 NHWC and output `embedding` float32; a fixed batch is kept.
         calibration: Batches of tiles, `(B, tile_px, tile_px, 3)` uint8.
         recipe: What to quantize and how.
-        module: The same encoder in PyTorch; None always takes NNCF.
+        module: The same encoder in PyTorch; without it NNCF is taken.
 
     Returns:
         The quantized model, and the recipe, the strength chosen and the coverage; the latter go into the manifest.
@@ -50,7 +50,7 @@ def quantize_openvino(
     import openvino as ov
 
     batches = list(calibration)
-    if module is not None and any(map(len, batches)):
+    if module is not None and recipe.quantizer == "layers" and any(map(len, batches)):
         from atlas_edge.quantize.openvino_vit import foldable, quantize_vit
 
         folded = foldable(module, gelu="tanh")

@@ -12,6 +12,7 @@ from atlas_edge.spec import Target
 
 Calibrator = Literal["max", "percentile", "mse"]
 Weights = Literal["nearest", "fitted"]
+Quantizer = Literal["layers", "nncf"]
 
 
 class Recipe(BaseModel):
@@ -27,6 +28,8 @@ class Recipe(BaseModel):
             least squared error.
         weights: How weights come onto their grid: rounded to the nearest, or by GPTQ (`gptq.round_weights`; vision
             transformers of plain blocks).
+        quantizer: What quantizes a vision transformer for OpenVINO: layer by layer (`grids.choose_grids`), or NNCF.
+            Other networks always go through NNCF.
         calibration_tiles: Most tiles that set the ranges.
         choice_tiles: Tiles held out of the calibration tiles to choose between recipes; also the number that set the
             ranges while choosing, so that a choice stays cheap.
@@ -43,6 +46,7 @@ class Recipe(BaseModel):
     smooth_alphas: tuple[float, ...] = Field(default=(0.75,), min_length=1)
     calibrator: Calibrator = "max"
     weights: Weights = "nearest"
+    quantizer: Quantizer = "layers"
     calibration_tiles: int = Field(default=300, ge=1)
     choice_tiles: int = Field(default=48, ge=1)
     attention: bool = False
@@ -67,7 +71,12 @@ def default_recipe(target: Target) -> Recipe:
 
 def nncf_recipe() -> Recipe:
     """OpenVINO's INT8 recipe for networks that are not vision transformers of plain blocks."""
-    return Recipe(name="openvino-int8-nncf", smooth_alphas=(0.5,), attention=True)
+    return Recipe(name="openvino-int8-nncf", smooth_alphas=(0.5,), attention=True, quantizer="nncf")
+
+
+def nncf_as_it_comes() -> Recipe:
+    """What `nncf.quantize(model, dataset, model_type=ModelType.TRANSFORMER)` does by itself (NNCF 3.4)."""
+    return Recipe(name="nncf-transformer", smooth_alphas=(0.95,), attention=True, quantizer="nncf")
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -13,7 +13,7 @@ from atlas_edge.quantize.judged import PlanAccuracy
 from atlas_edge.quantize.plan import Plan
 from atlas_edge.quantize.plan_bench import REFERENCE, MeasureConfig, PlanBench
 from atlas_edge.quantize.race import PlanSpeed
-from atlas_edge.quantize.recipe import Recipe, default_recipe
+from atlas_edge.quantize.recipe import Recipe, default_recipe, nncf_as_it_comes
 from atlas_edge.spec import Precision, Target
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def table_plans(target: Target, recipes: Sequence[Recipe] = ()) -> list[Plan]:
     plans += [
         Plan(name=precision.value, target=target, precision=precision) for precision in float_precisions(target)[:1]
     ]
-    for recipe in (plain, *recipes, default):
+    compared = (nncf_as_it_comes(),) if target is Target.OPENVINO else ()
+    for recipe in (plain, *compared, *recipes, default):
         plans.append(Plan(name=recipe.name, target=target, precision=Precision.INT8, recipe=recipe))
     return plans
 
