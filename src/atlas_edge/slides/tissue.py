@@ -13,7 +13,9 @@ MASK_MPP = 8.0
 
 # Otsu finds two classes in anything. An empty slide's noise stays below the lower bound, a slide that is tissue all
 # over above the upper one.
-_SATURATION_BOUNDS = (14, 50)
+_LEAST_ABOVE_GLASS = 8  # CLAM's fixed threshold
+_MOST_LOWER_BOUND = 14
+_UPPER_BOUND = 50
 _GLASS_SIGMAS = 5
 _PEN_SATURATION = 110
 _PEN_GREEN_OVER_RED = 25
@@ -70,7 +72,7 @@ def find_tissue(slide: Slide, *, mpp: float = MASK_MPP) -> TissueMask:
         raise InputError(f"{slide.path} cannot be read anywhere", hint="copy the slide again")
     smooth = np.asarray(Image.fromarray(thumbnail).filter(ImageFilter.MedianFilter(3)))
     saturation = saturation_of(smooth)
-    threshold = int(np.clip(_glass_threshold(saturation[~damaged]), *_SATURATION_BOUNDS))
+    threshold = _glass_threshold(saturation[~damaged])
     coloured = saturation > threshold
     rejected = _grow(is_artefact(smooth), 2)
     height, width = thumbnail.shape[:2]
@@ -111,13 +113,14 @@ def otsu_threshold(values: NDArray[np.uint8]) -> int:
     return int(between.argmax())
 
 
-def _glass_threshold(saturation: NDArray[np.uint8]) -> float:
+def _glass_threshold(saturation: NDArray[np.uint8]) -> int:
     otsu = otsu_threshold(saturation)
     below = saturation[saturation <= otsu].astype(np.float64)
-    peak = np.bincount(below.astype(np.int64)).argmax()
+    peak = int(np.bincount(below.astype(np.int64)).argmax())
     # Tissue adds to the right of the peak only: the glass's own spread shows on the left.
-    sigma = np.sqrt(np.mean((below[below <= peak] - peak) ** 2))
-    return min(float(otsu), float(peak + _GLASS_SIGMAS * sigma))
+    sigma = float(np.sqrt(np.mean((below[below <= peak] - peak) ** 2)))
+    lower = min(peak + _LEAST_ABOVE_GLASS, _MOST_LOWER_BOUND)
+    return int(np.clip(min(otsu, peak + _GLASS_SIGMAS * sigma), lower, _UPPER_BOUND))
 
 
 def _tidy(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
