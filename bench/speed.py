@@ -35,6 +35,8 @@ TIMED_REGION = (
 )
 
 _STEADY_WINDOW = 5
+# A call that lasts so long is an average by itself: two of them make a window.
+_LONG_CALL_SECONDS, _LONG_WINDOW = 0.5, 2
 _STEADY_CHANGE = 0.05
 _WARMUP_SECONDS = 10.0
 _PAUSE_SECONDS = 0.01
@@ -170,9 +172,10 @@ def _warm_up(*calls: Callable[[], float]) -> tuple[int, bool]:
         steady = False
         while not steady and (time.perf_counter() < deadline or len(times) < 2):
             times.append(call())
-            if len(times) >= 2 * _STEADY_WINDOW:
-                before = float(np.median(times[-2 * _STEADY_WINDOW : -_STEADY_WINDOW]))
-                steady = abs(float(np.median(times[-_STEADY_WINDOW:])) - before) < _STEADY_CHANGE * before
+            window = _LONG_WINDOW if times[-1] > _LONG_CALL_SECONDS else _STEADY_WINDOW
+            if len(times) >= 2 * window:
+                before = float(np.median(times[-2 * window : -window]))
+                steady = abs(float(np.median(times[-window:])) - before) < _STEADY_CHANGE * before
         total += len(times)
         all_steady &= steady
     return total, all_steady

@@ -31,7 +31,7 @@ STEPS = 6
 _GRAPH_TOLERANCE = 1e-5
 _CHECKED_TILES = 4
 _BENCH_TILES = 64
-_BENCH_ROUNDS = 4
+_BENCH_ROUNDS, _BENCH_BLOCK_SECONDS = 4, 0.3
 # Tiles a call: enough that every core has some waiting, as when a slide is embedded.
 _BENCH_BATCH = 16
 
@@ -181,6 +181,7 @@ def _speed(config: ExportConfig, sources: Sources, reference: Encoder, bundle: E
         reference="reference",
         batch=min(config.fixed_batch or _BENCH_BATCH, len(tiles)),
         rounds=_BENCH_ROUNDS,
+        block_seconds=_BENCH_BLOCK_SECONDS,
         seed=config.seed,
     )
 

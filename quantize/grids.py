@@ -24,7 +24,7 @@ _CLIPS = (1.0, 0.9, 0.8)
 _BATCH = 8
 # Tokens of a tile that fit weights, its CLS token among them, and about how many of all choose strength and range.
 # Ranges themselves come from all tokens.
-_SAMPLED_TOKENS, _CHOOSING_TOKENS = 16, 1024
+_SAMPLED_TOKENS, _CHOOSING_TOKENS = 32, 1024
 _LEVELS, _LARGEST = 255, 127
 
 
