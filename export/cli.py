@@ -46,7 +46,7 @@ def export(
     batch: str = "",
     max_drop: float | None = None,
     calib_limit: int = 300,
-    fit_limit: int = 700,
+    fit_limit: int = 600,
     eval_limit: int = 2000,
     tile_fit: Literal["exact", "crop", "resize"] = "exact",
     pooling: Literal["cls", "cls+mean"] | None = None,

@@ -64,7 +64,7 @@ class ExportConfig(BaseModel):
     batch: tuple[int, ...] = ()
     max_drop_pp: float | None = Field(default=None, ge=0)
     calib_limit: int = Field(default=300, ge=8)
-    fit_limit: int = Field(default=700, ge=8)
+    fit_limit: int = Field(default=600, ge=8)
     eval_limit: int = Field(default=2000, ge=8)
     tile_fit: TileFit = "exact"
     pooling: Pooling | None = None

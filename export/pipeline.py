@@ -33,7 +33,7 @@ _CHECKED_TILES = 4
 _BENCH_TILES = 64
 _BENCH_ROUNDS, _BENCH_BLOCK_SECONDS = 4, 0.3
 # Tiles a call: enough that every core has some waiting, as when a slide is embedded.
-_BENCH_BATCH = 16
+_BENCH_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
