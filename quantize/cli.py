@@ -83,6 +83,7 @@ def recipe(
     smooth_alpha: list[float] | None = None,
     calibrator: Literal["max", "percentile", "mse"] | None = None,
     weights: Literal["nearest", "fitted"] | None = None,
+    quantizer: Literal["layers", "nncf"] | None = None,
     attention: bool | None = None,
     patch_embed: bool | None = None,
     bias_correction: bool | None = None,
@@ -102,6 +103,7 @@ def recipe(
         smooth_alpha: SmoothQuant strengths to choose from; -1 turns it off. May be given several times.
         calibrator: How the range of an activation is set.
         weights: Round weights to the nearest, or fit them to what they read.
+        quantizer: OpenVINO only: layer by layer, or NNCF.
         attention: Quantize the two matrix products of attention.
         patch_embed: Quantize the patch embedding.
         bias_correction: Correct the mean shift that rounded weights cause.
@@ -120,6 +122,7 @@ def recipe(
         "smooth_alphas": None if smooth_alpha is None else tuple(smooth_alpha),
         "calibrator": calibrator,
         "weights": weights,
+        "quantizer": quantizer,
         "attention": attention,
         "patch_embed": patch_embed,
         "bias_correction": bias_correction,
