@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atlas_edge.slides.synthetic import make_slide
 from support import ROOT, TINY_PX, RunCommand
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,7 +49,9 @@ def test_windows_commands_are_those_of_make() -> None:
 def test_command_of_the_readme(
     line: str, tiny_model: Path, tiles: Path, bundle: Path, tmp_path: Path, run_command: RunCommand
 ) -> None:
-    placeholders = {"MODEL": tiny_model, "TILES": tiles, "BUNDLE": bundle}
+    placeholders = {"MODEL": tiny_model, "TILES": tiles, "BUNDLE": bundle, "SLIDE": tmp_path / "slide.tif"}
+    if "SLIDE" in line:
+        make_slide(tmp_path / "slide.tif", 900, 700)
     words = [str(placeholders.get(word, word)) for word in shlex.split(line)]
     # Real tiles of two plain colours: a budget of 1 pp can be undecided on so few of them.
     done = run_command(*words, cwd=tmp_path)
