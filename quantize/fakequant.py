@@ -5,12 +5,15 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.quantize.blocks import FitOptions, fit_blocks, has_plain_blocks
+from atlas_edge.quantize.clip import RATIOS, clipped_amax, smooth_scale
 from atlas_edge.quantize.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -18,20 +21,30 @@ if TYPE_CHECKING:
 
 Tiles = NDArray[np.uint8]
 
+INT8_BITS, INT8_MAX = 8, 127.0
+# Tokens that blocks are fitted on: 64 tiles of 16 x 16 patches, ten times the inputs of a ViT-S's widest layer.
+_FIT_TOKENS, _FEWEST_FIT_TILES = 16_448, 16
+_FEW, _SAMPLED_ROWS = 8, 32
 
-def fake_quantize(module: "torch.nn.Module", calibration: Sequence[Tiles], recipe: Recipe) -> "torch.nn.Module":
+
+def fake_quantize(
+    module: "torch.nn.Module", calibration: Sequence[Tiles], recipe: Recipe, *, multiply: bool = True
+) -> "torch.nn.Module":
     """A copy of an encoder whose Linear layers round weights (per channel) and inputs (per tensor) to INT8.
 
-    The SmoothQuant strength is chosen among `recipe.smooth_alphas` by embedding error on tiles held out of the
-    statistics; activation statistics are collected once and shared by all candidates.
+    Weights are fitted block by block where the recipe says so and the encoder is a ViT of plain blocks. Otherwise the
+    SmoothQuant strength is chosen among `recipe.smooth_alphas` by embedding error on tiles held out of the statistics;
+    these are collected once and shared by all candidates.
 
     Args:
         module: Full-precision encoder, `(B, H, W, 3)` uint8 -> `(B, D)` float32. Unchanged.
         calibration: Batches of tiles.
         recipe: What to quantize and how.
+        multiply: See `FitOptions`.
 
     Returns:
-        The fake-quantized copy; its attribute `smooth_alpha` holds the strength that was chosen.
+        The fake-quantized copy; its attribute `smooth_alpha` holds the strength that was chosen, or those of the layers
+        where weights are fitted.
 
     Raises:
         InputError: No calibration tiles.
@@ -39,19 +52,55 @@ def fake_quantize(module: "torch.nn.Module", calibration: Sequence[Tiles], recip
     """
     import torch
 
+    if recipe.weights == "fitted" and has_plain_blocks(module):
+        return _fitted(module, calibration, recipe, multiply=multiply)
     held_out, statistics_tiles = split_choice(calibration, recipe)
-    peaks = channel_peaks(module, statistics_tiles)
+    statistics = input_statistics(module, statistics_tiles)
     reference = embed(module, held_out) if len(recipe.smooth_alphas) > 1 else None
     best: tuple[float, float, torch.nn.Module] | None = None
     for alpha in recipe.smooth_alphas:
         candidate = insert_quantizers(module, recipe)
-        set_ranges(candidate, peaks, alpha)
+        set_ranges(candidate, statistics, alpha, recipe)
         error = 0.0 if reference is None else cosine_error(reference, embed(candidate, held_out))
         if best is None or error < best[0]:
             best = (error, alpha, candidate)
     assert best is not None
     best[2].smooth_alpha = best[1]
     return best[2]
+
+
+def _fitted(
+    module: "torch.nn.Module", calibration: Sequence[Tiles], recipe: Recipe, *, multiply: bool
+) -> "torch.nn.Module":
+    """Fit the blocks; other layers are rounded to the nearest with the range of what the calibration tiles show."""
+    tiles = np.concatenate(split_choice(calibration, recipe)[1])
+    count = min(max(_FIT_TOKENS // _tokens_of_a_tile(module), _FEWEST_FIT_TILES), len(tiles))
+    chosen = tiles[np.linspace(0, len(tiles) - 1, count).astype(int)]
+    options = FitOptions(
+        alphas=recipe.smooth_alphas,
+        ratios=(1.0,) if recipe.calibrator == "max" else RATIOS,
+        levels=2 ** (recipe.weight_bits - 1) - 1,
+        float_layers=excluded_layers(module, recipe),
+        multiply=multiply,
+    )
+    fitted, ranges = fit_blocks(module, chosen, options)
+    quantized = insert_quantizers(fitted, recipe)
+    set_ranges(quantized, input_statistics(fitted, [chosen[:_FEW]]), -1.0, recipe)
+    for name, found in ranges.items():
+        layer = quantized.get_submodule(name)
+        if not layer.input_quantizer.is_enabled:
+            continue
+        layer.input_quantizer.amax = found.input_amax
+        if found.input_scale is not None:
+            layer.input_quantizer.pre_quant_scale = found.input_scale
+        layer.weight_quantizer.amax = found.weight_amax[:, None]
+    quantized.smooth_alpha = {name.removeprefix("backbone."): found.alpha for name, found in ranges.items()}
+    return quantized
+
+
+def _tokens_of_a_tile(module: "torch.nn.Module") -> int:
+    positions = getattr(module.get_submodule("backbone"), "pos_embed", None)
+    return 1 if positions is None else int(positions.shape[1])
 
 
 def split_choice(calibration: Sequence[Tiles], recipe: Recipe) -> tuple[list[Tiles], list[Tiles]]:
@@ -77,17 +126,32 @@ def split_choice(calibration: Sequence[Tiles], recipe: Recipe) -> tuple[list[Til
     return list(_batched(tiles[chosen], size)), list(_batched(tiles[~chosen], size))
 
 
-def channel_peaks(module: "torch.nn.Module", calibration: Sequence[Tiles]) -> dict[str, "torch.Tensor"]:
-    """Largest absolute input of every Linear, per channel `(C,)`, and of every convolution, as one scalar."""
+@dataclass(frozen=True, slots=True)
+class InputStatistics:
+    """What a layer reads: `peak` is `(C,)` for a Linear and a scalar for a convolution, `sample` holds a few values."""
+
+    peak: "torch.Tensor"
+    sample: "torch.Tensor"
+
+
+def input_statistics(module: "torch.nn.Module", calibration: Sequence[Tiles]) -> dict[str, InputStatistics]:
+    """Largest absolute input of every Linear, per channel, and of every convolution, with samples of the inputs.
+
+    A sample is `(n, C)` for a Linear: a few tokens of every batch.
+    """
     import torch
 
     peaks: dict[str, torch.Tensor] = {}
+    samples: dict[str, list[torch.Tensor]] = {}
 
     def hook(name: str, linear: bool) -> Any:
         def record(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            peak = inputs[0].detach().abs()
-            peak = peak.flatten(0, -2).amax(0) if linear else peak.amax()
+            values = inputs[0].detach()
+            rows = values.flatten(0, -2) if linear else values.flatten()[:, None]
+            peak = rows.abs().amax(0) if linear else rows.abs().amax()
             peaks[name] = torch.maximum(peaks[name], peak) if name in peaks else peak
+            few = _SAMPLED_ROWS if linear else _SAMPLED_ROWS * 64
+            samples.setdefault(name, []).append(rows[torch.linspace(0, len(rows) - 1, few).long()])
 
         return record
 
@@ -101,7 +165,7 @@ def channel_peaks(module: "torch.nn.Module", calibration: Sequence[Tiles]) -> di
     finally:
         for handle in handles:
             handle.remove()
-    return peaks
+    return {name: InputStatistics(peak, torch.cat(samples[name])) for name, peak in peaks.items()}
 
 
 def insert_quantizers(module: "torch.nn.Module", recipe: Recipe) -> "torch.nn.Module":
@@ -112,6 +176,25 @@ def insert_quantizers(module: "torch.nn.Module", recipe: Recipe) -> "torch.nn.Mo
     """
     import copy
 
+    off = excluded_layers(module, recipe)
+    config: list[dict[str, Any]] = [
+        {"quantizer_name": "*", "enable": False},
+        {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": recipe.weight_bits, "axis": 0}, "enable": True},
+        {"quantizer_name": "*input_quantizer", "cfg": {"num_bits": INT8_BITS, "axis": None}, "enable": True},
+        *({"quantizer_name": f"{name}.*", "enable": False} for name in off),
+    ]
+    with quiet_modelopt():
+        import modelopt.torch.quantization as mtq
+
+        return mtq.quantize(copy.deepcopy(module).eval(), {"quant_cfg": config, "algorithm": None}, None)
+
+
+def excluded_layers(module: "torch.nn.Module", recipe: Recipe) -> list[str]:
+    """Names of the layers that a recipe leaves in floating point.
+
+    Raises:
+        UsageError: A pattern of `recipe.exclude` matches no layer.
+    """
     import torch
 
     names = [n for n, layer in module.named_modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
@@ -122,24 +205,13 @@ def insert_quantizers(module: "torch.nn.Module", recipe: Recipe) -> "torch.nn.Mo
     off = [n for n in names if any(fnmatch.fnmatch(short[n], pattern) for pattern in recipe.exclude)]
     if not recipe.patch_embed:
         off += [n for n in names if isinstance(module.get_submodule(n), torch.nn.Conv2d)]
-    quantizer = {"num_bits": 8, "axis": None}
-    config: list[dict[str, Any]] = [
-        {"quantizer_name": "*", "enable": False},
-        {"quantizer_name": "*weight_quantizer", "cfg": quantizer | {"axis": 0}, "enable": True},
-        {"quantizer_name": "*input_quantizer", "cfg": quantizer, "enable": True},
-        *({"quantizer_name": f"{name}.*", "enable": False} for name in off),
-    ]
-    with quiet_modelopt():
-        import modelopt.torch.quantization as mtq
-
-        return mtq.quantize(copy.deepcopy(module).eval(), {"quant_cfg": config, "algorithm": None}, None)
+    return off
 
 
-def set_ranges(module: "torch.nn.Module", peaks: dict[str, "torch.Tensor"], alpha: float) -> None:
-    """Set every quantizer's range from channel peaks, after moving outliers from inputs to weights by SmoothQuant.
+def set_ranges(module: "torch.nn.Module", statistics: dict[str, InputStatistics], alpha: float, recipe: Recipe) -> None:
+    """Set every quantizer's range, after moving outliers from inputs to weights by SmoothQuant (`smooth_scale`).
 
-    `s_j = max|x_j|^alpha / max|w_j|^(1 - alpha)`; the input is divided by s, the weight multiplied (arXiv:2211.10438,
-    equation 4). Negative `alpha` leaves both as they are.
+    Negative `alpha` leaves both as they are.
     """
     import torch
 
@@ -148,15 +220,30 @@ def set_ranges(module: "torch.nn.Module", peaks: dict[str, "torch.Tensor"], alph
             continue
         if not layer.input_quantizer.is_enabled:
             continue
-        peak = peaks[name].clamp(min=1e-5)
+        peak, sample = statistics[name].peak.clamp(min=1e-5), statistics[name].sample
         weight = layer.weight.detach()
         if alpha >= 0 and isinstance(layer, torch.nn.Linear):
-            scale = (peak**alpha / weight.abs().amax(0).clamp(min=1e-5) ** (1 - alpha)).clamp(1e-4, 1e4)
+            scale = smooth_scale(peak, weight, alpha)
             layer.input_quantizer.pre_quant_scale = 1 / scale
             layer.weight.data = weight = weight * scale
-            peak = peak / scale
-        layer.input_quantizer.amax = peak.amax()
+            peak, sample = peak / scale, sample / scale
+        layer.input_quantizer.amax = clipped_amax(sample, float(peak.amax()), recipe.calibrator)
         layer.weight_quantizer.amax = weight.abs().flatten(1).amax(1).reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def store_in_int8(module: "torch.nn.Module") -> None:
+    """Round weights of fewer bits to their grid and say the same in INT8: a step as large, and 8 bits."""
+    import torch
+
+    for layer in module.modules():
+        quantizer = getattr(layer, "weight_quantizer", None)
+        if quantizer is None or not quantizer.is_enabled or quantizer.num_bits == INT8_BITS:
+            continue
+        with torch.no_grad():
+            layer.weight.data = quantizer(layer.weight).detach().clone()
+        levels = 2 ** (quantizer.num_bits - 1) - 1
+        quantizer.num_bits = INT8_BITS
+        quantizer.amax = quantizer.amax * (INT8_MAX / levels)
 
 
 def embed(module: "torch.nn.Module", batches: Sequence[Tiles]) -> NDArray[np.float32]:

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 _BLOCK = 128
 
 
-def fit_weights(inputs: "Tensor", targets: "Tensor", weight: "Tensor", *, ridge: float = 0.01) -> "Tensor":
+def fit_weights(
+    inputs: "Tensor", targets: "Tensor", weight: "Tensor", *, gram: "Tensor | None" = None, ridge: float = 0.01
+) -> "Tensor":
     """The weights that map quantized inputs to wanted outputs best, held to the given ones by a ridge.
 
     `W' = argmin ||T - X W'||^2 + r ||W' - W||^2` with `r = ridge * mean diag(X X^T)`: what quantization upstream
@@ -22,6 +24,7 @@ def fit_weights(inputs: "Tensor", targets: "Tensor", weight: "Tensor", *, ridge:
         inputs: `(N, C)` as the quantized layer sees them, centred.
         targets: `(N, O)` outputs wanted, without bias, centred.
         weight: `(O, C)`.
+        gram: `X^T X` of the inputs, where it is known.
         ridge: Strength of the hold, relative to the mean variance of an input.
 
     Returns:
@@ -29,9 +32,9 @@ def fit_weights(inputs: "Tensor", targets: "Tensor", weight: "Tensor", *, ridge:
     """
     import torch
 
-    gram = damped(inputs.T @ inputs, ridge)
+    held = damped(inputs.T @ inputs if gram is None else gram, ridge)
     residual = targets - inputs @ weight.T
-    step = torch.cholesky_solve((inputs.T @ residual).double(), torch.linalg.cholesky(gram))
+    step = torch.cholesky_solve((inputs.T @ residual).double(), torch.linalg.cholesky(held))
     return weight + step.T.to(weight.dtype)
 
 

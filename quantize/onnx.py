@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import AtlasError
 from atlas_edge.graph import export_onnx
-from atlas_edge.quantize.fakequant import fake_quantize, quiet_modelopt
+from atlas_edge.quantize.fakequant import fake_quantize, quiet_modelopt, store_in_int8
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.spec import EncoderSpec
 
@@ -49,6 +49,33 @@ def quantize_onnx(
         AtlasError: The written graph does not quantize every layer that the recipe asks for.
     """
     quantized = fake_quantize(module, list(calibration), recipe)
+    written = write_quantized(quantized, spec, out, batch=batch)
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "method": "ModelOpt fake quantization, symmetric Q/DQ",
+        "smooth_alpha": quantized.smooth_alpha,
+        **written,
+    }
+
+
+def write_quantized(
+    quantized: "torch.nn.Module", spec: EncoderSpec, out: Path, *, batch: int | None = None
+) -> dict[str, Any]:
+    """Write a fake-quantized encoder as ONNX with explicit Q/DQ, weights of fewer than 8 bits in INT8.
+
+    Args:
+        quantized: From `fake_quantize`; `store_in_int8` changes it.
+        spec: Its shape.
+        out: ONNX file to write.
+        batch: Fixed batch size; dynamic when None.
+
+    Returns:
+        How many layers are quantized, and the coverage by layer kind.
+
+    Raises:
+        AtlasError: The graph quantizes other layers than the encoder does.
+    """
+    store_in_int8(quantized)
     wanted = [
         name
         for name, layer in quantized.named_modules()
@@ -57,14 +84,7 @@ def quantize_onnx(
     with quiet_modelopt():
         # The dynamo exporter has no translation for ModelOpt's fake quantizers.
         export_onnx(quantized, spec, out, batch=batch, dynamo=False)
-    covered = check_coverage(out, wanted)
-    return {
-        "recipe": recipe.model_dump(mode="json"),
-        "method": "ModelOpt fake quantization, symmetric Q/DQ",
-        "smooth_alpha": quantized.smooth_alpha,
-        "quantized_layers": len(wanted),
-        "coverage": covered,
-    }
+    return {"quantized_layers": len(wanted), "coverage": check_coverage(out, wanted)}
 
 
 def check_coverage(path: Path, wanted: list[str]) -> dict[str, str]:

@@ -47,6 +47,8 @@ def quantize_openvino(
         InputError: No calibration tiles.
         UsageError: `recipe.exclude` names a layer that the graph does not have.
     """
+    if recipe.weight_bits != 8:
+        raise UsageError(f"OpenVINO takes 8-bit weights, the recipe asks for {recipe.weight_bits}", hint="leave it out")
     import openvino as ov
 
     batches = list(calibration)

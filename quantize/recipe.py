@@ -21,15 +21,16 @@ class Recipe(BaseModel):
     Attributes:
         name: What reports call it.
         smooth_alphas: SmoothQuant migration strengths to choose from, by embedding error on held-out calibration
-            tiles, or layer by layer where the encoder is quantized so; one value is taken as it is. -1 turns
-            SmoothQuant off, 0 moves nothing to the weights, 1 moves the whole activation range (Xiao 2022,
-            arXiv:2211.10438).
-        calibrator: How the range of an activation is set: its largest value, a percentile, or the range with the
-            least squared error.
+            tiles, or layer by layer for vision transformers; one value is taken as it is. -1 turns SmoothQuant off, 0
+            moves nothing to the weights, 1 moves the whole activation range (Xiao 2022, arXiv:2211.10438).
+        calibrator: How the range of an activation is set: its largest value, the 99.99th percentile, or the range with
+            the least squared error (of the layer's output where weights are fitted, of the input otherwise).
         weights: How weights come onto their grid: rounded to the nearest, or by GPTQ (`gptq.round_weights`; vision
-            transformers of plain blocks).
+            transformers of plain blocks), for ONNX and TensorRT fitted to the quantized inputs before
+            (`blocks.fit_blocks`).
         quantizer: What quantizes a vision transformer for OpenVINO: layer by layer (`grids.choose_grids`), or NNCF.
             Other networks always go through NNCF.
+        weight_bits: Bits of a weight (ONNX and TensorRT); below 8 its integers are stored in INT8.
         calibration_tiles: Most tiles that set the ranges.
         choice_tiles: Tiles held out of the calibration tiles to choose between recipes; also the number that set the
             ranges while choosing, so that a choice stays cheap.
@@ -47,6 +48,7 @@ class Recipe(BaseModel):
     calibrator: Calibrator = "max"
     weights: Weights = "nearest"
     quantizer: Quantizer = "layers"
+    weight_bits: int = Field(default=8, ge=2, le=8)
     calibration_tiles: int = Field(default=300, ge=1)
     choice_tiles: int = Field(default=48, ge=1)
     attention: bool = False
@@ -56,7 +58,7 @@ class Recipe(BaseModel):
 
 
 def default_recipe(target: Target) -> Recipe:
-    """The INT8 recipe of a target: one fixed smoothing strength each, tried on one model only."""
+    """The INT8 recipe of a target, tried on one model only."""
     if target is Target.OPENVINO:
         return Recipe(
             name="openvino-int8",
@@ -66,7 +68,9 @@ def default_recipe(target: Target) -> Recipe:
             calibration_tiles=192,
             attention=True,
         )
-    return Recipe(name="onnx-int8", smooth_alphas=(0.75,))
+    return Recipe(
+        name="onnx-int8", smooth_alphas=(0.5, 0.65, 0.8), calibrator="mse", weights="fitted", patch_embed=False
+    )
 
 
 def nncf_recipe() -> Recipe:

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from atlas_edge.bench.agreement import embedding_agreement
+from atlas_edge.models import LoadedModel
+from atlas_edge.quantize.blocks import FitOptions, fit_blocks, has_plain_blocks
+from atlas_edge.quantize.fakequant import cosine_error, embed, fake_quantize
+from atlas_edge.quantize.recipe import Recipe
+
+Batches = list[NDArray[np.uint8]]
+NAMES = [f"backbone.blocks.{b}.{n}" for b in (0, 1) for n in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+
+
+def test_smoothing_alone_changes_nothing(tiny: LoadedModel, calibration: Batches, held_out: NDArray[np.uint8]) -> None:
+    options = FitOptions(alphas=(0.7,), float_layers=NAMES, multiply=False, ridge=1e9)
+    smoothed, ranges = fit_blocks(tiny.module, np.concatenate(calibration), options)
+    assert {name: found.alpha for name, found in ranges.items()} == {
+        name: -1.0 if name.endswith("fc2") else 0.7 for name in NAMES
+    }
+    block, before = smoothed.get_submodule("backbone.blocks.0"), tiny.module.get_submodule("backbone.blocks.0")
+    assert not np.allclose(block.norm1.weight.detach(), before.norm1.weight.detach(), rtol=0.01)
+    np.testing.assert_allclose(embed(smoothed, [held_out]), embed(tiny.module, [held_out]), atol=2e-5)
+
+
+@pytest.mark.parametrize(("bits", "share"), [(8, 0.9), (4, 0.5)])
+def test_fitted_weights_lie_on_their_grid_and_beat_the_nearest(
+    tiny: LoadedModel, calibration: Batches, held_out: NDArray[np.uint8], bits: int, share: float
+) -> None:
+    reference = embed(tiny.module, [held_out])
+    nearest = Recipe(smooth_alphas=(0.65,), weight_bits=bits, patch_embed=False)
+    fitted = nearest.model_copy(update={"weights": "fitted", "calibrator": "mse"})
+    quantized = fake_quantize(tiny.module, calibration, fitted)
+    errors = [
+        cosine_error(reference, embed(candidate, [held_out]))
+        for candidate in (quantized, fake_quantize(tiny.module, calibration, nearest))
+    ]
+    assert 0 < errors[0] < share * errors[1]
+    for name in NAMES:
+        layer = quantized.get_submodule(name)
+        integers = layer.weight.detach() / layer.weight_quantizer.amax * (2 ** (bits - 1) - 1)
+        np.testing.assert_allclose(integers, integers.round(), atol=1e-2)
+
+
+def test_an_excluded_layer_is_fitted_but_not_rounded(tiny: LoadedModel, calibration: Batches) -> None:
+    recipe = Recipe(weights="fitted", exclude=("blocks.1.mlp.fc2",), patch_embed=False)
+    quantized = fake_quantize(tiny.module, calibration, recipe)
+    layer = quantized.get_submodule("backbone.blocks.1.mlp.fc2")
+    assert not layer.weight_quantizer.is_enabled
+    assert embedding_agreement(embed(tiny.module, calibration), embed(quantized, calibration)).cosine_worst > 0.99
+
+
+def test_other_networks_are_rounded_to_the_nearest() -> None:
+    import torch
+
+    assert not has_plain_blocks(torch.nn.Sequential(torch.nn.Linear(4, 4)))
