@@ -15,6 +15,7 @@ teacher's, from which distillation starts.
 """
 
 import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 _RIDGE = 3e-3
 # Neurons are removed in groups of this many between two updates of the Gram matrix's inverse.
 _PRUNE_STEP = 128
+# Batches on which the stream's directions and the neurons are chosen; the fits see all of them.
+_BASIS_BATCHES = 8
+# Fits look at one patch in so many: neighbours are alike, and more tiles are worth more than more patches.
+_PATCH_STEP = 4
+_NEURON_BATCHES = 16
 # CLS tokens carry this share of every fit: there is one for some 200 patch tokens.
 _CLS_SHARE = 0.1
 # Root mean square that fc2's weights get: our choice, the order of a trained ViT's.
@@ -53,35 +59,90 @@ class Inherited:
 
 @torch.inference_mode()
 def inherit(
-    student: "VisionTransformer", teacher: "VisionTransformer", student_images: Tensor, teacher_images: Tensor
+    student: "VisionTransformer",
+    teacher: "VisionTransformer",
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    half: bool = False,
 ) -> Inherited:
     """Overwrite a student's weights with those fitted to its teacher.
 
+    Only the two residual streams are held, so a thousand tiles of 197 tokens take about half a gigabyte a stream of
+    ViT-S.
+
     Args:
         student: Plain timm ViT with as many blocks as the teacher and a head size equal to its teacher's.
-        teacher: timm ViT whose patch grid on `teacher_images` equals the student's on `student_images`.
-        student_images: `(N, 3, H, W)` float32, normalised; a few hundred tiles.
-        teacher_images: The same tiles at the teacher's resolution and normalisation.
+        teacher: timm ViT whose patch grid on its images equals the student's on its own.
+        batches: Student's and teacher's images of the same tiles, `(B, 3, H, W)` float32, normalised. A few hundred
+            tiles at least: the fit of the CLS token sees one row a tile.
+        half: Compute activations in bfloat16, about twice as fast where the CPU has it; the fits stay float64.
 
     Raises:
         ValueError: The two networks do not fit each other.
     """
     _check(student, teacher)
-    width = student.embed_dim
-    states = _embed(teacher, teacher_images)
-    basis, kept = _stream_basis(teacher, states, width)
+    pairs = [(images, _embed(teacher, theirs)) for images, theirs in batches]
+    looked_at = [states for _, states in pairs[:: max(len(pairs) // _BASIS_BATCHES, 1)]]
+    basis, kept = _stream_basis(teacher, looked_at, student.embed_dim)
     _inherit_embedding(student, teacher, basis)
-    own = _embed(student, student_images)
-    for student_block, teacher_block in zip(student.blocks, teacher.blocks, strict=True):
-        own, states = _inherit_attention(student_block, teacher_block, own, states, basis)
-        own, states = _inherit_mlp(student_block, teacher_block, own, states, basis)
+    streams = [
+        _Streams(own=_embed(student, images), teacher=states, tokens=_seen_tokens(states.shape[1], number))
+        for number, (images, states) in enumerate(pairs)
+    ]
+    del pairs
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        for student_block, teacher_block in zip(student.blocks, teacher.blocks, strict=True):
+            _inherit_attention(student_block, teacher_block, streams, basis)
+            _inherit_mlp(student_block, teacher_block, streams, basis)
     _reset_norm(student.norm)
     _rescale(student)
-    target = teacher.norm(states)
-    weight, bias = _ridge(student.norm(own), target, _row_weights(states))
-    mapped = student.norm(own[:, :1]) @ weight.T + bias
-    cosine = F.cosine_similarity(mapped, target[:, :1], dim=-1).mean()
-    return Inherited(stream_kept=kept, head_weight=weight, head_bias=bias, cls_cosine=float(cosine))
+    fit = _Moments()
+    for part in streams:
+        fit.add(part, student.norm(part.own), teacher.norm(part.teacher))
+    weight, bias = fit.ridge()
+    cosines = [
+        F.cosine_similarity(student.norm(part.own[:, :1]) @ weight.T + bias, teacher.norm(part.teacher[:, :1]), dim=-1)
+        for part in streams
+    ]
+    return Inherited(stream_kept=kept, head_weight=weight, head_bias=bias, cls_cosine=float(torch.cat(cosines).mean()))
+
+
+@dataclass(slots=True)
+class _Streams:
+    """Residual streams of one batch, both changed in place block by block, and the tokens that fits look at."""
+
+    own: Tensor
+    teacher: Tensor
+    tokens: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        """Of the teacher's current tokens in a fit, `(B, seen tokens)`."""
+        return _token_weights(self.teacher[:, self.tokens])
+
+
+class _Moments:
+    """Weighted Gram matrix of inputs with a bias column, cross moments with targets, and the targets' energy."""
+
+    def __init__(self) -> None:
+        self.gram, self.cross, self.power = torch.zeros(()), torch.zeros(()), 0.0
+
+    def add(self, part: _Streams, inputs: Tensor, target: Tensor, weights: Tensor | None = None) -> None:
+        """Add a batch's `(B, tokens, …)` inputs and targets: float32 products, summed in float64."""
+        rows = (part.weights if weights is None else weights).flatten()[:, None]
+        x, y = (tensor[:, part.tokens].flatten(0, 1).float() for tensor in (inputs, target))
+        x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+        scaled = x * rows
+        with torch.autocast("cpu", enabled=False):
+            self.gram = self.gram + (scaled.T @ x).double()
+            self.cross = self.cross + (scaled.T @ y).double()
+        self.power += float((y.square() * rows).sum())
+
+    def ridge(self, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the damped least-squares map to all target columns, or to some."""
+        cross = self.cross if columns is None else self.cross[:, columns]
+        solution = torch.linalg.solve(_damped(self.gram), cross).float()
+        return solution[:-1].T.contiguous(), solution[-1]
 
 
 def _check(student: "VisionTransformer", teacher: "VisionTransformer") -> None:
@@ -105,17 +166,19 @@ def _embed(vit: "VisionTransformer", images: Tensor) -> Tensor:
     return tokens
 
 
-def _stream_basis(teacher: "VisionTransformer", states: Tensor, width: int) -> tuple[Tensor, float]:
+def _stream_basis(teacher: "VisionTransformer", batches: Sequence[Tensor], width: int) -> tuple[Tensor, float]:
     """Orthonormal map `(teacher width, width)` of the centred stream, whose image has zero mean."""
-    dim = states.shape[-1]
+    dim = batches[0].shape[-1]
     total = torch.zeros(dim, dim, dtype=torch.float64)
-    for block in teacher.blocks:
-        total += _second_moment(states)
-        states = _after_attention(block, states)
-        total += _second_moment(states)
-        states = _after_mlp(block, states)
-    # The output is what the student is asked for in the end: it weighs as much as a third of all inner layers.
-    total += _second_moment(states) * len(teacher.blocks)
+    for batch in batches:
+        states = batch
+        for block in teacher.blocks:
+            total += _second_moment(states)
+            states = states + block.ls1(block.attn(block.norm1(states)))
+            total += _second_moment(states)
+            states = states + block.ls2(block.mlp(block.norm2(states)))
+        # The output is what the student is asked for in the end: it weighs as much as a third of all inner layers.
+        total += _second_moment(states) * len(teacher.blocks)
     eigenvalues, eigenvectors = torch.linalg.eigh(total)
     keep = eigenvectors[:, -(width - 1) :].float()
     kept = float(eigenvalues[-(width - 1) :].sum() / eigenvalues.sum())
@@ -127,24 +190,30 @@ def _stream_basis(teacher: "VisionTransformer", states: Tensor, width: int) -> t
 
 def _second_moment(states: Tensor) -> Tensor:
     normed = F.layer_norm(states, states.shape[-1:])
-    weights = _row_weights(torch.ones_like(normed))
     flat = normed.flatten(0, 1)
-    return ((flat * weights[:, None]).T @ flat).double()
+    return ((flat * _token_shares(normed).flatten()[:, None]).T @ flat).double()
 
 
-def _row_weights(states: Tensor) -> Tensor:
-    """Weight of each token in a fit, summing to 1: CLS gets its share, and every token counts by direction.
+def _seen_tokens(tokens: int, number: int) -> Tensor:
+    """Tokens of one batch that fits look at: CLS, and of a large grid every fourth patch, in turn."""
+    step = _PATCH_STEP if tokens > 64 else 1
+    return torch.tensor([0, *range(1 + number % step, tokens, step)])
+
+
+def _token_weights(states: Tensor) -> Tensor:
+    """Weight of each token in a fit: CLS gets its share, and every token counts by direction.
 
     LayerNorm divides each token by its deviation, so an error matters relative to it.
     """
-    images, tokens, _ = states.shape
-    weights = torch.full((images, tokens), (1 - _CLS_SHARE) / (tokens - 1))
-    weights[:, 0] = _CLS_SHARE
     centred = states - states.mean(-1, keepdim=True)
-    energy = centred.square().mean(-1)
-    weights = weights / energy.clamp_min(1e-6) if float(centred.abs().max()) > 0 else weights
-    weights = weights.flatten()
-    return weights / weights.sum()
+    return _token_shares(states) / centred.square().mean(-1).clamp_min(1e-6)
+
+
+def _token_shares(states: Tensor) -> Tensor:
+    images, tokens, _ = states.shape
+    shares = torch.full((images, tokens), (1 - _CLS_SHARE) / (tokens - 1))
+    shares[:, 0] = _CLS_SHARE
+    return shares
 
 
 def _inherit_embedding(student: "VisionTransformer", teacher: "VisionTransformer", basis: Tensor) -> None:
@@ -162,64 +231,91 @@ def _inherit_embedding(student: "VisionTransformer", teacher: "VisionTransformer
         student.reg_token.copy_(teacher.reg_token @ basis)
 
 
-def _inherit_attention(student: Any, teacher: Any, own: Tensor, states: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+def _inherit_attention(student: Any, teacher: Any, streams: Sequence[_Streams], basis: Tensor) -> None:
     _reset_norm(student.norm1)
     _reset_scale(student.ls1)
     attention = teacher.attn
     heads, head_dim = attention.num_heads, attention.head_dim
-    weights = _row_weights(states)
-    qkv = attention.qkv(teacher.norm1(states))
-    mixed = _mix(qkv, heads)
-    after = states + teacher.ls1(attention.proj(mixed))
-    target = after @ basis - own
-    chosen = _choose_heads(mixed, (after - states) @ basis, weights, heads, student.attn.num_heads)
+    written, read, weights = _Moments(), _Moments(), [part.weights for part in streams]
+    for part, rows in zip(streams, weights, strict=True):
+        qkv = attention.qkv(teacher.norm1(part.teacher))
+        mixed = _mix(qkv, heads)
+        delta = teacher.ls1(attention.proj(mixed))
+        written.add(part, mixed, delta @ basis, rows)
+        read.add(part, student.norm1(part.own), qkv, rows)
+        part.teacher += delta
+    chosen = _choose_heads(written, heads, student.attn.num_heads)
     columns = torch.cat([torch.arange(h * head_dim, (h + 1) * head_dim) for h in chosen])
-    wanted = qkv.unflatten(-1, (3, heads * head_dim))[..., columns].flatten(-2)
-    _fit(student.attn.qkv, student.norm1(own), wanted, weights)
-    own_mixed = _mix(student.attn.qkv(student.norm1(own)), len(chosen))
-    _fit(student.attn.proj, own_mixed, target, weights)
-    return own + student.attn.proj(own_mixed), after
+    _set(student.attn.qkv, read.ridge(torch.cat([columns + part * heads * head_dim for part in range(3)])))
+
+    def mix(part: _Streams) -> Tensor:
+        return _mix(student.attn.qkv(student.norm1(part.own)), len(chosen))
+
+    _fit_writer(student.attn.proj, mix, streams, basis, weights)
+
+
+def _inherit_mlp(student: Any, teacher: Any, streams: Sequence[_Streams], basis: Tensor) -> None:
+    _reset_norm(student.norm2)
+    _reset_scale(student.ls2)
+    written, read, weights = _Moments(), _Moments(), [part.weights for part in streams]
+    # The Gram matrix of the hidden layer is what costs: neurons are chosen on a part of the tiles.
+    looked_at = set(range(0, len(streams), max(len(streams) // _NEURON_BATCHES, 1)))
+    for number, (part, rows) in enumerate(zip(streams, weights, strict=True)):
+        hidden = teacher.mlp.fc1(teacher.norm2(part.teacher))
+        active = teacher.mlp.act(hidden)
+        delta = teacher.ls2(teacher.mlp.fc2(active))
+        if number in looked_at:
+            written.add(part, active, delta @ basis, rows)
+        read.add(part, student.norm2(part.own), hidden, rows)
+        part.teacher += delta
+    chosen = _choose_neurons(written, student.mlp.fc1.out_features)
+    _set(student.mlp.fc1, read.ridge(chosen))
+
+    def activate(part: _Streams) -> Tensor:
+        active: Tensor = student.mlp.act(student.mlp.fc1(student.norm2(part.own)))
+        return active
+
+    _fit_writer(student.mlp.fc2, activate, streams, basis, weights)
+
+
+def _fit_writer(
+    linear: nn.Linear,
+    inputs: Callable[[_Streams], Tensor],
+    streams: Sequence[_Streams],
+    basis: Tensor,
+    weights: Sequence[Tensor],
+) -> None:
+    """Fit what a layer adds to the student's stream, so that it makes up for all errors so far, and add it."""
+    fit = _Moments()
+    for part, rows in zip(streams, weights, strict=True):
+        with torch.autocast("cpu", enabled=False):
+            missing = part.teacher @ basis - part.own
+        fit.add(part, inputs(part), missing, rows)
+    _set(linear, fit.ridge())
+    for part in streams:
+        part.own += linear(inputs(part))
 
 
 def _mix(qkv: Tensor, heads: int) -> Tensor:
-    images, tokens, _ = qkv.shape
-    out = []
-    for part in qkv.split(64):
-        q, k, v = part.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        out.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
-    return torch.cat(out).view(images, tokens, -1)
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
 
 
-def _choose_heads(mixed: Tensor, delta: Tensor, weights: Tensor, heads: int, wanted: int) -> tuple[int, ...]:
-    gram, cross, power = _moments(mixed, delta, weights)
+def _choose_heads(moments: _Moments, heads: int, wanted: int) -> tuple[int, ...]:
+    gram, cross = moments.gram, moments.cross
     size = (gram.shape[0] - 1) // heads
     best: tuple[float, tuple[int, ...]] = (float("inf"), ())
     for chosen in itertools.combinations(range(heads), wanted):
         index = torch.cat([torch.arange(h * size, (h + 1) * size) for h in chosen] + [torch.tensor([heads * size])])
         solution = torch.linalg.solve(_damped(gram[index][:, index]), cross[index])
-        error = power - float((cross[index] * solution).sum())
+        error = moments.power - float((cross[index] * solution).sum())
         best = min(best, (error, chosen))
     return best[1]
 
 
-def _inherit_mlp(student: Any, teacher: Any, own: Tensor, states: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    _reset_norm(student.norm2)
-    _reset_scale(student.ls2)
-    weights = _row_weights(states)
-    hidden = teacher.mlp.fc1(teacher.norm2(states))
-    active = teacher.mlp.act(hidden)
-    after = states + teacher.ls2(teacher.mlp.fc2(active))
-    chosen = _choose_neurons(active, (after - states) @ basis, weights, student.mlp.fc1.out_features)
-    del active
-    _fit(student.mlp.fc1, student.norm2(own), hidden[..., chosen], weights)
-    own_active = student.mlp.act(student.mlp.fc1(student.norm2(own)))
-    _fit(student.mlp.fc2, own_active, after @ basis - own, weights)
-    return own + student.mlp.fc2(own_active), after
-
-
-def _choose_neurons(active: Tensor, delta: Tensor, weights: Tensor, wanted: int) -> Tensor:
+def _choose_neurons(moments: _Moments, wanted: int) -> Tensor:
     """Backward elimination by what the fit loses without a neuron: |w_j|^2 / (G^-1)_jj (Optimal Brain Surgeon)."""
-    gram, cross, _ = _moments(active, delta, weights)
+    gram, cross = moments.gram, moments.cross
     bias = gram.shape[0] - 1
     index = torch.arange(bias)
     while len(index) > wanted:
@@ -229,15 +325,6 @@ def _choose_neurons(active: Tensor, delta: Tensor, weights: Tensor, wanted: int)
         remove = min(_PRUNE_STEP, len(index) - wanted)
         index = index[loss.argsort(descending=True)[: len(index) - remove].sort().values]
     return index
-
-
-def _after_attention(block: Any, states: Tensor) -> Tensor:
-    mixed = _mix(block.attn.qkv(block.norm1(states)), block.attn.num_heads)
-    return states + block.ls1(block.attn.proj(mixed))
-
-
-def _after_mlp(block: Any, states: Tensor) -> Tensor:
-    return torch.cat([part + block.ls2(block.mlp(block.norm2(part))) for part in states.split(64)])
 
 
 def _reset_scale(scale: nn.Module) -> None:
@@ -253,10 +340,9 @@ def _reset_norm(norm: nn.Module) -> None:
     nn.init.zeros_(norm.bias)
 
 
-def _fit(linear: nn.Linear, inputs: Tensor, target: Tensor, weights: Tensor) -> None:
-    weight, bias = _ridge(inputs, target, weights)
-    linear.weight.copy_(weight)
-    linear.bias.copy_(bias)
+def _set(linear: nn.Linear, fitted: tuple[Tensor, Tensor]) -> None:
+    linear.weight.copy_(fitted[0])
+    linear.bias.copy_(fitted[1])
 
 
 def _rescale(student: "VisionTransformer") -> None:
@@ -274,20 +360,6 @@ def _rescale(student: "VisionTransformer") -> None:
     for tensor in [*tokens, *(parameter for writer in writers for parameter in writer.parameters())]:
         if tensor is not None:
             tensor.mul_(scale)
-
-
-def _ridge(inputs: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    gram, cross, _ = _moments(inputs, target, weights)
-    solution = torch.linalg.solve(_damped(gram), cross).float()
-    return solution[:-1].T.contiguous(), solution[-1]
-
-
-def _moments(inputs: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Weighted Gram matrix with a bias column, cross moments, and the target's energy."""
-    x, y = inputs.flatten(0, 1), target.flatten(0, 1)
-    x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-    scaled = x * weights[:, None]
-    return (scaled.T @ x).double(), (scaled.T @ y).double(), float((y.square() * weights[:, None]).sum())
 
 
 def _damped(gram: Tensor) -> Tensor:

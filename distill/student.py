@@ -1,7 +1,7 @@
 """The network in training, and the folder in timm's own form that it becomes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from atlas_edge.students import STUDENTS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_BATCH = 32
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -117,6 +118,7 @@ def inherit_from(
     *,
     student_views: "NDArray[Any]",
     teacher_views: "NDArray[Any]",
+    half: bool = False,
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Give the student weights fitted to a ViT teacher (see `inherit`), and the linear map to its tokens.
 
@@ -126,6 +128,7 @@ def inherit_from(
         architecture: Of the student.
         student_views: `(N, H, W, 3)` uint8 as the student sees them.
         teacher_views: The same views without the fresh half.
+        half: Compute activations in bfloat16.
 
     Raises:
         UsageError: The teacher is no folder, or the two networks do not fit each other.
@@ -145,11 +148,17 @@ def inherit_from(
     state = own.module.backbone.state_dict()
     state["pos_embed"] = _resize_positions(state["pos_embed"], clone)
     clone.load_state_dict(state)
-    images = _normalise(teacher_views, own.spec.mean, own.spec.std)
-    images = F.interpolate(images, size=side, mode="bicubic", antialias=True, align_corners=False)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(teacher_views), _BATCH):
+            part = slice(start, start + _BATCH)
+            images = _normalise(teacher_views[part], own.spec.mean, own.spec.std)
+            images = F.interpolate(images, size=side, mode="bicubic", antialias=True, align_corners=False)
+            yield _normalise(student_views[part], architecture.mean, architecture.std), images
+
     try:
         backbone.eval()
-        found = inherit(backbone, clone, _normalise(student_views, architecture.mean, architecture.std), images)
+        found = inherit(backbone, clone, batches(), half=half)
     except ValueError as error:
         raise UsageError(f"the student cannot inherit from {teacher}: {error}", hint="use --init random") from error
     finally:

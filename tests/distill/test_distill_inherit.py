@@ -37,7 +37,7 @@ def test_a_student_almost_as_wide_reproduces_its_teacher_on_new_tiles() -> None:
     images = torch.randn(64, 3, 32, 32)
     teacher = _vit(64, 2, reg_tokens=1)
     twin = _vit(64, 2, seed=1, reg_tokens=1)
-    found = inherit(twin, teacher, images[:48], images[:48])
+    found = inherit(twin, teacher, list(zip(images[:48].split(16), images[:48].split(16), strict=True)))
     assert found.stream_kept > 0.99
     assert _cosine(twin, teacher, images[48:], found) > 0.98
 
@@ -46,7 +46,7 @@ def test_half_the_width_is_far_better_than_random_weights() -> None:
     torch.manual_seed(2)
     images = torch.randn(96, 3, 32, 32)
     teacher, student, fresh = _vit(64, 2), _vit(32, 1, seed=1), _vit(32, 1, seed=1)
-    found = inherit(student, teacher, images[:64], images[:64])
+    found = inherit(student, teacher, list(zip(images[:64].split(16), images[:64].split(16), strict=True)))
     fitted = _cosine(student, teacher, images[64:], found)
     assert fitted > _cosine(fresh, teacher, images[64:], found) + 0.2
 
@@ -55,7 +55,7 @@ def test_layer_scale_does_not_shrink_what_was_fitted() -> None:
     torch.manual_seed(2)
     images = torch.randn(48, 3, 32, 32)
     teacher, student = _vit(64, 2), _vit(64, 2, seed=1, init_values=1e-5)
-    found = inherit(student, teacher, images, images)
+    found = inherit(student, teacher, list(zip(images.split(16), images.split(16), strict=True)))
     assert _cosine(student, teacher, images, found) > 0.98
 
 
@@ -69,4 +69,4 @@ def test_networks_that_do_not_fit_are_refused(width: int, heads: int, more: dict
     )
     images = torch.randn(2, 3, 32, 32)
     with pytest.raises(ValueError, match="student has"):
-        inherit(student, _vit(64, 2), images, images)
+        inherit(student, _vit(64, 2), list(zip(images.split(16), images.split(16), strict=True)))
