@@ -1,4 +1,4 @@
-"""The unlabelled tiles that a student learns from: one or several tile sets, read one tile at a time."""
+"""The unlabelled tiles that a student learns from: tile sets and slides, read one tile at a time."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_edge.distill.slide_tiles import SlideTiles, slide_spec
 from atlas_edge.errors import InputError
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.tiles import TileRecord, TileSource, open_tiles
@@ -61,13 +62,20 @@ class TrainingTiles:
         )
 
 
-def open_training_tiles(specs: Sequence[str]) -> TrainingTiles:
-    """Open tile sets; a set that has splits gives its `train` split unless another is named.
+def open_training_tiles(specs: Sequence[str], *, tile_px: int = 224) -> TrainingTiles:
+    """Open tile sets and slides; a set that has splits gives its `train` split unless another is named.
+
+    Args:
+        specs: What `open_tiles` takes, or `SLIDE@MPP,MPP…` (see `slide_tiles`).
+        tile_px: Side of the tiles cut from slides.
 
     Raises:
         InputError: A set is empty, or one is not there.
     """
-    sources = tuple(open_tiles(spec, role="calibration") for spec in specs)
+    sources = tuple(
+        open_tiles(spec, role="calibration") if slide is None else SlideTiles(slide, tile_px=tile_px)
+        for spec, slide in ((spec, slide_spec(spec)) for spec in specs)
+    )
     entries = tuple((number, record) for number, source in enumerate(sources) for record in source.records())
     if not entries:
         raise InputError("the tile sets hold no tile", hint="give at least one folder of tiles")

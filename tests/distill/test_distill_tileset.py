@@ -1,0 +1,65 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from atlas_edge.distill.slide_tiles import DEFAULT_MPP, slide_spec
+from atlas_edge.distill.tileset import open_training_tiles
+from atlas_edge.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+SLIDE = Path(os.environ.get("ATLAS_SHARED", ROOT.parent / "shared")) / "data/wsi/CMU-1-Small-Region.svs"
+real_slide = pytest.mark.skipif(not SLIDE.is_file(), reason="no real slide here (../shared/data/wsi)")
+
+
+def test_what_is_a_slide(tmp_path: Path) -> None:
+    scan = tmp_path / "a@b.svs"
+    scan.write_bytes(b"x")
+    assert slide_spec(str(tmp_path)) is None
+    assert slide_spec("synthetic:8") is None
+    plain, several = slide_spec(str(scan)), slide_spec(f"{scan}@0.5,1")
+    assert plain is not None and (plain.path, plain.mpps) == (scan, DEFAULT_MPP)
+    assert several is not None and (several.path, several.mpps) == (scan, (0.5, 1.0))
+    for mpp in ("0", "0.5.5"):
+        with pytest.raises(InputError, match="is no µm per pixel"):
+            slide_spec(f"{scan}@{mpp}")
+
+
+def test_a_file_that_is_no_slide_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("openslide")
+    (tmp_path / "scan.svs").write_bytes(b"not a slide")
+    with pytest.raises(InputError, match="no slide form"):
+        open_training_tiles([str(tmp_path / "scan.svs")])
+
+
+@real_slide
+def test_a_slide_gives_tiles_at_several_scales(tmp_path: Path) -> None:
+    tiles = open_training_tiles([f"{SLIDE}@0.5,1"], tile_px=224)
+    ids = [tiles.id(index) for index in range(len(tiles))]
+    assert len(set(ids)) == len(ids)
+    fine = [index for index, name in enumerate(ids) if "/0.5/" in name]
+    coarse = [index for index, name in enumerate(ids) if "/1/" in name]
+    assert len(fine) > 2 * len(coarse) > 0
+    # A coarse tile's first quarter is the fine tile with the same corner (within 4 px of level 0), shrunk.
+    corners = np.array([[int(part) for part in name.rpartition("/")[2].split("_")] for name in ids])
+    ours, theirs = next((a, b) for a in fine for b in coarse if np.abs(corners[a] - corners[b]).max() <= 4)
+    large = tiles.read(theirs)
+    # Compared at a resolution at which those few pixels do not matter.
+    small, quarter, other = (
+        np.asarray(Image.fromarray(part).resize((14, 14), Image.Resampling.BOX)).ravel()
+        for part in (tiles.read(ours), large[:112, :112], large[112:, 112:])
+    )
+    assert np.corrcoef(small, quarter)[0, 1] > 0.95
+    assert np.corrcoef(small, other)[0, 1] < 0.8
+    assert tiles.fingerprint() == open_training_tiles([f"{SLIDE}@0.5,1"]).fingerprint()
+    assert tiles.fingerprint() != open_training_tiles([f"{SLIDE}@0.5"]).fingerprint()
+    entry = tiles.provenance()[0]
+    assert (entry.kind, entry.tiles) == ("slide", len(tiles))
+
+
+@real_slide
+def test_a_slide_coarser_than_asked_for_is_refused() -> None:
+    with pytest.raises(InputError, match="detail cannot be invented"):
+        open_training_tiles([f"{SLIDE}@0.1"])
