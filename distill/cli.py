@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from atlas_edge.distill.config import TrainConfig
     from atlas_edge.distill.evaluate import Evaluation
+    from atlas_edge.distill.throughput import Throughput
 
 HELP = """Distil a small student from a large teacher, on unlabelled tiles.
 
@@ -79,7 +80,7 @@ def train(
 
     Args:
         teachers: Teacher folders, hf-hub:organisation/name, or folders of cached features.
-        tiles: Tile sets; those with splits give train.
+        tiles: Tile sets (those with splits give train) and slides, such as scan.svs@0.5,1 for two µm per pixel.
         out: Folder of the student.
         student: Registry name, timm architecture, or a folder to go on from.
         init: First weights: fitted to the first ViT teacher in closed form, or random.
@@ -154,7 +155,7 @@ def cache(
 
     Args:
         teacher: Teacher folder or hf-hub:organisation/name.
-        tiles: Tile sets; those with splits give train.
+        tiles: Tile sets (those with splits give train) and slides, such as scan.svs@0.5,1 for two µm per pixel.
         out: Folder of the cache.
         views: Augmented views of each tile; the first is the plain tile.
         augmentation: How far those views move.
@@ -191,7 +192,7 @@ def cache(
         index = write_cache(
             out,
             loaded,
-            open_training_tiles(tiles),
+            open_training_tiles(tiles, tile_px=tile_px),
             seeds=tuple(range(views)),
             augmentation=Augmentation.named(augmentation),
             tile_px=tile_px,
@@ -259,6 +260,55 @@ def evaluate(
         print_json(asdict(result))
     elif not quiet:
         _print_evaluation(console(), result)
+
+
+@app.command
+def throughput(
+    *teachers: str,
+    tiles: Many,
+    student: str = "atlas2-s",
+    online: str | None = None,
+    batch: int = 32,
+    steps: int = 8,
+    rounds: int = 5,
+    precision: Literal["bf16", "fp32"] = "bf16",
+    threads: int | None = None,
+    workers: int = 1,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Time training on this machine against a plain timm and PyTorch loop of the same model and batch.
+
+    Args:
+        teachers: As for training; cached features are what is usually timed.
+        tiles: Tile sets.
+        student: Registry name, timm architecture, or a folder.
+        online: A teacher to time running beside the student, too.
+        batch: Views a step.
+        steps: Timed steps of each arm in a round.
+        rounds: Rounds; the arms take turns.
+        precision: Autocast of the student.
+        threads: PyTorch's threads.
+        workers: Decoding threads (of ours) and processes (of the plain loop's DataLoader).
+        json: Print the figures as JSON on stdout.
+        quiet: Print errors only.
+        verbose: Print what the libraries say, too.
+    """
+    set_verbosity(quiet=quiet, verbose=verbose)
+    require_module("timm", extra="torch")
+    given = {"teachers": teachers, "tiles": tiles, "student": student, "batch": batch, "threads": threads}
+    config = _config({**given, "workers": workers, "precision": precision, "out": Path("unused")})
+    if steps < 1 or rounds < 1:
+        raise UsageError("--steps and --rounds must be 1 or more", hint="see atlas-distill throughput --help")
+    from atlas_edge.distill.throughput import measure
+
+    found = measure(config, online=online, steps=steps, rounds=rounds)
+    if json:
+        others = [name for name in found.images_per_s if name != "distill"]
+        print_json(asdict(found) | {"ratios": {name: found.ratios("distill", name) for name in others}})
+    elif not quiet:
+        _print_throughput(console(), found)
 
 
 def main() -> None:
@@ -330,9 +380,27 @@ def _print_evaluation(screen: "Console", result: "Evaluation") -> None:
                 f"{extra.estimate:+.3f} ({extra.low:+.3f} … {extra.high:+.3f})",
             )  # fmt: skip
         screen.print(moved)
+    if result.robustness is not None:
+        rob = result.robustness
+        screen.print(
+            f"robustness index by {rob.by}, k {rob.student.k}: teacher {rob.teacher.index:.3f}, "
+            f"student {rob.student.index:.3f}"
+        )
     if result.scanners is not None:
         found = result.scanners
         screen.print(
             f"same region on {len(found.scanners)} scanners: cosine teacher {found.teacher:.3f}, "
             f"student {found.student:.3f}"
         )
+
+
+def _print_throughput(screen: "Console", found: "Throughput") -> None:
+    from rich.table import Table
+
+    table = Table("loop", "images/s, median", "waits for data", "distill over it (least … largest)")
+    for name, rates in found.images_per_s.items():
+        least, middle, largest = found.ratios("distill", name)
+        ratio = "" if name == "distill" else f"{middle:.2f}x ({least:.2f} … {largest:.2f})"
+        table.add_row(name, f"{sorted(rates)[len(rates) // 2]:.1f}", f"{found.waiting_share[name]:.0%}", ratio)
+    screen.print(table)
+    screen.print(f"{found.cpu_threads} threads; the loops took turns in one process")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from atlas_edge.bench.agreement import linear_cka, tile_cosines, unit_rows
 from atlas_edge.bench.drop import AccuracyDrop, accuracy_drop
 from atlas_edge.bench.interval import Interval, mean_interval
+from atlas_edge.bench.robustness import RobustnessIndex, robustness_index
 from atlas_edge.bench.stress import STRESSES
 from atlas_edge.bench.tileset import TileSet, pick_tiles
 from atlas_edge.encoder import Encoder
@@ -84,13 +85,29 @@ class ScannerAgreement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Robustness:
+    """PathoROB's robustness index of both encoders, 0-1; see `bench.robustness`.
+
+    Attributes:
+        by: `center`, or `scanner` where the tiles do not name their medical centre.
+        teacher: Index.
+        student: Index.
+    """
+
+    by: Literal["center", "scanner"]
+    teacher: RobustnessIndex
+    student: RobustnessIndex
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The whole of `atlas-distill evaluate`."""
+    """The whole of `atlas-distill evaluate`; `robustness` is None where no two centres or scanners are named."""
 
     tiles: int
     fit_tiles: int
     retention: tuple[Retention, ...]
     cka: float
+    robustness: Robustness | None
     movements: tuple[Movement, ...]
     scanners: ScannerAgreement | None
 
@@ -149,6 +166,7 @@ def evaluate(
         fit_tiles=len(fitted.records),
         retention=tuple(_retention(drop) for drop in drops),
         cka=linear_cka(features[0], features[1]),
+        robustness=_robustness(features, tested),
         movements=() if shifted is None else movements(teacher, student, shifted, STRESSES, seed=seed),
         scanners=scanner_agreement(teacher, student, scans) if scans else None,
     )
@@ -226,6 +244,19 @@ def _crops(image: NDArray[np.uint8], name: str) -> list[NDArray[np.uint8]]:
     corners = [(0, 0), (0, width - side), (height - side, 0), (height - side, width - side)]
     corners.append(((height - side) // 2, (width - side) // 2))
     return [image[top : top + side, left : left + side] for top, left in corners]
+
+
+def _robustness(features: Sequence[NDArray[np.float32]], tiles: TileSet) -> Robustness | None:
+    labels, places = tiles.labels, tiles.centers
+    by: Literal["center", "scanner"] = "center"
+    if places is None or len(set(places)) < 2:
+        by, places = "scanner", tuple(record.scanner or "" for record in tiles.records)
+    if labels is None or "" in places or min(len(set(places)), len(set(labels))) < 2:
+        return None
+    # Where slides are unknown, every tile is its own: only the tile itself is left out of its neighbours.
+    groups = tiles.groups or tuple(record.id for record in tiles.records)
+    found = [robustness_index(one, labels, places, groups) for one in features]
+    return Robustness(by=by, teacher=found[0], student=found[1])
 
 
 def _retention(drop: AccuracyDrop) -> Retention:

@@ -15,6 +15,8 @@ FIELDS = (
     "images_per_s",
     "waiting_share",
     "held_out_cosine",
+    "held_out_knn",
+    "held_out_probe",
 )
 
 

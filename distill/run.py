@@ -15,6 +15,7 @@ from atlas_edge.distill.card import student_card
 from atlas_edge.distill.checkpoint import NAME
 from atlas_edge.distill.config import TrainConfig
 from atlas_edge.distill.metrics import read_metrics
+from atlas_edge.distill.slide_tiles import slide_spec
 from atlas_edge.distill.stream import CachedTargets, OnlineTargets, Targets, ViewStream
 from atlas_edge.distill.teachers import licence_warning, open_teacher
 from atlas_edge.distill.tileset import TrainingTiles, open_training_tiles
@@ -68,7 +69,7 @@ def distill(
     run = run_folder(config.out)
     if overwrite and (run / NAME).exists():
         (run / NAME).unlink()
-    tiles = open_training_tiles(config.tiles)
+    tiles = training_tiles(config)
     stream = open_stream(config, tiles)
     teachers = tuple(target.teacher for target in stream.targets)
     warnings = tuple(text for text in map(licence_warning, teachers) if text is not None)
@@ -90,6 +91,15 @@ def distill(
     if trained.main:
         _write(config, run, trained, tiles, report, rows, overwrite=overwrite)
     return report
+
+
+def training_tiles(config: TrainConfig) -> TrainingTiles:
+    """The tile sets and slides of a configuration; slides are cut at the student's size."""
+    from atlas_edge.distill.student import build_student
+
+    slides = any(slide_spec(spec) is not None for spec in config.tiles)
+    tile_px = build_student(config.student)[1].tile_px if slides else 224
+    return open_training_tiles(config.tiles, tile_px=tile_px)
 
 
 def open_stream(config: TrainConfig, tiles: TrainingTiles) -> ViewStream:
@@ -149,6 +159,7 @@ def _held_out(config: TrainConfig, stream: ViewStream) -> Any:
     if config.held_out is None:
         return None
     from atlas_edge.bench.tileset import pick_tiles
+    from atlas_edge.distill.held_out import HeldOut
     from atlas_edge.tiles import open_tiles
 
     name = config.teachers[0]
@@ -159,7 +170,8 @@ def _held_out(config: TrainConfig, stream: ViewStream) -> Any:
     picked = pick_tiles(open_tiles(config.held_out, role="evaluation"), limit=_HELD_OUT_TILES, fit="resize")
     pixels, teacher = picked.pixels(stream.tile_px), open_teacher(name)
     found = [teacher.features(pixels[start : start + 16], grid=None).cls for start in range(0, len(pixels), 16)]
-    return pixels, np.concatenate(found)
+    labels = None if picked.labels is None else np.array(picked.labels)
+    return HeldOut(tiles=pixels, features=np.concatenate(found), labels=labels)
 
 
 def _write(

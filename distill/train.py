@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from atlas_edge.distill.checkpoint import NAME, load_checkpoint, load_extra, save_checkpoint
 from atlas_edge.distill.config import TrainConfig
+from atlas_edge.distill.held_out import HeldOut, held_out_figures, normalised
 from atlas_edge.distill.losses import TeacherHead, feature_loss, nested_loss, relational_loss
 from atlas_edge.distill.metrics import MetricsLog
 from atlas_edge.distill.phis import FeatureStatistics, TargetTransform, identity, phi_s
@@ -27,8 +26,6 @@ from atlas_edge.errors import UsageError
 # Views from which the target statistics are taken; as many patch tokens as CLS tokens are enough.
 _STATISTICS_VIEWS = 2048
 _LOG_EVERY = 10
-
-HeldOut = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +72,7 @@ def train(
         config: Options.
         stream: Batches.
         run: Folder of checkpoint and metrics.
-        held_out: `(N, H, W, 3)` uint8 tiles and the first teacher's `(N, D)` CLS features of them.
+        held_out: Tiles to look at now and then.
         progress: Called now and then.
 
     Raises:
@@ -84,7 +81,7 @@ def train(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     accelerator = _accelerator()
-    state = _prepare(config, stream, run)
+    state = start(config, stream, run)
     if accelerator is not None:
         state.to(accelerator.device)
         accelerator.wait_for_everyone()
@@ -115,7 +112,7 @@ def _run(
     clock = _Clock()
     for batch in clock.waiting_for(batches):
         with _explained(config, batch.step):
-            row = _step(config, state, accelerator, batch)
+            row = train_step(config, state, accelerator, batch)
         clock.images += config.batch
         if reporter is not None:
             reporter.after_step(config, state, row, clock)
@@ -135,7 +132,8 @@ class _Reporter:
         step, last = state.step, state.step == config.steps
         looked = self._held_out is not None and (step % config.evaluate_every == 0 or last)
         if looked and self._held_out is not None:
-            self.cosine = row["held_out_cosine"] = _held_out_cosine(state, self._held_out)
+            row |= _look(state, self._held_out)
+            self.cosine = row["held_out_cosine"]
         if looked or last or step == 1 or step % _LOG_EVERY == 0:
             row |= clock.figures()
             self._log.add(row)
@@ -181,12 +179,12 @@ class _State:
         )
 
 
-def _prepare(config: TrainConfig, stream: ViewStream, run: Path) -> _State:
-    """A fresh run, or the one in the folder."""
+def start(config: TrainConfig, stream: ViewStream, run: Path, *, statistics_views: int = _STATISTICS_VIEWS) -> _State:
+    """A fresh run's state, or that of the one in the folder."""
     torch.manual_seed(config.seed)
     backbone, architecture = build_student(config.student, seed=config.seed)
     going_on = (run / NAME).is_file()
-    transforms = _stored_transforms(run) if going_on else _target_transforms(config, stream)
+    transforms = _stored_transforms(run) if going_on else _target_transforms(config, stream, statistics_views)
     heads = make_heads(backbone, transforms)
     if config.init == "teacher" and not going_on:
         _inherit(config, stream, backbone, architecture, heads, transforms)
@@ -201,9 +199,11 @@ def _prepare(config: TrainConfig, stream: ViewStream, run: Path) -> _State:
     )
 
 
-def _target_transforms(config: TrainConfig, stream: ViewStream) -> list[tuple[TargetTransform, TargetTransform | None]]:
+def _target_transforms(
+    config: TrainConfig, stream: ViewStream, views: int
+) -> list[tuple[TargetTransform, TargetTransform | None]]:
     make = phi_s if config.phi_s else identity
-    _, features = stream.sample(_STATISTICS_VIEWS)
+    _, features = stream.sample(views)
     pairs: list[tuple[TargetTransform, TargetTransform | None]] = []
     for found in features:
         patches = None
@@ -248,6 +248,7 @@ def _inherit(
         architecture,
         student_views=np.stack(fresh),
         teacher_views=shown,
+        half=config.precision == "bf16",
     )
     if weight.shape[0] == len(transforms[0][0].mean):
         heads[0].start_from(weight, bias, *transforms[0])
@@ -262,12 +263,17 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
-def _step(config: TrainConfig, state: _State, accelerator: Any, batch: TrainingBatch) -> dict[str, Any]:
+def train_step(config: TrainConfig, state: _State, accelerator: Any, batch: TrainingBatch) -> dict[str, Any]:
+    """One optimiser step; returns its row of `metrics.csv`.
+
+    Raises:
+        UsageError: The loss became infinite or NaN.
+    """
     lr = learning_rate(config, batch.step)
     for group in state.optimiser.param_groups:
         group["lr"] = lr
     device = next(state.model.parameters()).device
-    images = _normalised(batch.pixels, state.architecture).to(device)
+    images = normalised(batch.pixels, state.architecture).to(device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
         tokens = state.model(images)
     loss, cls_loss, patch_loss = _loss(config, state, tokens.float(), batch)
@@ -341,25 +347,15 @@ def _average_gradients(model: nn.Module, accelerator: Any) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-@torch.inference_mode()
-def _held_out_cosine(state: _State, held_out: HeldOut) -> float:
-    tiles, features = held_out
-    target = torch.from_numpy(state.transforms[0][0](features)).to(next(state.model.parameters()).device)
+def _look(state: _State, held_out: HeldOut) -> dict[str, float | None]:
+    """Figures of the averaged weights."""
     current = {name: value.clone() for name, value in state.model.state_dict().items()}
     state.model.load_state_dict(state.average)
-    state.model.eval()
-    found = []
-    for start in range(0, len(tiles), 32):
-        images = _normalised(tiles[start : start + 32], state.architecture).to(next(state.model.parameters()).device)
-        found.append(state.model.heads[0].cls(state.model(images)[:, 0].float()))
-    state.model.train()
+    figures: dict[str, float | None] = held_out_figures(
+        state.model, held_out, state.transforms[0][0], state.architecture
+    )
     state.model.load_state_dict(current)
-    return float(F.cosine_similarity(torch.cat(found), target, dim=-1).mean())
-
-
-def _normalised(pixels: NDArray[np.uint8], architecture: Architecture) -> Tensor:
-    mean, std = 255.0 * torch.tensor(architecture.mean), 255.0 * torch.tensor(architecture.std)
-    return ((torch.from_numpy(pixels).float() - mean) / std).permute(0, 3, 1, 2)
+    return figures
 
 
 def _accelerator() -> Any:

@@ -37,6 +37,7 @@ def test_cache_train_and_evaluate_from_the_command_line(
     assert all(0 <= entry["student_score"] <= 1 for entry in figures["retention"])
     assert len(figures["movements"]) == 8
     assert figures["scanners"]["crops"] == 5
+    assert figures["robustness"] is None  # neither centres nor scanners are named
 
 
 @pytest.mark.parametrize(
@@ -90,3 +91,22 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["matryoshka"] == [64, 128]
     assert not list(tmp_path.iterdir())
+
+
+def test_throughput_takes_turns_with_a_plain_loop(
+    run_command: RunCommand, tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    result = run_command(
+        "atlas-distill", "throughput", tiny_model, "--tiles", tile_folder, "--student", tiny_student, "--batch", "8",
+        "--online", tiny_model, "--steps", "2", "--rounds", "2", "--threads", "1", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert {name: len(rates) for name, rates in figures["images_per_s"].items()} == {
+        "distill": 2,
+        "plain": 2,
+        "online": 2,
+    }
+    assert set(figures["ratios"]) == {"plain", "online"}
+    assert all(low <= middle <= high for low, middle, high in figures["ratios"].values())
+    assert not any(tmp_path.iterdir())
