@@ -330,6 +330,77 @@ def table(
     print(write_section(file, config, command=" ".join(command), recipes=recipes, screen=console(quiet=quiet)))
 
 
+@app.command
+def distill(
+    model: str,
+    tiles: str,
+    out: Path,
+    /,
+    *,
+    recipe: Path | None = None,
+    weight_bits: int = 4,
+    steps: int = 120,
+    limit: int = 300,
+    tile_fit: TileFit = "exact",
+    seed: int = 0,
+    overwrite: Flag = False,
+    dry_run: Flag = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Let a model teach its quantized self on unlabelled tiles, for what calibration alone cannot hold.
+
+    A killed run goes on when repeated.
+
+    Args:
+        model: Model folder.
+        tiles: A folder, pack, parquet or HDF5; labels are not read.
+        out: Folder to write: a model that atlas-export takes, with its quantized ONNX.
+        recipe: Saved recipe to begin with; fitted weights of --weight-bits when left out.
+        weight_bits: Bits of a weight where no recipe is given.
+        steps: Training steps of 8 tiles.
+        limit: Most tiles to train on.
+        tile_fit: What to do with tiles of another size than the encoder's.
+        seed: Another seed trains in another order.
+        overwrite: Replace an existing OUT.
+        dry_run: Check the arguments, train nothing.
+        json: Print the report as JSON on stdout.
+        quiet: Print errors only.
+        verbose: Print what the libraries say, too.
+    """
+    from atlas_edge.quantize.qad import QadOptions
+    from atlas_edge.quantize.qad_command import check_distillation, default_start, distill_model
+    from atlas_edge.quantize.recipe import load_recipe
+
+    set_verbosity(quiet=quiet, verbose=verbose)
+    screen = console(quiet=quiet)
+    chosen = load_recipe(recipe) if recipe is not None else default_start(weight_bits)
+    check_distillation(model, out, recipe=chosen, overwrite=overwrite)
+    if dry_run:
+        screen.print(f"would train {steps} steps and write {out}; nothing was written")
+        return
+    report = distill_model(
+        model,
+        tiles,
+        out,
+        recipe=chosen,
+        options=QadOptions(steps=steps, seed=seed),
+        limit=limit,
+        fit=tile_fit,
+        overwrite=overwrite,
+        progress=lambda step, loss: (
+            screen.print(f"step {step} of {steps}: loss {loss:.4f}") if step % 10 == 0 else None
+        ),
+    )
+    screen.print(
+        f"{out}: mean 1 - cosine on held-out tiles {report['error_before']:.2e} before, {report['error_after']:.2e} "
+        f"after; the weights from {report['kept']} training are kept"
+    )
+    if json:
+        print_json(report)
+
+
 def main() -> None:
     """Entry point."""
     raise SystemExit(run_app(app))

@@ -1,0 +1,135 @@
+"""`atlas-quantize distill`: a folder with the encoder that quantization-aware distillation made, and its ONNX graph."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_edge.atomic import atomic_folder, check_vacant
+from atlas_edge.errors import UsageError
+from atlas_edge.quantize.qad import QadOptions, QadResult, distill_quantized
+from atlas_edge.quantize.recipe import Recipe, default_recipe
+from atlas_edge.spec import Target
+from atlas_edge.tiles import TileFit, batches, open_tiles, select_records
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from atlas_edge.models import LoadedModel
+
+REPORT, GRAPH = "qad.json", "quantized.onnx"
+
+
+def distill_model(
+    name: str,
+    tiles: str,
+    out: Path,
+    *,
+    recipe: Recipe,
+    options: QadOptions,
+    limit: int = 300,
+    fit: TileFit = "exact",
+    overwrite: bool = False,
+    progress: "Callable[[int, float], None] | None" = None,
+) -> dict[str, Any]:
+    """Train, and write what every target is exported from.
+
+    `OUT` is a model folder as `atlas-export OUT --target …` takes it, with weights on their grid; `OUT/quantized.onnx`
+    holds the trained ranges, too, for ONNX Runtime and TensorRT. The state of an unfinished run lies in `OUT.qad`.
+
+    Args:
+        name: Model folder (`config.json`, `model.safetensors`).
+        tiles: Tiles without labels, as `open_tiles` takes them; their train split where there is one.
+        out: Folder to write.
+        recipe: How to quantize; without factors that need a multiplication of their own.
+        options: How to train.
+        limit: Most tiles to train on.
+        fit: What to do with tiles of another size.
+        overwrite: Replace `out`.
+        progress: Called with the step and its loss.
+
+    Returns:
+        The report, as in `OUT/qad.json`.
+
+    Raises:
+        UsageError: No model folder, or a recipe that cannot be stored in one.
+        InputError: A file cannot be read.
+    """
+    from atlas_edge.models import CONFIG, load_model
+    from atlas_edge.quantize.onnx import write_quantized
+
+    check_distillation(name, out, recipe=recipe, overwrite=overwrite)
+    source = Path(name.removeprefix("local-dir:"))
+    model = load_model(name)
+    opened = open_tiles(tiles, role="calibration")
+    records = select_records(opened, limit, seed=options.seed)
+    pixels = [piece.pixels for piece in batches(opened, records, size=8, tile_px=model.spec.tile_px, fit=fit)]
+    state = out.with_name(f"{out.name}.qad")
+    result = distill_quantized(
+        model.module, np.concatenate(pixels), recipe=recipe, options=options, folder=state, progress=progress
+    )
+    report = _report(result, recipe, options, len(records), opened.name)
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        report |= write_quantized(result.module, model.spec, folder / GRAPH)
+        _write_weights(model, result, folder)
+        shutil.copyfile(source / CONFIG, folder / CONFIG)
+        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(state)
+    return report
+
+
+def default_start(weight_bits: int) -> Recipe:
+    """The recipe that training begins with: fitted weights of so many bits, the patch embedding left alone.
+
+    Raises:
+        UsageError: Fewer than 2 or more than 8 bits.
+    """
+    if not 2 <= weight_bits <= 8:
+        raise UsageError(f"--weight-bits {weight_bits}: a weight has 2 to 8 bits")
+    start = default_recipe(Target.ONNX)
+    return start.model_copy(update={"name": f"w{weight_bits}a8", "weight_bits": weight_bits})
+
+
+def check_distillation(name: str, out: Path, *, recipe: Recipe, overwrite: bool) -> None:
+    """Refuse what cannot be done, before any work.
+
+    Raises:
+        UsageError: `out` is taken, no model folder, or a recipe that cannot be stored in one.
+    """
+    from atlas_edge.models import CONFIG
+
+    check_vacant(out, overwrite=overwrite)
+    if not (Path(name.removeprefix("local-dir:")) / CONFIG).is_file():
+        raise UsageError(f"{name} is no model folder with {CONFIG}", hint="give a folder: atlas-distill writes one")
+    if recipe.weights == "nearest" and max(recipe.smooth_alphas) >= 0:
+        raise UsageError(
+            "smoothing without fitting cannot be stored in a model folder",
+            hint='choose "weights": "fitted", or "smooth_alphas": [-1]',
+        )
+
+
+def _report(result: QadResult, recipe: Recipe, options: QadOptions, tiles: int, name: str) -> dict[str, Any]:
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "steps": options.steps,
+        "tiles": tiles,
+        "tiles_of": name,
+        "error_before": result.error_before,
+        "error_after": result.error_after,
+        "kept": "after" if result.error_after < result.error_before else "before",
+        "losses": result.losses,
+        "resumed_at": result.resumed_at,
+    }
+
+
+def _write_weights(model: "LoadedModel", result: QadResult, folder: Path) -> None:
+    """The backbone's own tensors, without what the quantizers added; `write_quantized` has put them on their grid."""
+    from safetensors.torch import save_file
+
+    from atlas_edge.models import WEIGHTS
+
+    names = model.module.backbone.state_dict().keys()
+    found = result.module.get_submodule("backbone").state_dict()
+    save_file({name: found[name].detach().clone().contiguous() for name in names}, folder / WEIGHTS)

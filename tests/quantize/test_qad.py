@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from atlas_edge.errors import InputError, UsageError
+from atlas_edge.models import LoadedModel
+from atlas_edge.quantize.qad import CHECKPOINT, QadOptions, QadResult, distill_quantized
+from atlas_edge.quantize.recipe import Recipe
+
+RECIPE = Recipe(name="w3", weight_bits=3, smooth_alphas=(-1.0,), patch_embed=False)
+OPTIONS = QadOptions(steps=12, batch=8, held_out=16, warmup=2, save_every=3, weight_lr=1e-3, other_lr=1e-3)
+
+
+@pytest.fixture(scope="module")
+def tiles() -> NDArray[np.uint8]:
+    coarse = np.random.default_rng(3).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    return coarse.repeat(4, axis=1).repeat(4, axis=2)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: LoadedModel, tiles: NDArray[np.uint8]) -> QadResult:
+    return distill_quantized(tiny.module, tiles, recipe=RECIPE, options=OPTIONS)
+
+
+def test_distillation_halves_the_error_of_3_bit_weights(trained: QadResult) -> None:
+    assert trained.error_after < 0.5 * trained.error_before
+    assert len(trained.losses) == 12
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(
+    tiny: LoadedModel, tiles: NDArray[np.uint8], trained: QadResult, tmp_path: Path
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, _: float) -> None:
+        if step == 8:
+            raise Killed
+
+    with pytest.raises(Killed):
+        distill_quantized(tiny.module, tiles, recipe=RECIPE, options=OPTIONS, folder=tmp_path, progress=kill)
+    resumed = distill_quantized(tiny.module, tiles, recipe=RECIPE, options=OPTIONS, folder=tmp_path)
+    assert resumed.resumed_at == 6
+    assert resumed.error_before == trained.error_before
+    for (name, found), wanted in zip(resumed.module.named_parameters(), trained.module.parameters(), strict=True):
+        np.testing.assert_allclose(found.detach(), wanted.detach(), atol=1e-6, err_msg=name)
+
+
+def test_a_state_of_another_run_is_refused(tiny: LoadedModel, tiles: NDArray[np.uint8], tmp_path: Path) -> None:
+    short = QadOptions(steps=1, batch=8, held_out=16)
+    distill_quantized(tiny.module, tiles, recipe=RECIPE, options=short, folder=tmp_path)
+    with pytest.raises(UsageError, match="other tiles, recipe or options"):
+        distill_quantized(tiny.module, tiles[::-1], recipe=RECIPE, options=short, folder=tmp_path)
+    (tmp_path / CHECKPOINT).write_bytes(b"not safetensors")
+    with pytest.raises(InputError, match="cannot be read"):
+        distill_quantized(tiny.module, tiles, recipe=RECIPE, options=short, folder=tmp_path)
+
+
+def test_too_few_tiles_are_refused(tiny: LoadedModel, tiles: NDArray[np.uint8]) -> None:
+    with pytest.raises(UsageError, match="10 tiles are too few"):
+        distill_quantized(tiny.module, tiles[:10], recipe=RECIPE, options=OPTIONS)

@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from atlas_edge.errors import UsageError
+from atlas_edge.export.tensorrt import build_engine
+from atlas_edge.graph import export_onnx
+from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.quantize.engine_graph import engine_graph
+from atlas_edge.quantize.fakequant import cosine_error, embed
+from atlas_edge.quantize.openvino import quantize_openvino
+from atlas_edge.quantize.qad import QadOptions
+from atlas_edge.quantize.qad_command import distill_model
+from atlas_edge.quantize.recipe import Recipe
+from atlas_edge.runtimes.onnxruntime import OnnxEncoder
+from atlas_edge.runtimes.openvino import OpenVinoEncoder
+from atlas_edge.runtimes.tensorrt_library import RTX
+from atlas_edge.spec import Precision
+from support import RunCommand
+
+RECIPE = Recipe(name="w3", weight_bits=3, smooth_alphas=(-1.0,), patch_embed=False)
+OPTIONS = QadOptions(steps=12, batch=8, held_out=16, warmup=2, weight_lr=1e-3, other_lr=1e-3)
+
+
+@pytest.fixture(scope="module")
+def distilled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qad")
+    coarse = np.random.default_rng(3).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    (folder / "tiles").mkdir()
+    for number, pixels in enumerate(coarse.repeat(4, axis=1).repeat(4, axis=2)):
+        Image.fromarray(pixels).save(folder / "tiles" / f"{number}.png")
+    distill_model(str(tiny_model), str(folder / "tiles"), folder / "out", recipe=RECIPE, options=OPTIONS)
+    assert not (folder / "out.qad").exists()
+    return folder / "out"
+
+
+def test_every_target_takes_the_distilled_model(
+    distilled: Path,
+    tiny: LoadedModel,
+    calibration: list[NDArray[np.uint8]],
+    held_out: NDArray[np.uint8],
+    tmp_path: Path,
+) -> None:
+    report = json.loads((distilled / "qad.json").read_text())
+    assert report["kept"] == "after"
+    reference = embed(tiny.module, [held_out])
+    again = load_model(str(distilled))
+    for name in ("attn.proj", "mlp.fc2"):
+        weight = again.module.get_submodule(f"backbone.blocks.1.{name}").weight.detach().numpy()
+        assert max(len(np.unique(row.round(6))) for row in weight) <= 8
+    onnx_error = cosine_error(reference, OnnxEncoder(distilled / "quantized.onnx", tiny.spec).encode(held_out))
+    assert onnx_error < 0.6 * report["error_before"]
+    full = export_onnx(again.module, again.spec, tmp_path / "again.onnx")
+    plain = Recipe(smooth_alphas=(-1.0,), patch_embed=False)
+    model, _ = quantize_openvino(full, calibration, recipe=plain)
+    assert cosine_error(reference, OpenVinoEncoder(model, tiny.spec).encode(held_out)) < 0.6 * report["error_before"]
+    pytest.importorskip("tensorrt_rtx")
+    engine_graph(distilled / "quantized.onnx", tmp_path / "engine.onnx", precision=Precision.INT8, tiles=held_out[:4])
+    assert cosine_error(reference, OnnxEncoder(tmp_path / "engine.onnx", tiny.spec).encode(held_out)) < 0.6 * float(
+        report["error_before"]
+    )
+    assert build_engine(tmp_path / "engine.onnx", tmp_path / "e", library=RTX, precision=Precision.INT8).layers > 10
+
+
+def test_a_recipe_that_a_folder_cannot_hold_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    smoothed = RECIPE.model_copy(update={"smooth_alphas": (0.5,)})
+    with pytest.raises(UsageError, match="cannot be stored in a model folder"):
+        distill_model(str(tiny_model), "none", tmp_path / "out", recipe=smoothed, options=OPTIONS)
+    with pytest.raises(UsageError, match="no model folder"):
+        distill_model("atlas2-s", "none", tmp_path / "out", recipe=RECIPE, options=OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [(("--weight-bits", "9"), "a weight has 2 to 8 bits"), ((), "no model folder")]
+)
+def test_the_command_line_refuses_in_one_line(
+    run_command: RunCommand, tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
+    done = run_command("atlas-quantize", "distill", "nowhere", tmp_path, tmp_path / "out", *options)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not (tmp_path / "out").exists()
