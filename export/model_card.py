@@ -83,6 +83,8 @@ def model_card(result: "ExportResult") -> str:
 def _warning(result: "ExportResult") -> str:
     if result.manifest.encoder.random_weights:
         return "**The weights are random: the embeddings mean nothing. Not for clinical use.**"
+    if result.manifest.encoder.demonstration:
+        return "**A demonstration, not Atlas 2-S: it shows what the toolkit does. Not for clinical use.**"
     return "**For research. Not a medical device; validate it on your own slides before any other use.**"
 
 

@@ -138,10 +138,8 @@ def _load(config: ExportConfig, steps: Steps) -> LoadedModel:
     model = load_model(
         config.model, patch=config.patch, registers=config.registers, pooling=config.pooling, seed=config.seed
     )
-    if model.spec.random_weights:
-        steps.warn(
-            f"{model.spec.name} has RANDOM weights: the bundle shows that the tool works, its embeddings mean nothing"
-        )
+    if model.spec.notice:
+        steps.warn(model.spec.notice)
     return model
 
 

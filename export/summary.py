@@ -69,6 +69,8 @@ def notes(result: "ExportResult") -> list[str]:
         found.append("SYNTHETIC tiles: these figures say nothing about tissue.")
     if result.manifest.encoder.random_weights:
         found.append("RANDOM weights: these figures say nothing about a trained encoder.")
+    if result.manifest.encoder.demonstration:
+        found.append("DEMONSTRATION student: its figures are its own, not those of Atlas 2-S.")
     if result.not_run:
         found.append(f"Not run here: {result.not_run}.")
     return found

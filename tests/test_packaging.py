@@ -9,6 +9,7 @@ import pytest
 
 from support import ROOT
 
+SHIPPED = {".py", ".typed", ".jinja", ".css", ".safetensors", ".json", ".md"}
 STAGES = ("bench", "distill", "export", "quantize")
 
 
@@ -31,7 +32,7 @@ def test_wheel_holds_the_tree(wheel: Path) -> None:
         f"{prefix}/{path.relative_to(folder).as_posix()}"
         for prefix, folder in folders.items()
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix in {".py", ".typed", ".jinja", ".css"} and "__pycache__" not in path.parts
+        if path.is_file() and path.suffix in SHIPPED and "__pycache__" not in path.parts
     }
     assert packed == expected
 

@@ -5,23 +5,23 @@ the installed timm knows, and only arguments that shape the network are taken fr
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from atlas_edge.bundle import MANIFEST, open_bundle, sha256_file
 from atlas_edge.encoder import Encoder
-from atlas_edge.errors import InputError, RuntimeMissing, UsageError
+from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing, UsageError
 from atlas_edge.manifest import ModelProvenance
 from atlas_edge.spec import EncoderSpec, Pooling
-from atlas_edge.students import STUDENT_MPP, STUDENT_TILE_PX, STUDENTS, find_student
+from atlas_edge.students import EMBEDDED, STUDENT_MPP, STUDENT_TILE_PX, STUDENTS, EmbeddedStudent, find_student
 
 if TYPE_CHECKING:
     from torch import nn
 
     from atlas_edge.encoder_module import EncoderModule
 
-DEFAULT_MODEL = "atlas2-s"
+DEFAULT_MODEL = "atlas2-demo"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
@@ -78,8 +78,8 @@ def load_model(
     """Load a full-precision model.
 
     Args:
-        name: A registry name (`atlas2-s`), a folder with `config.json` and `model.safetensors` (timm's form, with or
-            without the prefix `local-dir:`), or `hf-hub:organisation/name`, which uses the network.
+        name: A registry name (`atlas2-s`, `atlas2-demo`), a folder with `config.json` and `model.safetensors` (timm's
+            form, with or without the prefix `local-dir:`), or `hf-hub:organisation/name`, which uses the network.
         patch: Patch side of a registry student, pixels.
         registers: Register tokens of a registry student.
         pooling: `cls` or `cls+mean`; the model's own when None.
@@ -94,6 +94,8 @@ def load_model(
         return _registry_student(name, patch=patch, registers=registers, pooling=pooling, seed=seed)
     if patch is not None or registers is not None:
         raise UsageError(f"--patch and --registers shape a registry student; {name} has its own", hint="leave them out")
+    if name in EMBEDDED:
+        return _embedded_student(EMBEDDED[name], pooling=pooling)
     if name.startswith("hf-hub:"):
         folder = _download(name.removeprefix("hf-hub:"))
         return _checkpoint(folder, name.rpartition("/")[2], source="hf-hub", pooling=pooling)
@@ -101,7 +103,8 @@ def load_model(
     if not folder.exists():
         raise UsageError(
             f"no model is called {name!r}, and no such folder exists",
-            hint=f"give {', '.join(STUDENTS)}, a folder with {CONFIG} and {WEIGHTS}, or hf-hub:organisation/name",
+            hint=f"give {', '.join([*EMBEDDED, *STUDENTS])}, a folder with {CONFIG} and {WEIGHTS}, or "
+            "hf-hub:organisation/name",
         )
     return _checkpoint(folder, folder.resolve().name, source="checkpoint", pooling=pooling)
 
@@ -135,6 +138,24 @@ def _registry_student(
     )
     provenance = ModelProvenance(name=name, source="registry", licence="apache-2.0", seed=seed)
     return _loaded(backbone, spec, provenance)
+
+
+def _embedded_student(student: EmbeddedStudent, *, pooling: Pooling | None) -> LoadedModel:
+    for name, expected in ((WEIGHTS, student.weights_sha256), (CONFIG, student.config_sha256)):
+        path = student.folder / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing", hint="install atlas-edge again")
+        found = sha256_file(path)
+        if found != expected:
+            raise ChecksumError(
+                f"{path} has SHA-256 {found[:12]}…, expected {expected[:12]}…", hint="install atlas-edge again"
+            )
+    loaded = _checkpoint(student.folder, student.name, source="checkpoint", pooling=pooling)
+    return replace(
+        loaded,
+        spec=loaded.spec.model_copy(update={"demonstration": True}),
+        provenance=loaded.provenance.model_copy(update={"source": "registry"}),
+    )
 
 
 def _checkpoint(folder: Path, name: str, *, source: str, pooling: Pooling | None) -> LoadedModel:

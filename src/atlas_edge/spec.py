@@ -42,6 +42,7 @@ class EncoderSpec(BaseModel):
         patch: Patch side in pixels; None for a CNN.
         registers: Number of register tokens.
         random_weights: True when no trained weights were loaded.
+        demonstration: True for the student that ships inside the package, and for what is made of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,3 +58,13 @@ class EncoderSpec(BaseModel):
     patch: int | None = None
     registers: int = 0
     random_weights: bool = False
+    demonstration: bool = False
+
+    @property
+    def notice(self) -> str | None:
+        """What must be said loudly wherever the encoder is used, or None."""
+        if self.random_weights:
+            return f"{self.name} has RANDOM weights: it shows that the tool works, its embeddings mean nothing"
+        if self.demonstration:
+            return f"{self.name} is a DEMONSTRATION, not Atlas 2-S: not for clinical use"
+        return None

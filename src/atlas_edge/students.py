@@ -1,6 +1,7 @@
-"""The student registry: names that build a timm network without any file."""
+"""The student registry: names that build a timm network without any file, and students that ship in the package."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from atlas_edge.errors import UsageError
 
@@ -34,6 +35,41 @@ STUDENTS: dict[str, Student] = {
     for student in (
         Student(name="atlas2-s", architecture="vit_small_patch14_reg4_dinov2", summary="ViT-S, 22 M parameters"),
         Student(name="atlas2-b", architecture="vit_base_patch14_reg4_dinov2", summary="ViT-B, 86 M parameters"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedStudent:
+    """A trained student whose files lie inside the package.
+
+    Attributes:
+        name: What the user types.
+        weights_sha256: Hash of its `model.safetensors`, checked before it is opened.
+        config_sha256: Hash of its `config.json`.
+        summary: One line for `--help` and errors.
+    """
+
+    name: str
+    weights_sha256: str
+    config_sha256: str
+    summary: str
+
+    @property
+    def folder(self) -> Path:
+        """Its folder in timm's form."""
+        return Path(__file__).parent / "weights" / self.name
+
+
+EMBEDDED: dict[str, EmbeddedStudent] = {
+    student.name: student
+    for student in (
+        EmbeddedStudent(
+            name="atlas2-demo",
+            weights_sha256="8c96b0f87be09ff2552fb6c0adac76efdbeab29a7a71ddbcd41c9f4bee0d659a",
+            config_sha256="c1aefcc8a6c2acc1ceea3d89a30c8341ef2bc28c18f611b7930ad061b274f581",
+            summary="ViT-Ti/16, 5.5 M parameters, a demonstration",
+        ),
     )
 }
 

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 pytest.importorskip("torch")
 
-from atlas_edge.errors import InputError, UsageError
-from atlas_edge.models import load_encoder, load_model
+from atlas_edge.errors import ChecksumError, InputError, UsageError
+from atlas_edge.models import DEFAULT_MODEL, load_encoder, load_model
+from atlas_edge.students import EMBEDDED, EmbeddedStudent
 
 
 @pytest.fixture
@@ -63,6 +64,30 @@ def test_registry_student_is_deterministic_and_says_random() -> None:
     assert not torch.equal(weights[0], weights[2])
     assert first.spec.random_weights
     assert (first.spec.patch, first.spec.registers, first.spec.tile_px) == (16, 4, 224)
+
+
+def test_the_default_is_the_trained_demonstration_and_says_so() -> None:
+    model = load_model(DEFAULT_MODEL)
+    assert model.spec.name == "atlas2-demo"
+    assert not model.spec.random_weights
+    assert model.spec.notice is not None and "not for clinical use" in model.spec.notice
+    assert model.provenance.sha256 == EMBEDDED["atlas2-demo"].weights_sha256
+    card = (EMBEDDED["atlas2-demo"].folder / "README.md").read_text(encoding="utf-8")
+    assert "Not Atlas 2-S" in card and "Not for clinical use" in card
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_an_embedded_student_that_was_changed_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "atlas2-demo"
+    shutil.copytree(EMBEDDED["atlas2-demo"].folder, folder)
+    data = bytearray((folder / name).read_bytes())
+    data[-2] ^= 1
+    (folder / name).write_bytes(data)
+    monkeypatch.setattr(EmbeddedStudent, "folder", folder)
+    with pytest.raises(ChecksumError, match=rf"{name} has SHA-256 .*expected"):
+        load_model("atlas2-demo")
 
 
 @pytest.mark.parametrize(

@@ -187,8 +187,8 @@ def _results(
         yield from embed_on_devices(jobs, bundle, config, devices=names, streams=streams)
         return
     encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams)
-    if encoder.spec.random_weights:
-        console(quiet=quiet).print(f"WARNING: {encoder.spec.name} has random weights: its embeddings mean nothing")
+    if encoder.spec.notice:
+        console(quiet=quiet).print(f"WARNING: {encoder.spec.notice}")
     try:
         with _progress(quiet=quiet) as progress:
             yield from embed_here(jobs, encoder, config, sha256, progress)
