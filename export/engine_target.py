@@ -83,6 +83,7 @@ def build_engines(
         version_compatible=config.version_compatible,
         batch_independent=config.batch_independent,
         timing_cache=config.timing_cache,
+        float_linears=config.int8_recipe.exclude if config.precision is not Precision.FP16 else (),
     )
     details: dict[str, object] = {"library_reason": choice.reason}
     for precision, report in ((config.precision, parts.report), (Precision.FP16, parts.beside)):

@@ -20,9 +20,10 @@ from atlas_edge.graph import export_onnx
 from atlas_edge.models import LoadedModel, load_model
 from atlas_edge.quantize.cast import cast_onnx
 from atlas_edge.quantize.fp16_range import check_half_graph, half_range
+from atlas_edge.quantize.recipe import default_recipe, save_recipe
 from atlas_edge.runtimes.onnxruntime import OnnxEncoder
 from atlas_edge.runtimes.tensorrt_library import RTX
-from atlas_edge.spec import Precision
+from atlas_edge.spec import Precision, Target
 
 pytest.importorskip("tensorrt_rtx")
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -53,6 +54,21 @@ def test_an_engine_bundle_is_written_without_a_gpu(
     encoder = open_bundle(out / "fp16" / "onnx")
     assert np.isfinite(encoder.encode(tiles)).all()
     encoder.close()
+
+
+def test_layers_that_a_recipe_excludes_are_no_breach_of_coverage(
+    run_command: RunCommand, tiny_model: Path, tmp_path: Path
+) -> None:
+    recipe, out = tmp_path / "recipe.json", tmp_path / "bundle"
+    save_recipe(default_recipe(Target.TENSORRT_RTX).model_copy(update={"exclude": ("blocks.1.mlp.fc2",)}), recipe)
+    arguments = ("--target", "tensorrt-rtx", "--precision", "int8", "--recipe", recipe, "--out", out, "--batch", "4")
+    done = run_command("atlas-export", tiny_model, *arguments, *SMALL)
+    assert done.returncode == 0, done.stderr
+    manifest = verify_bundle(out)
+    assert manifest.quantization is not None
+    assert manifest.quantization["recipe"]["exclude"] == ["blocks.1.mlp.fc2"]
+    with pytest.raises(InputError, match="fc2"):
+        check_graph(out / "onnx" / "model.onnx", precision=Precision.INT8)
 
 
 @pytest.mark.parametrize(
