@@ -107,12 +107,16 @@ class SlideTiles(TileSource):
 def _open(spec: SlideSpec, tile_px: int) -> "tuple[Slide, tuple[TileReader, ...]]":
     from atlas_edge.slides import TileReader, find_tissue, open_slide, plan_grid
 
+    slide = None
     try:
         slide = open_slide(spec.path)
         mask = find_tissue(slide)
         grids = [plan_grid(slide, mask, tile_px=tile_px, mpp=mpp, min_tissue=0.5) for mpp in spec.mpps]
     except InputError as error:
+        if slide is not None:
+            slide.close()
         raise InputError(error.message, hint=f"give {spec.path}@MPP with a µm per pixel that the slide has") from error
     if not any(len(grid.coords) for grid in grids):
+        slide.close()
         raise InputError(f"{spec.path} has no tile that is half tissue at {', '.join(f'{m:g}' for m in spec.mpps)} µm")
     return slide, tuple(TileReader(slide, grid) for grid in grids)

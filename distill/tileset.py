@@ -45,6 +45,13 @@ class TrainingTiles:
             digest.update(f"{source.name}:{source.split}:{source.fingerprint()}\n".encode())
         return digest.hexdigest()
 
+    def close(self) -> None:
+        """Close the sources that hold a file open."""
+        for source in self.sources:
+            close = getattr(source, "close", None)
+            if close is not None:
+                close()
+
     def provenance(self) -> tuple[TilesProvenance, ...]:
         """What the student's card says of the tiles."""
         counts = np.bincount([number for number, _ in self.entries], minlength=len(self.sources))

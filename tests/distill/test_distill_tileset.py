@@ -53,10 +53,13 @@ def test_a_slide_gives_tiles_at_several_scales(tmp_path: Path) -> None:
     )
     assert np.corrcoef(small, quarter)[0, 1] > 0.95
     assert np.corrcoef(small, other)[0, 1] < 0.8
-    assert tiles.fingerprint() == open_training_tiles([f"{SLIDE}@0.5,1"]).fingerprint()
-    assert tiles.fingerprint() != open_training_tiles([f"{SLIDE}@0.5"]).fingerprint()
+    again, other_scale = open_training_tiles([f"{SLIDE}@0.5,1"]), open_training_tiles([f"{SLIDE}@0.5"])
+    assert tiles.fingerprint() == again.fingerprint()
+    assert tiles.fingerprint() != other_scale.fingerprint()
     entry = tiles.provenance()[0]
     assert (entry.kind, entry.tiles) == ("slide", len(tiles))
+    for opened in (tiles, again, other_scale):
+        opened.close()
 
 
 @real_slide
