@@ -11,6 +11,8 @@ from atlas_edge.quantize.calibration import check_disjoint, halves
 from atlas_edge.tiles import TileRecord, TileSource, open_tiles, provenance, select_records
 
 SAMPLE = "synthetic"
+# Tiles to choose calibration tiles from, for each that may be used.
+_POOL = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +65,10 @@ def open_tile_sets(config: ExportConfig) -> TileSets:
     halved = config.eval is None and calibration.split is None and evaluation.split is None
     for_fit, for_eval = halves(list(calibration.records()), seed=config.seed) if halved else (calibration, evaluation)
     fit_records = select_records(for_fit, config.fit_limit, seed=config.seed)
+    # How few tiles a probe is fitted on must not decide what the scales are chosen from.
+    pool = select_records(for_fit, max(config.fit_limit, _POOL * config.calib_limit), seed=config.seed)
     eval_records = select_records(for_eval, config.eval_limit, seed=config.seed)
-    check_disjoint((calibration, fit_records), (evaluation, eval_records))
+    check_disjoint((calibration, [*fit_records, *pool]), (evaluation, eval_records))
     labelled = all(record.label is not None for record in (*fit_records, *eval_records)) and bool(fit_records)
     if config.max_drop_pp is not None and not labelled:
         raise UsageError(
@@ -76,7 +80,7 @@ def open_tile_sets(config: ExportConfig) -> TileSets:
         return TileSet(source=source, records=tuple(records), fit=config.tile_fit)
 
     return TileSets(
-        calibration=tiles(calibration, fit_records),
+        calibration=tiles(calibration, pool),
         fit=tiles(calibration, fit_records) if labelled else None,
         evaluation=tiles(evaluation, eval_records),
         halved=halved,
