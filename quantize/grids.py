@@ -108,8 +108,13 @@ def choose_grids(folded: "FoldedVit", calibration: Sequence[NDArray[np.uint8]], 
         recipe: What to quantize and how.
 
     Raises:
-        UsageError: `recipe.exclude` names a layer that the network does not have.
+        UsageError: `recipe.exclude` names a layer that the network does not have, or the calibrator is `percentile`.
     """
+    if recipe.calibrator == "percentile":
+        raise UsageError(
+            "no percentile calibrator where a vision transformer is quantized layer by layer for OpenVINO",
+            hint="take max or mse, or the quantizer nncf",
+        )
     stack = np.concatenate(list(calibration))
     # Spread over all of them: a calibration set that is sorted by class or slide stays balanced.
     spread = np.linspace(0, len(stack) - 1, min(recipe.calibration_tiles, len(stack))).astype(int)

@@ -95,6 +95,11 @@ def test_exclusions_take_names_of_timm_and_leave_layers_in_floating_point(
         choose_grids(folded, calibration, RECIPE.model_copy(update={"exclude": ("*.fc9",)}))
 
 
+def test_a_calibrator_that_is_not_there_is_refused(folded: FoldedVit, calibration: Batches) -> None:
+    with pytest.raises(UsageError, match="percentile"):
+        choose_grids(folded, calibration, RECIPE.model_copy(update={"calibrator": "percentile"}))
+
+
 def test_grid_ends_by_hand() -> None:
     # 0 to 255 is its own grid; -1 to 2 takes steps of 3/255, 85 of them below zero.
     assert grid_ends(0.0, 255.0) == (0.0, 255.0)
