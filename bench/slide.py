@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -283,23 +284,23 @@ class _Turns:
 
     def _end_to_end(self, name: str, encoder: Encoder, threads: int) -> None:
         # Opened anew: decoded tiles of the turn before would be in its cache.
-        slide, clock = open_slide(self._path, mpp=self._options.mpp), StageClock()
-        read_before = slide.file_s or 0.0
-        _forget_file(self._path)
-        reader = TileReader(slide, self._part)
-        with tempfile.TemporaryDirectory() as folder:
-            journal = Journal(Path(folder) / "bench.h5", {}, encoder.spec.embed_dim)
-            begun = time.perf_counter()
-            for done in embedded(reader, encoder, clock, first=0, threads=threads, batch=self._options.batch):
+        clock = StageClock()
+        with closing(open_slide(self._path, mpp=self._options.mpp)) as slide, tempfile.TemporaryDirectory() as folder:
+            read_before = slide.file_s or 0.0
+            _forget_file(self._path)
+            reader = TileReader(slide, self._part)
+            with closing(Journal(Path(folder) / "bench.h5", {}, encoder.spec.embed_dim)) as journal:
+                begun = time.perf_counter()
+                batches = embedded(reader, encoder, clock, first=0, threads=threads, batch=self._options.batch)
+                with closing(batches):
+                    for done in batches:
+                        with clock.stage("write"):
+                            journal.append(done.features, done.unreadable)
                 with clock.stage("write"):
-                    journal.append(done.features, done.unreadable)
-            with clock.stage("write"):
-                journal.checkpoint()
-            self._keep(name, begun)
-            journal.close()
-        if name == "end to end":
-            self._stages.append(clock.seconds(None if slide.file_s is None else slide.file_s - read_before))
-        slide.close()
+                    journal.checkpoint()
+                self._keep(name, begun)
+            if name == "end to end":
+                self._stages.append(clock.seconds(None if slide.file_s is None else slide.file_s - read_before))
 
     def _keep(self, name: str, begun: float) -> None:
         self._rates.setdefault(name, []).append(len(self._part.coords) / (time.perf_counter() - begun))

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,31 @@ def test_goes_on_where_it_stopped(scan: Path, tmp_path: Path, monkeypatch: pytes
     assert 0 < result.resumed_tiles < result.tiles
     for whole, resumed in zip(contents(tmp_path / "whole.h5"), contents(tmp_path / "resumed.h5"), strict=True):
         assert whole.tobytes() == resumed.tobytes()
+
+
+@pytest.mark.parametrize("fails_in", ["encode", "append"])
+def test_no_thread_reads_a_slide_that_is_closed(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_in: str
+) -> None:
+    from atlas_edge.embed.journal import Journal
+    from atlas_edge.slides.openslide_reader import OpenSlideFile
+
+    genuine, inside = OpenSlideFile.close, []
+
+    def close(self: OpenSlideFile) -> None:
+        inside.append([thread.name for thread in threading.enumerate() if thread.name.startswith("decode")])
+        genuine(self)
+
+    def fails(self: Journal, features: object, unreadable: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("atlas_edge.slides.direct_reader.open_direct", lambda slide, cache_bytes: None)
+    monkeypatch.setattr(OpenSlideFile, "close", close)
+    if fails_in == "append":
+        monkeypatch.setattr(Journal, "append", fails)
+    with pytest.raises(KeyboardInterrupt):
+        embed_slide(scan, FailsLate(3), tmp_path / "out.h5", EmbedConfig(tissue=False, batch=7))
+    assert inside == [[]]
 
 
 def test_notices_that_a_slide_grows(scan: Path, tmp_path: Path) -> None:

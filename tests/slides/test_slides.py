@@ -1,4 +1,7 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,6 +96,38 @@ def test_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     (tmp_path / "text.svs").write_text("no slide at all")
     with pytest.raises(InputError, match="no slide form"):
         open_slide(tmp_path / "text.svs")
+
+
+def test_closing_waits_for_a_read_and_refuses_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas_edge.slides.openslide_reader import OpenSlideFile
+
+    slide = OpenSlideFile(write_tiff(tmp_path / "slide.tif", pixels(), 0.5), cache_bytes=2**20)
+    genuine, entered, go_on, order = OpenSlideFile._read, threading.Event(), threading.Event(), []
+
+    def slow(self: OpenSlideFile, *region: Any) -> NDArray[np.uint8]:
+        entered.set()
+        assert go_on.wait(60)
+        pixels = genuine(self, *region)
+        order.append("read")
+        return pixels
+
+    def close() -> None:
+        slide.close()
+        order.append("closed")
+
+    monkeypatch.setattr(OpenSlideFile, "_read", slow)
+    with ThreadPoolExecutor(2) as pool:
+        read = pool.submit(slide.read, 0, 0, 0, 64, 64)
+        assert entered.wait(60)
+        closed = pool.submit(close)
+        with pytest.raises(TimeoutError):
+            closed.result(timeout=0.2)
+        go_on.set()
+        closed.result(60)
+        assert read.result(60).shape == (64, 64, 3)
+    assert order == ["read", "closed"]
+    with pytest.raises(InputError, match="has been closed"):
+        slide.read(0, 0, 0, 64, 64)
 
 
 def test_pen_is_no_tissue() -> None:

@@ -2,9 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,23 +89,24 @@ class EmbeddedBatch:
 
 def embedded(
     reader: TileReader, encoder: Encoder, clock: StageClock, *, first: int, threads: int, batch: int
-) -> Iterator[EmbeddedBatch]:
+) -> Generator[EmbeddedBatch, None, None]:
     """Embed the tiles of a grid from index `first` on, batch by batch, in order."""
-    batches = _decoded(reader, first, threads, batch)
-    while True:
-        with clock.stage("waiting"):
-            item = next(batches, None)
-        if item is None:
-            return
-        start, tiles = item
-        clock.decoded(tiles)
-        with clock.stage("inference"):
-            features = encoder.encode(tiles.pixels)
-        unreadable = {start + index: reason for index, reason in tiles.unreadable.items()}
-        yield EmbeddedBatch(start=start, features=features, unreadable=unreadable)
+    # Closed however the loop ends, so that no thread reads on when the caller closes the slide.
+    with closing(_decoded(reader, first, threads, batch)) as batches:
+        while True:
+            with clock.stage("waiting"):
+                item = next(batches, None)
+            if item is None:
+                return
+            start, tiles = item
+            clock.decoded(tiles)
+            with clock.stage("inference"):
+                features = encoder.encode(tiles.pixels)
+            unreadable = {start + index: reason for index, reason in tiles.unreadable.items()}
+            yield EmbeddedBatch(start=start, features=features, unreadable=unreadable)
 
 
-def _decoded(reader: TileReader, first: int, threads: int, batch: int) -> Iterator[tuple[int, ReadTiles]]:
+def _decoded(reader: TileReader, first: int, threads: int, batch: int) -> Generator[tuple[int, ReadTiles], None, None]:
     """Batches in order, decoded by threads that stay at most `threads` + 1 batches ahead."""
     coords, waiting = reader.grid.coords, deque[tuple[int, "Future[ReadTiles]"]]()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,16 +218,18 @@ def _run(
     total = len(reader.grid.coords)
     limit = int(config.max_unreadable * total)
     saved = time.monotonic()
-    for done in embedded(reader, encoder, clock, first=journal.rows, threads=config.threads, batch=config.batch):
-        with clock.stage("write"):
-            journal.append(done.features, done.unreadable)
-            if len(journal.unreadable) > limit:
-                raise _too_many_unreadable(journal, total, limit, reader)
-            if time.monotonic() - saved > _CHECKPOINT_S:
-                journal.checkpoint()
-                saved = time.monotonic()
-        if progress is not None:
-            progress(journal.rows, total)
+    batches = embedded(reader, encoder, clock, first=journal.rows, threads=config.threads, batch=config.batch)
+    with closing(batches):
+        for done in batches:
+            with clock.stage("write"):
+                journal.append(done.features, done.unreadable)
+                if len(journal.unreadable) > limit:
+                    raise _too_many_unreadable(journal, total, limit, reader)
+                if time.monotonic() - saved > _CHECKPOINT_S:
+                    journal.checkpoint()
+                    saved = time.monotonic()
+            if progress is not None:
+                progress(journal.rows, total)
     journal.checkpoint()
 
 

@@ -1,6 +1,8 @@
 """Slides through OpenSlide."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,9 @@ class OpenSlideFile(Slide):
         self._cache_bytes = cache_bytes
         self._lock = threading.Lock()
         self._alone = threading.Lock()
+        self._idle = threading.Condition()
+        self._reading = 0
+        self._closed = False
         self._handle = self._open()
         properties = self._handle.properties
         self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
@@ -59,20 +64,21 @@ class OpenSlideFile(Slide):
 
     def read(self, level: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read a region; see `Slide.read`."""
-        handle = self._handle
-        try:
-            return self._read(handle, level, left, top, width, height)
-        except InputError:
-            # OpenSlide refuses every read after one that failed: later ones need another handle. The old one is left
-            # to the garbage collector, since other threads may be inside it.
-            with self._lock:
-                if self._handle is handle:
-                    self._handle = self._open()
-            raise
+        with self._open_for_a_read():
+            handle = self._handle
+            try:
+                return self._read(handle, level, left, top, width, height)
+            except InputError:
+                # OpenSlide refuses every read after one that failed: later ones need another handle. The old one is
+                # left to the garbage collector, since other threads may be inside it.
+                with self._lock:
+                    if self._handle is handle:
+                        self._handle = self._open()
+                raise
 
     def read_alone(self, level: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read through a handle of its own; see `Slide.read_alone`."""
-        with self._alone:
+        with self._open_for_a_read(), self._alone:
             handle = self._open()
             try:
                 return self._read(handle, level, left, top, width, height)
@@ -80,8 +86,24 @@ class OpenSlideFile(Slide):
                 handle.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file once no thread is inside a read: OpenSlide frees what such a read still uses."""
+        with self._idle:
+            self._closed = True
+            self._idle.wait_for(lambda: self._reading == 0)
         self._handle.close()
+
+    @contextmanager
+    def _open_for_a_read(self) -> Iterator[None]:
+        with self._idle:
+            if self._closed:
+                raise InputError(f"{self.path} has been closed", hint="open the slide again")
+            self._reading += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._reading -= 1
+                self._idle.notify_all()
 
     def _open(self) -> Any:
         import openslide
