@@ -41,6 +41,8 @@ def make_app(name: str, summary: str) -> "cyclopts.App":
         help=summary,
         help_format="markdown",
         version=__version__,
+        # `run_app` says what became of it; cyclopts would leave without a word.
+        suppress_keyboard_interrupt=False,
         config=[
             cyclopts.config.Env(f"ATLAS_{table.upper()}_", command=False),
             cyclopts.config.Toml("atlas.toml", root_keys=[table], search_parents=False, use_commands_as_keys=False),
@@ -64,7 +66,8 @@ def run_app(app: "cyclopts.App", argv: Sequence[str] | None = None) -> int:
     except cyclopts.CycloptsError as error:
         return report_error(app.name[0], f"{_one_line(error)}\n  fix: see {app.name[0]} --help", EXIT_USAGE)
     except KeyboardInterrupt:
-        return report_error(app.name[0], "interrupted; nothing was written at the final place", EXIT_INTERRUPTED)
+        message = "interrupted; nothing unfinished was written at its final place"
+        return report_error(app.name[0], message, EXIT_INTERRUPTED)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         return report_error(

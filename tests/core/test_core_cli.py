@@ -86,6 +86,7 @@ def test_interrupt_exits_130_and_leaves_nothing(tiny_model: Path, tmp_path: Path
     _, printed = child.communicate(timeout=60)
     assert child.returncode == 130, printed
     assert "Traceback" not in printed
+    assert "error: interrupted" in printed
     assert list(tmp_path.iterdir()) == []
 
 

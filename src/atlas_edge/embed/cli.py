@@ -2,8 +2,8 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,11 +99,14 @@ def embed(
         return
     results: list[Any] = []
     failures: list[Any] = []
-    for item in _results(jobs, bundle, config, devices, streams, quiet=quiet):
-        failed = hasattr(item, "reason")
-        (failures if failed else results).append(item)
-        if not failed or len(jobs) > 1:
-            console(quiet=quiet).print(result_line(item), markup=False, soft_wrap=True)
+    # One console: a second one would print into the bar of the first.
+    screen = console(quiet=quiet)
+    with closing(_results(jobs, bundle, config, devices, streams, screen)) as items:
+        for item in items:
+            failed = hasattr(item, "reason")
+            (failures if failed else results).append(item)
+            if not failed or len(jobs) > 1:
+                screen.print(result_line(item), markup=False, soft_wrap=True)
     if json:
         print_json(
             {"slides": [dataclasses.asdict(r) for r in results], "failed": [dataclasses.asdict(f) for f in failures]}
@@ -178,41 +181,49 @@ def _show_plans(jobs: list[tuple[Path, Path]], bundle: str, config: Any, *, quie
 
 
 def _results(
-    jobs: list[tuple[Path, Path]], bundle: str, config: Any, devices: str, streams: int | None, *, quiet: bool
-) -> Iterator[Any]:
+    jobs: list[tuple[Path, Path]], bundle: str, config: Any, devices: str, streams: int | None, screen: Any
+) -> Generator[Any, None, None]:
     from atlas_edge.embed.workers import embed_here, embed_on_devices, open_encoder
 
     names = [name.strip() for name in devices.split(",") if name.strip()]
     if names:
-        yield from embed_on_devices(jobs, bundle, config, devices=names, streams=streams)
+        with closing(embed_on_devices(jobs, bundle, config, devices=names, streams=streams)) as results:
+            yield from results
         return
     encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams)
     if encoder.spec.notice:
-        console(quiet=quiet).print(f"WARNING: {encoder.spec.notice}")
+        screen.print(f"WARNING: {encoder.spec.notice}")
     try:
-        with _progress(quiet=quiet) as progress:
+        with _progress(screen) as progress:
             yield from embed_here(jobs, encoder, config, sha256, progress)
     finally:
         encoder.close()
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator[Any]:
-    """A bar for each slide, on a terminal only."""
-    screen = console(quiet=quiet)
+def _progress(screen: Any) -> Iterator[Any]:
+    """A bar for the slide that is being embedded, on a terminal only."""
     if not screen.is_terminal:
         yield lambda *_: None
         return
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    fits = Column(no_wrap=True, overflow="ellipsis", max_width=screen.width // 2 - 6)
+    name = TextColumn("{task.description}", table_column=fits)
+    columns = (name, BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True) as bar:
         tasks: dict[Path, Any] = {}
 
         def advance(slide: Path, done: int, total: int) -> None:
             if slide not in tasks:
-                tasks[slide] = bar.add_task(slide.name, total=total)
-            bar.update(tasks[slide], completed=done)
+                for other in tasks.values():
+                    bar.remove_task(other)
+                tasks.clear()
+                tasks[slide] = bar.add_task(escape(slide.name), total=None)
+            # Without tissue found yet the number of tiles is not known: the bar then moves to and fro.
+            bar.update(tasks[slide], completed=done, total=total or None)
 
         yield advance
 

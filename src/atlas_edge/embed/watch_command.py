@@ -102,8 +102,6 @@ def watch(
         return
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder, expected the scanner's drop folder")
-    encoder, sha256 = open_encoder(bundle, batch=batch, streams=streams)
-    watcher = Watcher(folder, out, encoder, config, options, bundle_sha256=sha256)
 
     def status() -> Any:
         journal = WatchJournal(out / JOURNAL)
@@ -113,8 +111,12 @@ def watch(
             journal.close()
 
     with ExitStack() as stack:
-        stack.callback(encoder.close)
         stack.enter_context(_terminated_like_interrupted())
+        encoder, sha256 = open_encoder(bundle, batch=batch, streams=streams)
+        stack.callback(encoder.close)
+        if encoder.spec.notice:
+            console(quiet=quiet).print(f"WARNING: {encoder.spec.notice}")
+        watcher = Watcher(folder, out, encoder, config, options, bundle_sha256=sha256)
         address = ""
         if page:
             from atlas_edge.embed.status_page import status_page
@@ -190,6 +192,7 @@ def _table(status: Any, address: str) -> Any:
         table.add_column(column)
     for row in status.rows[:12]:
         tiles = f"{row['tiles_done']}/{row['tiles']}" if row["tiles"] else ""
-        error = (row["error"] or "").partition("\n")[0]
+        # The path only repeats the first column.
+        error = (row["error"] or "").partition("\n")[0].replace(f"{row['path']} ", "", 1)
         table.add_row(escape(Path(row["path"]).name), row["state"], tiles, escape(error))
     return table

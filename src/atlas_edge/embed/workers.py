@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,18 @@ def open_encoder(bundle: str, *, batch: int, streams: int | None = None) -> tupl
 def embed_here(
     jobs: list[tuple[Path, Path]], encoder: Encoder, config: EmbedConfig, sha256: str, progress: Progress
 ) -> Iterator[SlideResult | SlideFailure]:
-    """Embed slides one after the other; one that fails does not stop the rest."""
+    """Embed slides one after the other; one that fails does not stop the rest.
+
+    `progress` is told of a slide, 0 and 0 before its tiles are known, then of its tiles done and in all.
+    """
     for slide, out in jobs:
+        progress(slide, 0, 0)
         yield attempt(slide, out, encoder, config, sha256, progress)
 
 
 def embed_on_devices(
     jobs: list[tuple[Path, Path]], bundle: str, config: EmbedConfig, *, devices: list[str], streams: int | None = None
-) -> Iterator[SlideResult | SlideFailure]:
+) -> Generator[SlideResult | SlideFailure, None, None]:
     """Embed slides with one process a device; each takes the next slide when it has done one.
 
     Args:
