@@ -58,8 +58,8 @@ def compare(
         for one in shown
     )
     if rows:
-        headings = ("encoder", "figure", "old", "new", "change, 95 %", "")
-        print_rows(screen, [Rows(title="What moved", headings=headings, rows=rows)])
+        headings = ("encoder", "figure", "old", "new", "change, 95 %", "verdict")
+        print_rows(screen, [Rows(title="What moved", headings=headings, rows=rows, keys=2)])
     still = sum(not one.moved for one in found.movements)
     screen.print(f"{len(found.movements) - still} figures moved beyond noise, {still} did not")
     for note in found.notes:

@@ -22,12 +22,14 @@ class Rows:
         headings: Column titles.
         rows: Cells, as many a row as there are headings.
         notes: What must be read with it.
+        keys: So many columns at the left say which row it is.
     """
 
     title: str
     headings: Cells
     rows: tuple[Cells, ...]
     notes: tuple[str, ...] = ()
+    keys: int = 1
 
 
 def summary_rows(report: Report) -> list[Rows]:
@@ -68,9 +70,9 @@ def gate_rows(report: Report) -> list[Rows]:
     """Every budget with its verdict; nothing where there is no gate."""
     if report.gate is None:
         return []
-    headings = ("candidate", "figure", "measured, 95 %", "budget", "verdict", "what would settle or mend it")
+    headings = ("candidate", "figure", "verdict", "measured, 95 %", "budget", "what would settle or mend it")
     rows = tuple(_check(check) for check in report.gate.checks)
-    return [Rows(title=f"Gate: {report.gate.verdict}", headings=headings, rows=rows)]
+    return [Rows(title=f"Gate: {report.gate.verdict}", headings=headings, rows=rows, keys=2)]
 
 
 def interval_text(interval: Interval | None, shape: str = "+.1f", unit: str = "") -> str:
@@ -111,8 +113,8 @@ def _agreement(candidates: dict[str, CandidateAccuracy]) -> Rows:
 
 def _drops(candidates: dict[str, CandidateAccuracy]) -> list[Rows]:
     headings = (
-        "candidate", "probe", "reference", "candidate's", "drop, 95 %", "changed predictions, 95 %",
-        "calibration error, reference", "candidate's",
+        "candidate", "probe", "reference's score", "candidate's score", "drop, 95 %", "changed predictions, 95 %",
+        "reference's ECE", "candidate's ECE",
     )  # fmt: skip
     drops = [(name, drop) for name, found in candidates.items() for drop in found.drops]
     if not drops:
@@ -121,10 +123,10 @@ def _drops(candidates: dict[str, CandidateAccuracy]) -> list[Rows]:
     notes = (
         f"Balanced accuracy over {len(one.classes)} classes on {one.tiles} tiles; intervals: paired bootstrap by "
         f"{one.unit} ({one.units}). The probe is fitted on the reference and tested on both; refitted means that the "
-        "candidate got a probe of its own.",
+        "candidate got a probe of its own. ECE: expected calibration error, 0 to 1.",
     )
     rows = tuple(_drop(name, drop) for name, drop in drops)
-    return [Rows(title="Accuracy drop", headings=headings, rows=rows, notes=notes)]
+    return [Rows(title="Accuracy drop", headings=headings, rows=rows, notes=notes, keys=2)]
 
 
 def _drop(name: str, drop: AccuracyDrop) -> Cells:
@@ -194,7 +196,7 @@ def _stress(candidates: dict[str, CandidateAccuracy]) -> list[Rows]:
         "its embeddings of the shifted and the unshifted tile; more fragile: the interval of the extra movement lies "
         "above 0 and it exceeds a tenth of the reference's movement.",
     )
-    return [Rows(title="Stress: is it more fragile?", headings=headings, rows=tuple(rows), notes=notes)]
+    return [Rows(title="Stress: is it more fragile?", headings=headings, rows=tuple(rows), notes=notes, keys=2)]
 
 
 def _stressed(name: str, result: StressResult) -> Cells:
@@ -216,8 +218,8 @@ def _check(check: GateCheck) -> Cells:
     return (
         check.candidate,
         check.figure,
+        check.verdict.value,
         interval_text(check.value, shape),
         f"{sign} {check.budget:g}",
-        check.verdict.value,
         check.advice,
     )

@@ -44,6 +44,8 @@ def selftest(
     import json as json_module
 
     from atlas_edge.bench.selftest import run_selftest, selftest_markdown
+    from atlas_edge.bench.selftest_rows import selftest_rows
+    from atlas_edge.bench.tables import print_rows
 
     set_verbosity(quiet=quiet, verbose=verbose)
     report = run_selftest(bundle, speed=speed, rounds=rounds, batch=batch)
@@ -53,7 +55,7 @@ def selftest(
     out.with_suffix(".json").write_text(json_module.dumps(data, indent=2, default=str) + "\n", encoding="utf-8")
     out.with_suffix(".md").write_text(text, encoding="utf-8")
     screen = console(quiet=quiet)
-    screen.print(text, markup=False)
+    print_rows(screen, selftest_rows(report))
     screen.print(f"written: {out.with_suffix('.json')} and {out.with_suffix('.md')}; please send them back")
     if json:
         print_json(data)

@@ -126,6 +126,14 @@ def test_the_speed_command_measures_all_of_it(bundle: Path, tmp_path: Path, run_
     assert found.roofline is not None and "tiny" in found.roofline.encoders
     assert found.paces["tiny"].tiles_per_slide > 1000
     text = (tmp_path / "r/report.md").read_text()
-    for title in ("Speed", "Sweep of tiny", "Cold start and memory", "Roofline", "Where the time goes", "Pace"):
+    for title in (
+        "Latency of one tile",
+        "Throughput",
+        "Sweep of tiny",
+        "Cold start and memory",
+        "Roofline",
+        "Where the time goes",
+        "Pace",
+    ):
         assert f"## {title}\n" in text
     assert "Energy" not in text or found.energies

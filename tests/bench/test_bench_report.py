@@ -90,7 +90,9 @@ def test_markdown_holds_every_figure() -> None:
     assert "## Gate: FAIL" in text
     assert "| int8 | linear | 0.900 | 0.895 | +0.5 pp [+0.1, +0.9] | 2.0 % [1.0, 3.0] | 0.050 | 0.060 |" in text
     assert "2.00x [1.80, 2.20]" in text
-    assert "| int8 | r | 10.0 ms | 11.0 ms | 12.0 ms | 13.0 ms | 10.5 ± 1.0 ms | 10% |" in text
+    assert "| int8 | 10.0 | 11.0 | 12.0 | 13.0 | 10.5 ± 1.0 | 10% | 2.00x [1.80, 2.20] |" in text
+    assert "| int8 | 100.0 | 5% | 8 | 2.00x [1.80, 2.20] |" in text
+    assert "int8 ran in r." in text
     assert "int8: a warning" in text and "a note" in text
     widths = {line.count("|") for line in text.split("## Accuracy drop")[1].split("##")[0].splitlines() if "|" in line}
     assert len(widths) == 1

@@ -54,3 +54,4 @@ def test_the_exit_code_says_whether_the_bundle_is_sound(
     assert json.loads(out.with_suffix(".json").read_text())["cases"]["fp32"]["passed"] is (code == 0)
     assert ("PASS" if code == 0 else "FAIL") in out.with_suffix(".md").read_text()
     assert ("fix: send" in printed.err) is (code == 3)
+    assert f"Selftest of {bundles[name].name}: {'PASS' if code == 0 else 'FAIL'}" in printed.err
