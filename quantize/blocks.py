@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.quantize.clip import InputRange, choose_range, fake_int8
 from atlas_edge.quantize.gptq import fit_weights, round_weights
+from atlas_edge.quantize.recipe import Calibrator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,21 +41,23 @@ class FitOptions:
 
     Attributes:
         alphas: SmoothQuant strengths to choose from for each Linear; -1 moves nothing.
-        ratios: Shares of the full input range to choose from.
+        calibrator: How a range is set; see `clip.choose_range`.
         ridge: How strongly weights are held to what they were, relative to the mean variance of an input.
         cls_weight: Weight of a CLS token relative to a patch token: the embedding is read from it.
         levels: Largest integer of the weights' grid: 127 for 8 bits, 7 for 4.
         float_layers: Names of Linears that stay in floating point.
         multiply: Smooth the input of `fc2`, too, which costs a multiplication when the network runs.
+        bias_correction: Take the mean error that is left into the bias.
     """
 
     alphas: Sequence[float] = (0.5, 0.65, 0.8)
-    ratios: Sequence[float] = (1.0, 0.85, 0.7)
+    calibrator: Calibrator = "mse"
     ridge: float = 0.01
     cls_weight: float = 16.0
     levels: int = 127
     float_layers: Collection[str] = ()
     multiply: bool = True
+    bias_correction: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +245,7 @@ def _choose(inputs: "Tensor", layer: "nn.Linear", options: FitOptions) -> InputR
         flat.abs().amax(0),
         layer.weight,
         alphas=options.alphas,
-        ratios=options.ratios,
+        calibrator=options.calibrator,
         levels=options.levels,
     )
 
@@ -300,7 +303,7 @@ def _fit_layer(
     if not is_float:
         fitted, peaks = round_weights(fitted, gram, levels=options.levels)
     layer.weight.data = fitted
-    if layer.bias is not None:
+    if layer.bias is not None and options.bias_correction:
         layer.bias.data = layer.bias + target_mean - fitted @ input_mean
     return peaks
 

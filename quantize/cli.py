@@ -81,7 +81,7 @@ def recipe(
     out: Path | None = None,
     rename: str | None = None,
     smooth_alpha: list[float] | None = None,
-    calibrator: Literal["max", "percentile", "mse"] | None = None,
+    calibrator: Literal["max", "percentile", "mse", "entropy"] | None = None,
     weights: Literal["nearest", "fitted"] | None = None,
     quantizer: Literal["layers", "nncf"] | None = None,
     attention: bool | None = None,

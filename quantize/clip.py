@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ALPHAS = (0.5, 0.65, 0.8)
-RATIOS = (1.0, 0.85, 0.7)
+_RATIOS = (1.0, 0.85, 0.7)
 _INT8_MAX = 127.0
 _PERCENTILE = 0.9999
+_HISTOGRAM_BINS, _HISTOGRAM_STRIDE = 2048, 16
 _FINE_RATIOS = tuple(1 - 0.05 * step for step in range(15))
 
 
@@ -61,17 +62,17 @@ def choose_range(
     weight: "Tensor",
     *,
     alphas: Sequence[float] = ALPHAS,
-    ratios: Sequence[float] = RATIOS,
+    calibrator: Calibrator = "mse",
     levels: int = 127,
 ) -> InputRange:
-    """Choose the smoothing strength and how much of the range to clip, by the error of the layer's output.
+    """Choose the smoothing strength, and with `mse` how much of the range to clip, by the error of the layer's output.
 
     Args:
         inputs: `(n, C)` sampled tokens; a thousand are enough.
         peak: `(C,)` largest absolute values over all tokens.
         weight: `(O, C)`.
         alphas: Strengths to try; -1 moves nothing.
-        ratios: Shares of the full range to try.
+        calibrator: `mse` tries several shares of the full range; the others clip as `clipped_amax` says.
         levels: Largest integer of the weights' grid.
     """
     wanted = inputs @ weight.T
@@ -81,10 +82,11 @@ def choose_range(
         scale = smooth_scale(peak, weight, alpha)
         smoothed, rounded = inputs / scale, fake_weight(weight * scale, levels)
         largest = float((peak / scale).amax())
-        for ratio in ratios:
-            error = float((fake_int8(smoothed, ratio * largest) @ rounded.T - wanted).square().mean()) / power
+        tried = [ratio * largest for ratio in _RATIOS]
+        for amax in tried if calibrator == "mse" else [clipped_amax(smoothed, largest, calibrator)]:
+            error = float((fake_int8(smoothed, amax) @ rounded.T - wanted).square().mean()) / power
             if best is None or error < best.error:
-                best = InputRange(scale=scale, amax=ratio * largest, alpha=alpha, error=error)
+                best = InputRange(scale=scale, amax=amax, alpha=alpha, error=error)
     assert best is not None
     return best
 
@@ -95,12 +97,26 @@ def clipped_amax(values: "Tensor", largest: float, calibrator: Calibrator) -> fl
     Args:
         values: Sampled values, any shape.
         largest: Largest absolute value of the whole tensor.
-        calibrator: `max`, `percentile` (99.99 % of the sample) or `mse` (least squared error of the sample).
+        calibrator: `max`, `percentile` (99.99 % of the sample), `mse` (least squared error of the sample) or `entropy`
+            (least Kullback-Leibler divergence of its histogram; Migacz 2017, "8-bit inference with TensorRT").
     """
     if calibrator == "max":
         return largest
     if calibrator == "percentile":
         ordered = values.abs().flatten().sort().values
         return float(ordered[int(_PERCENTILE * (len(ordered) - 1))].clamp(min=1e-5))
+    if calibrator == "entropy":
+        return min(_entropy_amax(values), largest)
     errors = {ratio: float((fake_int8(values, ratio * largest) - values).square().mean()) for ratio in _FINE_RATIOS}
     return min(errors, key=lambda ratio: errors[ratio]) * largest
+
+
+def _entropy_amax(values: "Tensor") -> float:
+    from atlas_edge.quantize.fakequant import quiet_modelopt
+
+    with quiet_modelopt():
+        from modelopt.torch.quantization.calib import HistogramCalibrator
+
+        calibrator = HistogramCalibrator(num_bits=8, axis=None, unsigned=False, num_bins=_HISTOGRAM_BINS)
+        calibrator.collect(values)
+        return float(calibrator.compute_amax("entropy", stride=_HISTOGRAM_STRIDE))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.quantize.blocks import FitOptions, fit_blocks, has_plain_blocks
-from atlas_edge.quantize.clip import RATIOS, clipped_amax, smooth_scale
+from atlas_edge.quantize.clip import clipped_amax, smooth_scale
 from atlas_edge.quantize.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -78,10 +78,11 @@ def _fitted(
     chosen = tiles[np.linspace(0, len(tiles) - 1, count).astype(int)]
     options = FitOptions(
         alphas=recipe.smooth_alphas,
-        ratios=(1.0,) if recipe.calibrator == "max" else RATIOS,
+        calibrator=recipe.calibrator,
         levels=2 ** (recipe.weight_bits - 1) - 1,
         float_layers=excluded_layers(module, recipe),
         multiply=multiply,
+        bias_correction=recipe.bias_correction,
     )
     fitted, ranges = fit_blocks(module, chosen, options)
     quantized = insert_quantizers(fitted, recipe)

@@ -108,12 +108,13 @@ def choose_grids(folded: "FoldedVit", calibration: Sequence[NDArray[np.uint8]], 
         recipe: What to quantize and how.
 
     Raises:
-        UsageError: `recipe.exclude` names a layer that the network does not have, or the calibrator is `percentile`.
+        UsageError: `recipe.exclude` names a layer that the network does not have, or the calibrator is neither `max`
+            nor `mse`.
     """
-    if recipe.calibrator == "percentile":
+    if recipe.calibrator in ("percentile", "entropy"):
         raise UsageError(
-            "no percentile calibrator where a vision transformer is quantized layer by layer for OpenVINO",
-            hint="take max or mse, or the quantizer nncf",
+            f"no {recipe.calibrator} calibrator where a vision transformer is quantized layer by layer for OpenVINO",
+            hint="take max or mse, or percentile with the quantizer nncf",
         )
     stack = np.concatenate(list(calibration))
     # Spread over all of them: a calibration set that is sorted by class or slide stays balanced.

@@ -59,6 +59,14 @@ class Journal:
             os.truncate(self._lines, whole)
 
 
+def code_fingerprint() -> str:
+    """SHA-256 over this package's sources: what an older quantizer measured says nothing of this one."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def key_of(value: Any) -> str:
     """A short name for a JSON value, the same in every run."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

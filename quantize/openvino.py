@@ -148,8 +148,8 @@ def _range_estimator(calibrator: Calibrator) -> Any:
 
     if calibrator == "max":
         return RangeEstimatorParameters()
-    if calibrator == "mse":
-        raise UsageError("OpenVINO has no mse calibrator", hint="choose max or percentile in the recipe")
+    if calibrator in ("mse", "entropy"):
+        raise UsageError(f"NNCF has no {calibrator} calibrator", hint="choose max or percentile in the recipe")
     ends = {
         end: StatisticsCollectorParameters(
             statistics_type=StatisticsType.QUANTILE, aggregator_type=AggregatorType.MEAN, quantile_outlier_prob=1e-4

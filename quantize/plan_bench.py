@@ -18,7 +18,7 @@ from atlas_edge.models import LoadedModel, load_model
 from atlas_edge.quantize.calibration import CalibrationChoice, check_disjoint, choose_calibration
 from atlas_edge.quantize.convergence import watch_ranges
 from atlas_edge.quantize.deploy import Material, build_plan, open_plan, open_reference
-from atlas_edge.quantize.journal import Journal, key_of
+from atlas_edge.quantize.journal import Journal, code_fingerprint, key_of
 from atlas_edge.quantize.judged import PlanAccuracy, plan_accuracy, recheck
 from atlas_edge.quantize.memory import RememberingEncoder
 from atlas_edge.quantize.plan import Plan
@@ -238,6 +238,7 @@ def _context(config: MeasureConfig, model: LoadedModel, fit: TileSet, evaluation
         "seed": config.seed,
         "cpu": hardware.cpu().name,
         "versions": hardware.versions(),
+        "code": code_fingerprint(),
     }
 
 

@@ -10,7 +10,7 @@ from atlas_edge.atomic import write_atomic
 from atlas_edge.errors import InputError
 from atlas_edge.spec import Target
 
-Calibrator = Literal["max", "percentile", "mse"]
+Calibrator = Literal["max", "percentile", "mse", "entropy"]
 Weights = Literal["nearest", "fitted"]
 Quantizer = Literal["layers", "nncf"]
 
@@ -23,8 +23,9 @@ class Recipe(BaseModel):
         smooth_alphas: SmoothQuant migration strengths to choose from, by embedding error on held-out calibration
             tiles, or layer by layer for vision transformers; one value is taken as it is. -1 turns SmoothQuant off, 0
             moves nothing to the weights, 1 moves the whole activation range (Xiao 2022, arXiv:2211.10438).
-        calibrator: How the range of an activation is set: its largest value, the 99.99th percentile, or the range with
-            the least squared error (of the layer's output where weights are fitted, of the input otherwise).
+        calibrator: How the range of an activation is set: its largest value, the 99.99th percentile, the range with
+            the least squared error (of the layer's output where weights are fitted, of the input otherwise), or that
+            with the least Kullback-Leibler divergence (`clip.clipped_amax`; ONNX and TensorRT).
         weights: How weights come onto their grid: rounded to the nearest, or by GPTQ (`gptq.round_weights`; vision
             transformers of plain blocks), for ONNX and TensorRT fitted to the quantized inputs before
             (`blocks.fit_blocks`).

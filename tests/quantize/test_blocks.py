@@ -6,7 +6,7 @@ from atlas_edge.bench.agreement import embedding_agreement
 from atlas_edge.models import LoadedModel
 from atlas_edge.quantize.blocks import FitOptions, fit_blocks, has_plain_blocks
 from atlas_edge.quantize.fakequant import cosine_error, embed, fake_quantize
-from atlas_edge.quantize.recipe import Recipe
+from atlas_edge.quantize.recipe import Calibrator, Recipe
 
 Batches = list[NDArray[np.uint8]]
 NAMES = [f"backbone.blocks.{b}.{n}" for b in (0, 1) for n in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
@@ -40,6 +40,24 @@ def test_fitted_weights_lie_on_their_grid_and_beat_the_nearest(
         layer = quantized.get_submodule(name)
         integers = layer.weight.detach() / layer.weight_quantizer.amax * (2 ** (bits - 1) - 1)
         np.testing.assert_allclose(integers, integers.round(), atol=1e-2)
+
+
+@pytest.mark.parametrize("calibrator", ["percentile", "entropy"])
+def test_every_calibrator_clips_as_it_says(tiny: LoadedModel, calibration: Batches, calibrator: Calibrator) -> None:
+    tiles = np.concatenate(calibration)
+    widest = fit_blocks(tiny.module, tiles, FitOptions(alphas=(-1.0,), calibrator="max"))[1]
+    clipped = fit_blocks(tiny.module, tiles, FitOptions(alphas=(-1.0,), calibrator=calibrator))[1]
+    assert all(clipped[name].input_amax <= widest[name].input_amax for name in NAMES)
+    assert any(clipped[name].input_amax < 0.99 * widest[name].input_amax for name in NAMES)
+
+
+def test_bias_correction_can_be_left_out(tiny: LoadedModel, calibration: Batches) -> None:
+    tiles = np.concatenate(calibration)
+    before = tiny.module.get_submodule(NAMES[2]).bias.detach()
+    left, _ = fit_blocks(tiny.module, tiles, FitOptions(bias_correction=False))
+    corrected, _ = fit_blocks(tiny.module, tiles, FitOptions())
+    assert np.array_equal(left.get_submodule(NAMES[2]).bias.detach(), before)
+    assert not np.array_equal(corrected.get_submodule(NAMES[2]).bias.detach(), before)
 
 
 def test_an_excluded_layer_is_fitted_but_not_rounded(tiny: LoadedModel, calibration: Batches) -> None:

@@ -47,8 +47,8 @@ def test_an_outlier_channel_is_smoothed() -> None:
     inputs, weight = torch.randn(512, 16, generator=random), torch.randn(8, 16, generator=random)
     inputs[:, 3] *= 100
     peak = inputs.abs().amax(0)
-    plain = choose_range(inputs, peak, weight, alphas=(-1.0,), ratios=(1.0,))
-    smooth = choose_range(inputs, peak, weight, alphas=(-1.0, 0.5), ratios=(1.0,))
+    plain = choose_range(inputs, peak, weight, alphas=(-1.0,), calibrator="max")
+    smooth = choose_range(inputs, peak, weight, alphas=(-1.0, 0.5), calibrator="max")
     assert smooth.alpha == 0.5
     assert smooth.error < 0.2 * plain.error
     assert torch.equal(smooth.scale, smooth_scale(peak, weight, 0.5))
@@ -61,6 +61,7 @@ def test_a_lone_outlier_is_clipped() -> None:
     values[0] = 60.0
     assert clipped_amax(values, 60.0, "max") == 60.0
     assert 3.5 < clipped_amax(values, 60.0, "percentile") < 5
+    assert 2 < clipped_amax(values, 60.0, "entropy") < 30
     mse = clipped_amax(values, 60.0, "mse")
     assert mse < 60.0
     errors = [float((fake_int8(values, amax) - values).square().mean()) for amax in (mse, 60.0)]
