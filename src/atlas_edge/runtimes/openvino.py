@@ -1,6 +1,7 @@
 """OpenVINO on the CPU."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,8 @@ class OpenVinoEncoder:
     """An OpenVINO model with input `tiles` and output `embedding`, compiled for fixed batch sizes.
 
     OpenVINO runs a static batch faster than a dynamic one, so the model is compiled once for `batch` and once for a
-    single tile, each at first use; other numbers of tiles are cut or filled up to these two.
+    single tile, each at first use; other numbers of tiles are cut or filled up to these two. Threads may share it:
+    they take turns, and `close` waits for the call that is under way.
 
     Args:
         model: File (`.xml` or `.onnx`), or a model in memory.
@@ -73,6 +75,7 @@ class OpenVinoEncoder:
         if cache_dir is not None:
             self._properties["CACHE_DIR"] = str(cache_dir)
         self._model = _read(self._core, model) if isinstance(model, str | Path) else model.clone()
+        self._lock = threading.Lock()
         self._requests: dict[int, Any] = {}
         self._queue: Any = None
         self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]} CPU {self.inference_precision}"
@@ -111,6 +114,16 @@ class OpenVinoEncoder:
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
         check_tiles(tiles, self.spec)
+        with self._lock:
+            return self._encode(tiles)
+
+    def close(self) -> None:
+        """Drop the compiled models."""
+        with self._lock:
+            self._requests.clear()
+            self._queue = None
+
+    def _encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         if self.streams > 1 and len(tiles) > self.batch:
             return self._encode_side_by_side(tiles)
         size = 1 if len(tiles) == 1 else self.batch
@@ -122,11 +135,6 @@ class OpenVinoEncoder:
             return result
 
         return encode_in_pieces(tiles, infer, piece=size, embed_dim=self.spec.embed_dim, fixed=True)
-
-    def close(self) -> None:
-        """Drop the compiled models."""
-        self._requests.clear()
-        self._queue = None
 
     def _encode_side_by_side(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         import openvino
@@ -141,9 +149,12 @@ class OpenVinoEncoder:
             embeddings[rows] = request.get_output_tensor(0).data[: rows.stop - rows.start]
 
         self._queue.set_callback(keep)
-        for rows, piece in pieces(tiles, self.batch, fixed=True):
-            self._queue.start_async({0: piece}, rows)
-        self._queue.wait_all()
+        try:
+            for rows, piece in pieces(tiles, self.batch, fixed=True):
+                self._queue.start_async({0: piece}, rows)
+        finally:
+            # After Ctrl-C, too: what is still under way would call back into the next call's embeddings.
+            self._queue.wait_all()
         return embeddings
 
     def _request(self, batch: int) -> Any:

@@ -1,0 +1,77 @@
+"""OpenVINO requests that run side by side: what an interrupted call, or another thread, may not do to a later one."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from atlas_edge.runtimes import openvino as runtime
+from atlas_edge.spec import EncoderSpec
+
+ov = pytest.importorskip("openvino")
+SIDE, WIDTH, LAYERS = 16, 768, 60
+
+
+@pytest.fixture
+def slow() -> Iterator[runtime.OpenVinoEncoder]:
+    """Each call takes some milliseconds, so that it is certainly under way when the next one begins."""
+    from openvino import opset13 as ops
+
+    tiles = ops.parameter([-1, SIDE, SIDE, 3], np.uint8, name="tiles")
+    values = ops.reshape(ops.convert(tiles, "f32"), np.array([-1, WIDTH]), special_zero=False)
+    weight = np.random.default_rng(0).normal(size=(WIDTH, WIDTH)).astype(np.float32) / WIDTH**0.5
+    for _ in range(LAYERS):
+        values = ops.tanh(ops.matmul(values, ops.constant(weight), False, False))
+    spec = EncoderSpec(
+        name="slow", architecture="slow", embed_dim=WIDTH, tile_px=SIDE, mpp=0.5, mean=(0, 0, 0), std=(1, 1, 1),
+        pooling="avg",
+    )  # fmt: skip
+    encoder = runtime.OpenVinoEncoder(ov.Model([values], [tiles], "slow"), spec, batch=2, streams=2)
+    yield encoder
+    encoder.close()
+
+
+def random_tiles(seed: int, count: int = 24) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+def test_interrupted_call_writes_nothing_into_the_next(
+    slow: runtime.OpenVinoEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = slow.encode(random_tiles(1))
+    cut = runtime.pieces
+
+    def interrupted(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for number, piece in enumerate(cut(*arguments, **options)):
+            if number == 4:
+                raise KeyboardInterrupt
+            yield piece
+
+    for _ in range(5):
+        monkeypatch.setattr(runtime, "pieces", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            slow.encode(random_tiles(2))
+        monkeypatch.setattr(runtime, "pieces", cut)
+        np.testing.assert_array_equal(slow.encode(random_tiles(1)), expected)
+
+
+def test_threads_take_turns(slow: runtime.OpenVinoEncoder) -> None:
+    expected = [slow.encode(random_tiles(seed)) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: slow.encode(random_tiles(seed)), range(4)))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_closed_while_another_thread_encodes(slow: runtime.OpenVinoEncoder) -> None:
+    expected = slow.encode(random_tiles(3))
+    found: list[NDArray[np.float32]] = []
+    thread = threading.Thread(target=lambda: found.append(slow.encode(random_tiles(3))))
+    thread.start()
+    slow.close()
+    thread.join()
+    np.testing.assert_array_equal(found[0], expected)
