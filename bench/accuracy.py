@@ -267,7 +267,13 @@ def _robustness(work: _Work, x: NDArray[np.float32]) -> RobustnessIndex | None:
     if len(set(tiles.labels)) < 2 or len(set(tiles.centers)) < 2:
         return None
     return robustness_index(
-        x, tiles.labels, tiles.centers, tiles.groups, k=options.robustness_k, paired=options.robustness_paired
+        x,
+        tiles.labels,
+        tiles.centers,
+        tiles.groups,
+        k=options.robustness_k,
+        paired=options.robustness_paired,
+        subsets=tiles.subsets,
     )
 
 

@@ -25,6 +25,7 @@ def accuracy(
     max_knn_drop: float | None = None,
     max_flip: float | None = None,
     min_cosine: float | None = None,
+    max_robustness_drop: float | None = None,
     budgets: Path | None = None,
     limit: int | None = None,
     fit_limit: int | None = None,
@@ -62,13 +63,15 @@ def accuracy(
         max_knn_drop: Budget of the kNN probe's drop, percentage points.
         max_flip: Budget of the linear probe's predictions that change, per cent.
         min_cosine: Least cosine to the reference, at the 1st percentile of the tiles.
+        max_robustness_drop: Budget of the robustness index lost, 0-1; needs classes, slides and centres.
         budgets: TOML file of budgets, one for all and others by candidate; options above win over it.
-        limit: Most tiles to compare on, balanced over the labels.
+        limit: Most tiles to compare on, balanced over the labels; of registered scans the same places on each.
         fit_limit: Most tiles to fit on, balanced over the labels.
         tile_fit: What to do with tiles of another size than an encoder takes.
         stress_tiles: Tiles for the stain and scanner stress test; 0 leaves it out.
         robustness_k: Neighbours of the robustness index (11 Camelyon, 61 TCGA, 46 Tolkach).
-        robustness_paired: Average the index over paired 2 x 2 subsets, as PathoROB does on TCGA.
+        robustness_paired: Average the index over paired 2 x 2 subsets, as PathoROB does on TCGA; those that the tile
+            set names, or all that its classes and centres allow.
         speed: Time the encoders, too.
         rounds: Turns of every encoder when timed.
         min_throughput_ratio: Least throughput over the reference's; needs --speed.
@@ -102,6 +105,7 @@ def accuracy(
         max_knn_drop_pp=max_knn_drop,
         max_flip_percent=max_flip,
         min_cosine=min_cosine,
+        max_robustness_drop=max_robustness_drop,
         min_throughput_ratio=min_throughput_ratio,
     )
     limits = _budgets(budgets, options)
@@ -170,8 +174,9 @@ def _tile_sets(
     evaluation = pick_tiles(open_tiles(eval_, role="evaluation"), limit=limit, fit=tile_fit)
     own = eval_ if Path(eval_).exists() else eval_.rpartition("@")[0] or eval_
     fitted = open_tiles(fit or own, role="calibration")
-    if fit is None and not fitted.splits():
-        return evaluation, None  # all there are would be tested as well
+    if fit is None and (fitted.split is None or fitted.split == evaluation.source.split):
+        # No split of its own to fit on (PathoROB's subsets are none): what there is would be tested as well.
+        return evaluation, None
     return evaluation, pick_tiles(fitted, limit=fit_limit, fit=tile_fit)
 
 

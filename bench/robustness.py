@@ -42,6 +42,7 @@ def robustness_index(
     *,
     k: int = DEFAULT_K,
     paired: bool = False,
+    subsets: Sequence[str] | None = None,
 ) -> RobustnessIndex:
     """Compute the index as PathoROB defines it (Kömen et al., BSD-3 code).
 
@@ -55,7 +56,9 @@ def robustness_index(
         centers: `(N,)` medical centres.
         groups: `(N,)` slides.
         k: Neighbours: 11 on Camelyon, 61 on TCGA, 46 on Tolkach.
-        paired: As on TCGA: the mean over all subsets of two classes and two centres that fill all four cells.
+        paired: As on TCGA: the mean over subsets of two classes and two centres that fill all four cells.
+        subsets: `(N,)` names of the paired subsets where the tile set has them, as PathoROB's TCGA does; all that
+            classes and centres allow when None, or where the names are of something else (`ID`, `OOD`).
 
     Raises:
         InputError: Fewer than two classes or centres, or no neighbour of either kind.
@@ -68,7 +71,9 @@ def robustness_index(
             hint="leave the index out for this tile set, or add tiles of another centre",
         )
     unit = unit_rows(embeddings)
-    masks = _paired_subsets(classes, places) if paired else [np.ones(len(unit), np.bool_)]
+    masks = [np.ones(len(unit), np.bool_)]
+    if paired:
+        masks = _named_subsets(classes, places, subsets) or _paired_subsets(classes, places)
     indices = []
     for mask in masks:
         so, os_ = neighbour_counts(unit[mask], classes[mask], places[mask], slides[mask], k=k)
@@ -118,6 +123,20 @@ def neighbour_counts(
         so[rows] = (outside & same_class & ~same_center).sum(axis=1)
         os_[rows] = (outside & ~same_class & same_center).sum(axis=1)
     return so, os_
+
+
+def _named_subsets(
+    classes: NDArray[np.int64], centers: NDArray[np.int64], names: Sequence[str] | None
+) -> list[NDArray[np.bool_]]:
+    """The tile set's own subsets; none where one of them is not two classes at two centres."""
+    if names is None:
+        return []
+    masks = [np.asarray(names) == name for name in sorted(set(names))]
+    cells = [{(int(a), int(b)) for a, b in zip(classes[mask], centers[mask], strict=True)} for mask in masks]
+    square = all(
+        len(found) == 4 and len({a for a, _ in found}) == 2 and len({b for _, b in found}) == 2 for found in cells
+    )
+    return masks if square else []
 
 
 def _paired_subsets(classes: NDArray[np.int64], centers: NDArray[np.int64]) -> list[NDArray[np.bool_]]:

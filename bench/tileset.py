@@ -52,13 +52,14 @@ class TileSet:
         return _complete([record.center for record in self.records])
 
     @cached_property
+    def subsets(self) -> tuple[str, ...] | None:
+        """Splits, which PathoROB calls subsets, or None where one is unknown."""
+        return _complete([record.split for record in self.records])
+
+    @cached_property
     def scans(self) -> tuple[str, ...] | None:
         """Scanner and stain of each tile, or its slide; None where neither is known."""
-        found = [
-            " / ".join(part for part in (record.scanner, record.stain) if part) or record.group
-            for record in self.records
-        ]
-        return _complete(found)
+        return _complete([_scan(record) for record in self.records])
 
     @cached_property
     def positions(self) -> tuple[str, ...] | None:
@@ -88,9 +89,14 @@ class TileSet:
 
 
 def pick_tiles(source: TileSource, *, limit: int | None, fit: TileFit = "exact") -> TileSet:
-    """Pick tiles: all of them, or `limit` balanced over the labels, spread evenly through the source."""
+    """Pick tiles: all of them, or `limit` balanced over the labels, spread evenly through the source.
+
+    Of registered scans whole positions are picked, so that every tile keeps its twins.
+    """
     records = tuple(source.records())
-    return TileSet(source=source, records=records if limit is None else _balanced(records, limit), fit=fit)
+    if limit is not None and len(records) > limit:
+        records = _registered(records, limit) or _balanced(records, limit)
+    return TileSet(source=source, records=records, fit=fit)
 
 
 def embed_tiles(
@@ -137,6 +143,26 @@ def _chunks(records: Sequence[TileRecord]) -> list[Sequence[TileRecord]]:
 def _complete(column: Sequence[str | None]) -> tuple[str, ...] | None:
     found = tuple(value for value in column if value is not None)
     return found if len(found) == len(column) and found else None
+
+
+def _scan(record: TileRecord) -> str | None:
+    return " / ".join(part for part in (record.scanner, record.stain) if part) or record.group
+
+
+def _registered(records: tuple[TileRecord, ...], limit: int) -> tuple[TileRecord, ...]:
+    """Whole positions, spread evenly; empty where fewer than two would fit or no position is on two scans."""
+    scans_of: dict[str, set[str | None]] = {}
+    for record in records:
+        if record.position is not None:
+            scans_of.setdefault(record.position, set()).add(_scan(record))
+    shared = [position for position, scans in scans_of.items() if len(scans) > 1]
+    if not shared:
+        return ()
+    count = min(len(shared), limit // max(len(scans_of[position]) for position in shared))
+    if count < 2:
+        return ()
+    kept = {shared[int(index)] for index in np.linspace(0, len(shared) - 1, count).round()}
+    return tuple(record for record in records if record.position in kept)
 
 
 def _balanced(records: tuple[TileRecord, ...], limit: int) -> tuple[TileRecord, ...]:

@@ -100,6 +100,8 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
     logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
     for name in ("nncf", "torch.onnx", "torch.utils.cpp_extension", "onnxscript", "onnx_ir", "openvino", "modelopt"):
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.ERROR)
+    for name in ("PIL", "matplotlib", "pydot"):  # they log each chunk of an image and each font
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def print_json(data: Any) -> None:

@@ -1,0 +1,221 @@
+"""Robustness index and plismbench through the command line, on files in the forms that are published."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from atlas_edge.bench.cli import app
+from atlas_edge.cli import run_app
+from atlas_edge.models import load_encoder
+from support import TINY_PX
+
+K = 5
+
+
+@pytest.fixture(scope="module")
+def columns() -> dict[str, list[str]]:
+    """Two classes at three centres, two slides each, six tiles a slide."""
+    found: dict[str, list[str]] = {"slide_id": [], "biological_class": [], "medical_center": [], "subset": []}
+    for center in "XYZ":
+        for slide in range(2):
+            for tile in range(6):
+                found["slide_id"].append(f"{center}{slide}")
+                found["biological_class"].append(("tumour", "normal")[tile % 2])
+                found["medical_center"].append(center)
+                found["subset"].append("OOD" if center == "Z" else "ID")
+    return found
+
+
+@pytest.fixture(scope="module")
+def pixels(columns: dict[str, list[str]]) -> NDArray[np.uint8]:
+    """Noise, coloured by class and more weakly by centre, `(36, 32, 32, 3)`."""
+    rng = np.random.default_rng(3)
+    tiles = rng.normal(140, 45, (len(columns["slide_id"]), TINY_PX, TINY_PX, 3))
+    tiles[..., 0] += np.where(np.array(columns["biological_class"]) == "tumour", 35, 0)[:, None, None]
+    tiles[..., 2] += np.array(["XYZ".index(c) * 20 for c in columns["medical_center"]])[:, None, None]
+    return np.clip(tiles, 0, 255).astype(np.uint8)
+
+
+def encoded(tile: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(tile).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_pathorob(path: Path, columns: dict[str, list[str]], pixels: NDArray[np.uint8]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    images = [{"bytes": encoded(tile), "path": None} for tile in pixels]
+    patches = [f"p{number}" for number in range(len(pixels))]
+    parquet.write_table(pyarrow.table({"image": images, "patch_id": patches, **columns}), path)
+
+
+def units(encoder: Path, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    opened = load_encoder(str(encoder))
+    found = opened.encode(pixels).astype(np.float64)
+    opened.close()
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def index_by_definition(unit: NDArray[np.float64], columns: dict[str, list[str]], rows: list[int], k: int) -> float:
+    so = os_ = 0
+    for i in rows:
+        near = sorted(
+            (j for j in rows if columns["slide_id"][j] != columns["slide_id"][i]),
+            key=lambda j: -float(unit[i] @ unit[j]),
+        )
+        for j in near[:k]:
+            same_class = columns["biological_class"][i] == columns["biological_class"][j]
+            same_center = columns["medical_center"][i] == columns["medical_center"][j]
+            so += same_class and not same_center
+            os_ += same_center and not same_class
+    return so / (so + os_)
+
+
+@pytest.fixture
+def accuracy(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """`atlas-bench accuracy` with `--json`, in this process: importing PyTorch anew would take most of the time."""
+
+    def run(*arguments: str | Path) -> dict[str, Any]:
+        words = ["accuracy", *map(str, arguments), "--stress-tiles", "0", "--json"]
+        code = run_app(app, words)
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        found: dict[str, Any] = json.loads(printed.out)
+        return {**found["accuracy"], "gate": found["gate"], "said": printed.err}
+
+    return run
+
+
+def test_pathorob_parquet_gives_the_index_by_definition(
+    columns: dict[str, list[str]],
+    pixels: NDArray[np.uint8],
+    bundle: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    accuracy: Callable[..., dict[str, Any]],
+) -> None:
+    # Subsets ID and OOD, as in the published Camelyon set, are no train and test split: nothing to fit a probe on.
+    write_pathorob(tmp_path / "camelyon.parquet", columns, pixels)
+    path = tmp_path / "camelyon.parquet"
+    options = ("--robustness-k", str(K), "--max-robustness-drop", "1", "--verbose")
+    found = accuracy(bundle, "--reference", tiny_model, "--eval", path, *options)
+    everything = list(range(len(pixels)))
+    expected = {
+        label: index_by_definition(units(path, pixels), columns, everything, K)
+        for label, path in (("tiny-vit", tiny_model), ("tiny", bundle))
+    }
+    for label, value in expected.items():
+        robustness = found["scores"][label]["robustness"]
+        assert robustness["index"] == pytest.approx(value, abs=1e-9)
+        assert (robustness["centers"], robustness["tiles"], robustness["k"]) == (3, 36, K)
+    drop = found["candidates"]["tiny"]["robustness_drop"]
+    assert drop["estimate"] == pytest.approx(expected["tiny-vit"] - expected["tiny"], abs=1e-9)
+    assert drop["unit"] == "group" and drop["units"] == 6
+    assert found["candidates"]["tiny"]["drops"] == [] and any("--fit" in note for note in found["notes"])
+    assert [check["option"] for check in found["gate"]["checks"]] == ["--max-robustness-drop"]
+    assert "robustness index" in found["said"] and "3 centres" in found["said"]
+
+
+def test_paired_index_averages_over_the_subsets_that_the_tile_set_names(
+    columns: dict[str, list[str]],
+    pixels: NDArray[np.uint8],
+    tiny_model: Path,
+    tmp_path: Path,
+    accuracy: Callable[..., dict[str, Any]],
+) -> None:
+    # TCGA repeats tiles in every subset that they belong to; here each centre is paired with X and with Y or Z.
+    pairs = {"X-Y": ("X", "Y"), "Y-Z": ("Y", "Z")}
+    rows = [(name, i) for name, pair in pairs.items() for i in range(36) if columns["medical_center"][i] in pair]
+    repeated = {key: [column[i] for _, i in rows] for key, column in columns.items()}
+    repeated["subset"] = [name for name, _ in rows]
+    write_pathorob(tmp_path / "tcga.parquet", repeated, pixels[[i for _, i in rows]])
+    found = accuracy(tiny_model, "--eval", tmp_path / "tcga.parquet", "--robustness-paired", "--robustness-k", str(K))
+    unit = units(tiny_model, pixels)
+    expected = [
+        index_by_definition(unit, columns, [i for i in range(36) if columns["medical_center"][i] in pair], K)
+        for pair in pairs.values()
+    ]
+    robustness = found["scores"]["tiny-vit"]["robustness"]
+    assert robustness["index"] == pytest.approx(np.mean(expected), abs=1e-9)
+    assert robustness["subsets"] == 2
+
+
+def plism_by_definition(scans: list[NDArray[np.float64]]) -> tuple[float, dict[int, float]]:
+    """Mean cosine of twins and top-k, over all pairs of scans, in plain loops."""
+    cosines, shares = [], []
+    for a, b in combinations(scans, 2):
+        cosines.append(np.mean([float(x @ y) for x, y in zip(a, b, strict=True)]))
+        pooled, n = np.concatenate([a, b]), len(a)
+        ranks = []
+        for i in range(2 * n):
+            order = sorted((j for j in range(2 * n) if j != i), key=lambda j: -float(pooled[i] @ pooled[j]))
+            ranks.append(order.index((i + n) % (2 * n)))
+        shares.append({k: np.mean([rank < k for rank in ranks]) for k in (1, 3, 5, 10)})
+    return float(np.mean(cosines)), {k: float(np.mean([share[k] for share in shares])) for k in (1, 3, 5, 10)}
+
+
+def test_plism_hdf5_gives_cosine_and_top_k_by_definition(
+    bundle: Path, tiny_model: Path, tmp_path: Path, accuracy: Callable[..., dict[str, Any]]
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(5)
+    tissue = rng.integers(40, 220, (8, TINY_PX, TINY_PX, 3))
+    folder, scans = tmp_path / "plism", []
+    folder.mkdir()
+    for number, name in enumerate(("GIV_S60", "GMH_S60", "GIV_AT2")):
+        noisy = tissue * (1 - 0.2 * number) + rng.normal(0, 40, tissue.shape)
+        scans.append(np.clip(noisy, 0, 255).astype(np.uint8))
+        with h5py.File(folder / f"{name}_to_GMH_S60.tif.h5", "w") as file:
+            for position, tile in enumerate(scans[-1]):
+                file[f"tile_{position}"] = tile
+    found = accuracy(bundle, "--reference", tiny_model, "--eval", folder)
+    for label, path in (("tiny-vit", tiny_model), ("tiny", bundle)):
+        cosine, top_k = plism_by_definition([units(path, scan) for scan in scans])
+        plism = found["scores"][label]["plism"]
+        assert plism["cosine"] == pytest.approx(cosine, abs=1e-6)
+        assert {int(k): share for k, share in plism["top_k"].items()} == pytest.approx(top_k)
+        assert (plism["pairs"], plism["positions"]) == (3, 8)
+    # Fewer tiles are whole places, not halves of pairs.
+    fewer = accuracy(tiny_model, "--eval", folder, "--limit", "9")
+    assert fewer["scores"]["tiny-vit"]["plism"]["positions"] == 3
+
+
+def test_five_real_scanners_of_one_region(
+    shared: Path, tiny_model: Path, tmp_path: Path, accuracy: Callable[..., dict[str, Any]]
+) -> None:
+    scanners = sorted((shared / "data/stain_scanner").glob("scc_*.png"))
+    assert len(scanners) == 5
+    lines: list[dict[str, str]] = []
+    scans: list[list[NDArray[np.uint8]]] = []
+    for path in scanners:
+        scans.append([])
+        with Image.open(path) as image:
+            region = np.asarray(image.convert("RGB"))
+        for row, column in np.ndindex(7, 7):
+            name = f"{path.stem}-{row}-{column}.png"
+            tile = region[row * TINY_PX :, column * TINY_PX :][:TINY_PX, :TINY_PX]
+            Image.fromarray(tile).save(tmp_path / name)
+            scans[-1].append(tile)
+            lines.append(
+                {"file": name, "shard": "", "scanner": path.stem, "group": path.stem, "position": f"{row}-{column}"}
+            )
+    with (tmp_path / "manifest.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    plism = accuracy(tiny_model, "--eval", tmp_path)["scores"]["tiny-vit"]["plism"]
+    cosine, top_k = plism_by_definition([units(tiny_model, np.stack(scan)) for scan in scans])
+    assert (plism["pairs"], plism["positions"]) == (10, 49)
+    assert plism["cosine"] == pytest.approx(cosine, abs=1e-6)
+    assert {int(k): share for k, share in plism["top_k"].items()} == pytest.approx(top_k)
