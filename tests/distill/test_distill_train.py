@@ -1,10 +1,10 @@
 # ruff: noqa: E501 - tables of command lines read best unwrapped
+import json
 import os
-import signal
+import random
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -94,34 +94,22 @@ def test_a_stopped_run_goes_on_to_the_same_losses_and_weights(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_kill_9_leaves_a_run_that_goes_on(
+def test_five_kills_lead_to_the_same_losses_and_weights(
     tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "student"
-    command = [
-        sys.executable, "-m", "atlas_edge.distill", str(tiny_model), "--tiles", str(tile_folder), "--student", str(tiny_student),
-        "--out", str(out), "--steps", "3000", "--batch", "8", "--precision", "fp32", "--checkpoint-every", "5", "--threads", "1",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, stderr=subprocess.PIPE)
-    while not (run_folder(out) / NAME).exists() and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not out.exists()
-    done = read_metrics(run_folder(out))
-    config = _config(tiny_model, tile_folder, tiny_student, out, steps=3000, lr=1e-4, warmup=100, views=4)
-    reached: list[int] = []
-
-    class Enough(Exception):
-        pass
-
-    def look(state: Any) -> None:
-        reached.append(state.step)
-        raise Enough
-
-    with pytest.raises(Enough):
-        distill(config, progress=look)
-    assert done and reached[0] > 5
+    script = Path(__file__).with_name("kill_five_times.py")
+    seed = random.SystemRandom().randrange(10**6)
+    done = subprocess.run(
+        [sys.executable, script, tiny_model, tile_folder, tiny_student, tmp_path, str(seed)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [kill["killed"] for kill in found["kills"]] == [True] * 5, found
+    assert found["losses_equal"] and found["weights_equal"], found
+    assert found["steps"] == 160 and found["last_loss"] < found["first_loss"], found
 
 
 def test_cached_features_give_the_losses_of_the_running_teacher(
