@@ -6,7 +6,8 @@ A cache is a folder with `cache.json` and shards `00000.safetensors` …, each w
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -159,10 +160,10 @@ class FeatureCache:
                 f"{folder} is not finished: {len(missing)} of {len(paths)} shards are missing",
                 hint="run the same atlas-distill cache command again: it goes on where it stopped",
             )
-        try:
-            self._shards: list[Any] = [safe_open(path, framework="numpy") for path in paths]
-        except SafetensorError as error:
-            raise InputError(f"{folder} has a damaged shard: {error}", hint="delete it and run cache again") from error
+        self._paths = paths
+        for path in paths:
+            with _opened(path):
+                pass
         self.teacher = self.index.teacher
         self.dim, self.grid = self.index.dim, self.index.grid
 
@@ -176,21 +177,34 @@ class FeatureCache:
         Raises:
             ChecksumError: A tile's pixels are not those that the teacher saw.
         """
-        cls, patches = [], []
-        for place, view in enumerate(views.tolist()):
-            shard, row = self._shards[view // self.index.shard_views], view % self.index.shard_views
-            if hashes is not None and int(shard.get_slice("hashes")[row : row + 1][0]) != int(hashes[place]):
-                raise ChecksumError(
-                    f"tile {view % self.index.tiles} has other pixels than when its features were computed",
-                    hint="restore the tiles, or compute the cache again",
-                )
-            cls.append(shard.get_slice("cls")[row : row + 1])
-            if self.grid is not None:
-                patches.append(shard.get_slice("patches")[row : row + 1])
-        return Features(
-            cls=np.concatenate(cls).astype(np.float32),
-            patches=np.concatenate(patches).astype(np.float32) if patches else None,
-        )
+        order = np.argsort(views // self.index.shard_views, kind="stable")
+        shards = views[order] // self.index.shard_views
+        cls = np.empty((len(views), self.dim), dtype=np.float32)
+        patches = None if self.grid is None else np.empty((len(views), self.grid**2, self.dim), dtype=np.float32)
+        # A shard is mapped only while it is read: what has been read of it would count as this process's memory.
+        for number in np.unique(shards).tolist():
+            with _opened(self._paths[number]) as shard:
+                for place in order[shards == number].tolist():
+                    row = int(views[place]) % self.index.shard_views
+                    if hashes is not None and int(shard.get_slice("hashes")[row : row + 1][0]) != int(hashes[place]):
+                        raise ChecksumError(
+                            f"tile {views[place] % self.index.tiles} has other pixels than when its features were "
+                            "computed",
+                            hint="restore the tiles, or compute the cache again",
+                        )
+                    cls[place] = shard.get_slice("cls")[row]
+                    if patches is not None:
+                        patches[place] = shard.get_slice("patches")[row]
+        return Features(cls=cls, patches=patches)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="numpy") as shard:
+            yield shard
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged: {error}", hint="delete it and run atlas-distill cache again") from error
 
 
 def _shard(

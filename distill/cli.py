@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from atlas_edge.cli import console, make_app, print_json, require_module, run_app, set_verbosity
+from atlas_edge.distill.display import Display, print_evaluation, print_throughput
 from atlas_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from atlas_edge.distill.config import TrainConfig
-    from atlas_edge.distill.evaluate import Evaluation
-    from atlas_edge.distill.throughput import Throughput
 
 HELP = """Distil a small student from a large teacher, on unlabelled tiles.
 
@@ -126,7 +123,7 @@ def train(
         return
     from atlas_edge.distill.run import distill
 
-    with _Display(screen, config.steps) as display:
+    with Display(screen, config.steps) as display:
         report = distill(config, overwrite=overwrite, warn=display.warn, progress=display.show)
     if json:
         data = asdict(report)
@@ -188,7 +185,7 @@ def cache(
     warning = licence_warning(loaded.provenance)
     if warning is not None:
         screen.print(f"warning: {warning}", style="yellow")
-    with _Display(screen, 0) as display:
+    with Display(screen, 0) as display:
         index = write_cache(
             out,
             loaded,
@@ -259,7 +256,7 @@ def evaluate(
     if json:
         print_json(asdict(result))
     elif not quiet:
-        _print_evaluation(console(), result)
+        print_evaluation(console(), result)
 
 
 @app.command
@@ -308,7 +305,7 @@ def throughput(
         others = [name for name in found.images_per_s if name != "distill"]
         print_json(asdict(found) | {"ratios": {name: found.ratios("distill", name) for name in others}})
     elif not quiet:
-        _print_throughput(console(), found)
+        print_throughput(console(), found)
 
 
 def main() -> None:
@@ -331,76 +328,3 @@ def _config(options: dict[str, Any]) -> "TrainConfig":
         option = str(first["loc"][0]).replace("_", "-")
         found = first["input"] if first["input"] != () else "nothing"
         raise UsageError(f"--{option} is {found}: {first['msg']}", hint="see atlas-distill --help") from error
-
-
-class _Display:
-    """Progress on a terminal, with throughput and time left; silent elsewhere."""
-
-    def __init__(self, screen: "Console", total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._screen = screen
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True)
-        self._task = self._progress.add_task("", total=total or None)
-
-    def __enter__(self) -> "_Display":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def warn(self, text: str) -> None:
-        self._screen.print(f"warning: {text}", style="yellow")
-
-    def show(self, state: Any) -> None:
-        cosine = "" if state.held_out_cosine is None else f", held-out cosine {state.held_out_cosine:.3f}"
-        text = f"loss {state.loss:.4f}{cosine}, {state.images_per_s:.1f} images/s"
-        self._progress.update(self._task, completed=state.step, description=text)
-
-    def count(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total, description="views")
-
-
-def _print_evaluation(screen: "Console", result: "Evaluation") -> None:
-    from rich.table import Table
-
-    table = Table("probe", "teacher", "student", "kept (95 % interval)")
-    for entry in result.retention:
-        kept = f"{entry.retained:.1%} ({entry.retained_low:.1%} … {entry.retained_high:.1%})"
-        table.add_row(entry.method, f"{entry.teacher_score:.3f}", f"{entry.student_score:.3f}", kept)
-    screen.print(table)
-    if result.movements:
-        moved = Table("shift", "teacher moves", "student moves", "student − teacher (95 % interval)")
-        for item in result.movements:
-            extra = item.student_minus_teacher
-            moved.add_row(
-                item.shift, f"{item.teacher:.3f}", f"{item.student:.3f}",
-                f"{extra.estimate:+.3f} ({extra.low:+.3f} … {extra.high:+.3f})",
-            )  # fmt: skip
-        screen.print(moved)
-    if result.robustness is not None:
-        rob = result.robustness
-        screen.print(
-            f"robustness index by {rob.by}, k {rob.student.k}: teacher {rob.teacher.index:.3f}, "
-            f"student {rob.student.index:.3f}"
-        )
-    if result.scanners is not None:
-        found = result.scanners
-        screen.print(
-            f"same region on {len(found.scanners)} scanners: cosine teacher {found.teacher:.3f}, "
-            f"student {found.student:.3f}"
-        )
-
-
-def _print_throughput(screen: "Console", found: "Throughput") -> None:
-    from rich.table import Table
-
-    table = Table("loop", "images/s, median", "waits for data", "distill over it (least … largest)")
-    for name, rates in found.images_per_s.items():
-        least, middle, largest = found.ratios("distill", name)
-        ratio = "" if name == "distill" else f"{middle:.2f}x ({least:.2f} … {largest:.2f})"
-        table.add_row(name, f"{sorted(rates)[len(rates) // 2]:.1f}", f"{found.waiting_share[name]:.0%}", ratio)
-    screen.print(table)
-    screen.print(f"{found.cpu_threads} threads; the loops took turns in one process")

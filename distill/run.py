@@ -1,6 +1,7 @@
 """From a configuration to a student's folder."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,19 @@ _HELD_OUT_TILES = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a run did, as printed with `--json` and kept in the student's `report.json`."""
+    """What a run did, as printed with `--json` and kept in the student's `report.json`.
+
+    Attributes:
+        student: Its folder.
+        steps: Steps of the run.
+        resumed_from: Steps that an earlier process had done.
+        held_out_cosine: Last one; None without held-out tiles.
+        images_per_s: Median over the logged steps.
+        waiting_share: Share of the time that the student waited for data, median over the logged steps.
+        peak_memory_mb: Largest resident memory of this process, MB; None where the system does not tell.
+        teachers: Whom the student imitates.
+        warnings: What was warned about.
+    """
 
     student: str
     steps: int
@@ -35,6 +48,7 @@ class Report:
     held_out_cosine: float | None
     images_per_s: float | None
     waiting_share: float | None
+    peak_memory_mb: float | None
     teachers: tuple[ModelProvenance, ...]
     warnings: tuple[str, ...]
 
@@ -85,12 +99,24 @@ def distill(
         held_out_cosine=trained.held_out_cosine,
         images_per_s=float(np.median([row["images_per_s"] for row in rows])) if rows else None,
         waiting_share=float(np.median([row["waiting_share"] for row in rows])) if rows else None,
+        peak_memory_mb=peak_memory_mb(),
         teachers=teachers,
         warnings=warnings,
     )
     if trained.main:
         _write(config, run, trained, tiles, report, rows, overwrite=overwrite)
     return report
+
+
+def peak_memory_mb() -> float | None:
+    """Largest resident memory that this process has had, MB; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    # Linux counts kibibytes, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def training_tiles(config: TrainConfig) -> TrainingTiles:

@@ -20,9 +20,10 @@ from torch.utils.data import Dataset
 
 from atlas_edge.distill.config import TrainConfig
 from atlas_edge.distill.run import open_stream, training_tiles
+from atlas_edge.distill.state import start
 from atlas_edge.distill.student import build_student
 from atlas_edge.distill.tileset import TrainingTiles
-from atlas_edge.distill.train import start, train_step
+from atlas_edge.distill.train import train_step
 
 _DROPPED = 3
 

@@ -1,6 +1,5 @@
 """The training loop: one command for one process or many (`accelerate launch`), resumable step for step."""
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -9,22 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atlas_edge.distill.checkpoint import NAME, load_checkpoint, load_extra, save_checkpoint
 from atlas_edge.distill.config import TrainConfig
 from atlas_edge.distill.held_out import HeldOut, held_out_figures, normalised
-from atlas_edge.distill.losses import TeacherHead, feature_loss, nested_loss, relational_loss
+from atlas_edge.distill.losses import feature_loss, nested_loss, relational_loss
 from atlas_edge.distill.metrics import MetricsLog
-from atlas_edge.distill.phis import FeatureStatistics, TargetTransform, identity, phi_s
+from atlas_edge.distill.state import State, start
 from atlas_edge.distill.stream import TrainingBatch, ViewStream
-from atlas_edge.distill.student import Architecture, Distiller, build_student, inherit_from, make_heads
+from atlas_edge.distill.student import Architecture
 from atlas_edge.errors import UsageError
 
-# Views from which the target statistics are taken; as many patch tokens as CLS tokens are enough.
-_STATISTICS_VIEWS = 2048
 _LOG_EVERY = 10
 
 
@@ -103,7 +98,7 @@ def train(
 
 def _run(
     config: TrainConfig,
-    state: "_State",
+    state: "State",
     accelerator: Any,
     batches: Iterable[TrainingBatch],
     reporter: "_Reporter | None",
@@ -128,7 +123,7 @@ class _Reporter:
         self._run, self._log, self._held_out, self._progress = run, log, held_out, progress
         self.cosine: float | None = None
 
-    def after_step(self, config: TrainConfig, state: "_State", row: dict[str, Any], clock: "_Clock") -> None:
+    def after_step(self, config: TrainConfig, state: "State", row: dict[str, Any], clock: "_Clock") -> None:
         step, last = state.step, state.step == config.steps
         looked = self._held_out is not None and (step % config.evaluate_every == 0 or last)
         if looked and self._held_out is not None:
@@ -151,119 +146,7 @@ class _Reporter:
             state.save(self._run, config)
 
 
-@dataclass(slots=True, kw_only=True)
-class _State:
-    model: Distiller
-    architecture: Architecture
-    optimiser: torch.optim.Optimizer
-    average: dict[str, Tensor]
-    transforms: list[tuple[TargetTransform, TargetTransform | None]]
-    step: int
-
-    def to(self, device: torch.device) -> None:
-        """Move weights, average and optimiser state."""
-        self.model.to(device)
-        self.average = {name: value.to(device) for name, value in self.average.items()}
-        # Loading a state moves it to its parameters' device.
-        self.optimiser.load_state_dict(self.optimiser.state_dict())
-
-    def save(self, run: Path, config: TrainConfig) -> None:
-        extra = {}
-        for number, pair in enumerate(self.transforms):
-            for kind, transform in zip(("cls", "patches"), pair, strict=True):
-                if transform is not None:
-                    extra[f"{number}.{kind}.matrix"] = torch.from_numpy(transform.matrix)
-                    extra[f"{number}.{kind}.mean"] = torch.from_numpy(transform.mean)
-        save_checkpoint(
-            run, self.model, self.optimiser, self.average, step=self.step, config=config.same_run(), extra=extra
-        )
-
-
-def start(config: TrainConfig, stream: ViewStream, run: Path, *, statistics_views: int = _STATISTICS_VIEWS) -> _State:
-    """A fresh run's state, or that of the one in the folder."""
-    torch.manual_seed(config.seed)
-    backbone, architecture = build_student(config.student, seed=config.seed)
-    going_on = (run / NAME).is_file()
-    transforms = _stored_transforms(run) if going_on else _target_transforms(config, stream, statistics_views)
-    heads = make_heads(backbone, transforms)
-    if config.init == "teacher" and not going_on:
-        _inherit(config, stream, backbone, architecture, heads, transforms)
-    model = Distiller(backbone, heads)
-    optimiser = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr, fused=True)
-    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    step = 0
-    if going_on:
-        step, average = load_checkpoint(run, model, optimiser, config=config.same_run())
-    return _State(
-        model=model, architecture=architecture, optimiser=optimiser, average=average, transforms=transforms, step=step
-    )
-
-
-def _target_transforms(
-    config: TrainConfig, stream: ViewStream, views: int
-) -> list[tuple[TargetTransform, TargetTransform | None]]:
-    make = phi_s if config.phi_s else identity
-    _, features = stream.sample(views)
-    pairs: list[tuple[TargetTransform, TargetTransform | None]] = []
-    for found in features:
-        patches = None
-        if found.patches is not None and config.patch_weight:
-            step = max(found.patches.shape[1] // 16, 1)
-            patches = make(FeatureStatistics.of([found.patches[:, ::step].reshape(-1, found.patches.shape[-1])]))
-        pairs.append((make(FeatureStatistics.of([found.cls])), patches))
-    return pairs
-
-
-def _stored_transforms(run: Path) -> list[tuple[TargetTransform, TargetTransform | None]]:
-    extra = load_extra(run)
-
-    def read(number: int, kind: str) -> TargetTransform | None:
-        matrix = extra.get(f"{number}.{kind}.matrix")
-        if matrix is None:
-            return None
-        return TargetTransform(matrix=matrix.numpy(), mean=extra[f"{number}.{kind}.mean"].numpy())
-
-    pairs: list[tuple[TargetTransform, TargetTransform | None]] = []
-    for number in itertools.count():
-        cls = read(number, "cls")
-        if cls is None:
-            return pairs
-        pairs.append((cls, read(number, "patches")))
-    raise AssertionError
-
-
-def _inherit(
-    config: TrainConfig,
-    stream: ViewStream,
-    backbone: nn.Module,
-    architecture: Architecture,
-    heads: list[TeacherHead],
-    transforms: list[tuple[TargetTransform, TargetTransform | None]],
-) -> None:
-    shown, _ = stream.sample(config.init_tiles)
-    fresh = [stream.freshen(view, number, epoch=0) for number, view in enumerate(shown)]
-    weight, bias, _ = inherit_from(
-        config.init_from or config.teachers[0],
-        backbone,
-        architecture,
-        student_views=np.stack(fresh),
-        teacher_views=shown,
-        half=config.precision == "bf16",
-    )
-    if weight.shape[0] == len(transforms[0][0].mean):
-        heads[0].start_from(weight, bias, *transforms[0])
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    decayed: list[Any] = []
-    free: list[Any] = []
-    for name, parameter in model.named_parameters():
-        matrix = parameter.ndim >= 2 and not name.endswith(("pos_embed", "cls_token", "reg_token"))
-        (decayed if matrix else free).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-
-
-def train_step(config: TrainConfig, state: _State, accelerator: Any, batch: TrainingBatch) -> dict[str, Any]:
+def train_step(config: TrainConfig, state: State, accelerator: Any, batch: TrainingBatch) -> dict[str, Any]:
     """One optimiser step; returns its row of `metrics.csv`.
 
     Raises:
@@ -310,7 +193,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def _loss(
-    config: TrainConfig, state: _State, tokens: Tensor, batch: TrainingBatch
+    config: TrainConfig, state: State, tokens: Tensor, batch: TrainingBatch
 ) -> tuple[Tensor, float, float | None]:
     prefix = state.model.prefix_tokens
     cls_losses, patch_losses, others = [], [], []
@@ -330,7 +213,7 @@ def _loss(
     return loss, float(cls_loss.detach()), None if patch_loss is None else float(patch_loss.detach())
 
 
-def _average(state: _State, decay: float) -> None:
+def _average(state: State, decay: float) -> None:
     # Early on the average forgets faster, so that it is not held back by the first weights (Adam's bias correction,
     # in effect).
     keep = min(decay, state.step / (state.step + 10)) if decay else 0.0
@@ -347,7 +230,7 @@ def _average_gradients(model: nn.Module, accelerator: Any) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def _look(state: _State, held_out: HeldOut) -> dict[str, float | None]:
+def _look(state: State, held_out: HeldOut) -> dict[str, float | None]:
     """Figures of the averaged weights."""
     current = {name: value.clone() for name, value in state.model.state_dict().items()}
     state.model.load_state_dict(state.average)

@@ -93,7 +93,7 @@ def test_damaged_caches_are_told(damage: str, tiny_model: Path, tile_folder: Pat
     else:
         shard = out / "00000.safetensors"
         shard.write_bytes(shard.read_bytes()[:20])
-    with pytest.raises(InputError, match=r"cache\.json|damaged shard"):
+    with pytest.raises(InputError, match=r"cache\.json|is damaged"):
         FeatureCache(out, open_training_tiles([str(tile_folder)]))
 
 

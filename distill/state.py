@@ -1,0 +1,144 @@
+"""State of a training run: made fresh, inherited from a teacher, or read from a killed run's checkpoint."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from atlas_edge.distill.checkpoint import NAME, load_checkpoint, load_extra, save_checkpoint
+from atlas_edge.distill.config import TrainConfig
+from atlas_edge.distill.losses import TeacherHead
+from atlas_edge.distill.phis import FeatureStatistics, TargetTransform, identity, phi_s
+from atlas_edge.distill.stream import ViewStream
+from atlas_edge.distill.student import Architecture, Distiller, build_student, inherit_from, make_heads
+
+# Views from which the target statistics are taken; as many patch tokens as CLS tokens are enough.
+_STATISTICS_VIEWS = 2048
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """All that a step changes or needs.
+
+    Attributes:
+        model: Student and heads.
+        architecture: Of the student.
+        optimiser: AdamW.
+        average: Averaged weights of the model.
+        transforms: Target transforms of CLS and patch tokens, one pair a teacher.
+        step: Steps done.
+    """
+
+    model: Distiller
+    architecture: Architecture
+    optimiser: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    transforms: list[tuple[TargetTransform, TargetTransform | None]]
+    step: int
+
+    def to(self, device: torch.device) -> None:
+        """Move weights, average and optimiser state."""
+        self.model.to(device)
+        self.average = {name: value.to(device) for name, value in self.average.items()}
+        # Loading a state moves it to its parameters' device.
+        self.optimiser.load_state_dict(self.optimiser.state_dict())
+
+    def save(self, run: Path, config: TrainConfig) -> None:
+        """Write the checkpoint."""
+        extra = {}
+        for number, pair in enumerate(self.transforms):
+            for kind, transform in zip(("cls", "patches"), pair, strict=True):
+                if transform is not None:
+                    extra[f"{number}.{kind}.matrix"] = torch.from_numpy(transform.matrix)
+                    extra[f"{number}.{kind}.mean"] = torch.from_numpy(transform.mean)
+        save_checkpoint(
+            run, self.model, self.optimiser, self.average, step=self.step, config=config.same_run(), extra=extra
+        )
+
+
+def start(config: TrainConfig, stream: ViewStream, run: Path, *, statistics_views: int = _STATISTICS_VIEWS) -> State:
+    """A fresh run's state, or that of the one in the folder."""
+    torch.manual_seed(config.seed)
+    backbone, architecture = build_student(config.student, seed=config.seed)
+    going_on = (run / NAME).is_file()
+    transforms = _stored_transforms(run) if going_on else _target_transforms(config, stream, statistics_views)
+    heads = make_heads(backbone, transforms)
+    if config.init == "teacher" and not going_on:
+        _inherit(config, stream, backbone, architecture, heads, transforms)
+    model = Distiller(backbone, heads)
+    optimiser = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr, fused=True)
+    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    step = 0
+    if going_on:
+        step, average = load_checkpoint(run, model, optimiser, config=config.same_run())
+    return State(
+        model=model, architecture=architecture, optimiser=optimiser, average=average, transforms=transforms, step=step
+    )
+
+
+def _target_transforms(
+    config: TrainConfig, stream: ViewStream, views: int
+) -> list[tuple[TargetTransform, TargetTransform | None]]:
+    make = phi_s if config.phi_s else identity
+    _, features = stream.sample(views)
+    pairs: list[tuple[TargetTransform, TargetTransform | None]] = []
+    for found in features:
+        patches = None
+        if found.patches is not None and config.patch_weight:
+            step = max(found.patches.shape[1] // 16, 1)
+            patches = make(FeatureStatistics.of([found.patches[:, ::step].reshape(-1, found.patches.shape[-1])]))
+        pairs.append((make(FeatureStatistics.of([found.cls])), patches))
+    return pairs
+
+
+def _stored_transforms(run: Path) -> list[tuple[TargetTransform, TargetTransform | None]]:
+    extra = load_extra(run)
+
+    def read(number: int, kind: str) -> TargetTransform | None:
+        matrix = extra.get(f"{number}.{kind}.matrix")
+        if matrix is None:
+            return None
+        return TargetTransform(matrix=matrix.numpy(), mean=extra[f"{number}.{kind}.mean"].numpy())
+
+    pairs: list[tuple[TargetTransform, TargetTransform | None]] = []
+    for number in itertools.count():
+        cls = read(number, "cls")
+        if cls is None:
+            return pairs
+        pairs.append((cls, read(number, "patches")))
+    raise AssertionError
+
+
+def _inherit(
+    config: TrainConfig,
+    stream: ViewStream,
+    backbone: nn.Module,
+    architecture: Architecture,
+    heads: list[TeacherHead],
+    transforms: list[tuple[TargetTransform, TargetTransform | None]],
+) -> None:
+    shown, _ = stream.sample(config.init_tiles)
+    fresh = [stream.freshen(view, number, epoch=0) for number, view in enumerate(shown)]
+    weight, bias, _ = inherit_from(
+        config.init_from or config.teachers[0],
+        backbone,
+        architecture,
+        student_views=np.stack(fresh),
+        teacher_views=shown,
+        half=config.precision == "bf16",
+    )
+    if weight.shape[0] == len(transforms[0][0].mean):
+        heads[0].start_from(weight, bias, *transforms[0])
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    decayed: list[Any] = []
+    free: list[Any] = []
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim >= 2 and not name.endswith(("pos_embed", "cls_token", "reg_token"))
+        (decayed if matrix else free).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
