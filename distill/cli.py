@@ -2,16 +2,15 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from atlas_edge.cli import console, make_app, print_json, require_module, run_app, set_verbosity
-from atlas_edge.distill.display import Display, print_evaluation, print_throughput
+from atlas_edge.distill.display import Display
+from atlas_edge.distill.judging_commands import compare, evaluate, throughput
+from atlas_edge.distill.options import AugmentationName, Flag, Json, Many, Quiet, Verbose, train_config
 from atlas_edge.errors import UsageError
-
-if TYPE_CHECKING:
-    from atlas_edge.distill.config import TrainConfig
 
 HELP = """Distil a small student from a large teacher, on unlabelled tiles.
 
@@ -25,13 +24,6 @@ Several GPUs or machines: `accelerate launch -m atlas_edge.distill …` with the
 """
 
 app = make_app("atlas-distill", HELP)
-
-Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
-Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")]
-Json = Annotated[bool, Parameter(name="--json", negative="")]
-Flag = Annotated[bool, Parameter(negative="")]
-Many = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
-AugmentationName = Literal["none", "geometry", "weak", "strong"]
 
 
 @app.default
@@ -116,7 +108,7 @@ def train(
     options = {name: value for name, value in locals().items() if name not in _NOT_OPTIONS}
     set_verbosity(quiet=quiet, verbose=verbose)
     require_module("timm", extra="torch")
-    config = _config(options)
+    config = train_config(options)
     screen = console(quiet=quiet)
     if dry_run:
         print_json(config.model_dump(mode="json"))
@@ -204,108 +196,60 @@ def cache(
 
 
 @app.command
-def evaluate(
+def fit(
     teacher: str,
-    student: str,
-    /,
-    *,
-    fit: str,
-    tiles: str | None = None,
-    fit_limit: int = 1_500,
-    limit: int = 2_000,
-    stress_limit: int = 128,
-    scans: Annotated[tuple[Path, ...], Parameter(negative="", consume_multiple=True)] = (),
+    *tiles: str,
+    out: Path,
+    student: str = "vit_tiny_patch16_224",
+    init_tiles: int = 384,
+    views: int = 4,
+    stored: AugmentationName = "weak",
+    fresh: AugmentationName = "strong",
+    precision: Literal["bf16", "fp32"] = "bf16",
     seed: int = 0,
     threads: int | None = None,
+    overwrite: Flag = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what of its teacher a student keeps.
+    """Fit a student's first weights to a teacher in closed form, once for any number of runs.
+
+    Train from them with --student FOLDER. A run of its own does the same with --init teacher.
 
     Args:
-        teacher: Model folder, registry name or bundle.
-        student: The same.
-        fit: Labelled tiles to fit probes on (their train split).
-        tiles: Labelled tiles to test on (their test split); those of --fit when left out.
-        fit_limit: Most tiles to fit on.
-        limit: Most tiles to test on.
-        stress_limit: Most tiles to shift in the stress test; 0 leaves it out.
-        scans: Registered images of one region, one a scanner.
-        seed: Seed of the bootstrap.
-        threads: Inference threads.
-        json: Print the figures as JSON on stdout.
-        quiet: Print errors only.
-        verbose: Print what the libraries say, too.
-    """
-    set_verbosity(quiet=quiet, verbose=verbose)
-    from atlas_edge.distill.evaluate import evaluate as run
-    from atlas_edge.models import load_encoder
-
-    result = run(
-        load_encoder(teacher, threads=threads),
-        load_encoder(student, threads=threads),
-        fit=fit,
-        tiles=tiles or fit,
-        fit_limit=fit_limit,
-        limit=limit,
-        stress_limit=stress_limit,
-        scans=scans,
-        seed=seed,
-    )
-    if json:
-        print_json(asdict(result))
-    elif not quiet:
-        print_evaluation(console(), result)
-
-
-@app.command
-def throughput(
-    *teachers: str,
-    tiles: Many,
-    student: str = "atlas2-s",
-    online: str | None = None,
-    batch: int = 32,
-    steps: int = 8,
-    rounds: int = 5,
-    precision: Literal["bf16", "fp32"] = "bf16",
-    threads: int | None = None,
-    workers: int = 1,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Time training on this machine against a plain timm and PyTorch loop of the same model and batch.
-
-    Args:
-        teachers: As for training; cached features are what is usually timed.
-        tiles: Tile sets.
-        student: Registry name, timm architecture, or a folder.
-        online: A teacher to time running beside the student, too.
-        batch: Views a step.
-        steps: Timed steps of each arm in a round.
-        rounds: Rounds; the arms take turns.
-        precision: Autocast of the student.
+        teacher: Folder of a ViT.
+        tiles: Tile sets and slides, as for training.
+        out: Folder of the fitted student.
+        student: Registry name or timm architecture with the teacher's depth and head size.
+        init_tiles: Views used for the fit.
+        views: Stored views of each tile, among which those are spread.
+        stored: Augmentation that teacher and student see.
+        fresh: Augmentation that only the student sees.
+        precision: Of the activations.
+        seed: Seed of the views.
         threads: PyTorch's threads.
-        workers: Decoding threads (of ours) and processes (of the plain loop's DataLoader).
-        json: Print the figures as JSON on stdout.
+        overwrite: Replace an existing folder.
+        json: Print where it is as JSON on stdout.
         quiet: Print errors only.
         verbose: Print what the libraries say, too.
     """
+    options = {name: value for name, value in locals().items() if name not in {*_NOT_OPTIONS, "teacher"}}
     set_verbosity(quiet=quiet, verbose=verbose)
     require_module("timm", extra="torch")
-    given = {"teachers": teachers, "tiles": tiles, "student": student, "batch": batch, "threads": threads}
-    config = _config({**given, "workers": workers, "precision": precision, "out": Path("unused")})
-    if steps < 1 or rounds < 1:
-        raise UsageError("--steps and --rounds must be 1 or more", hint="see atlas-distill throughput --help")
-    from atlas_edge.distill.throughput import measure
+    config = train_config({**options, "teachers": (teacher,), "init": "teacher", "batch": 1})
+    from atlas_edge.distill.fit import fit_student
 
-    found = measure(config, online=online, steps=steps, rounds=rounds)
+    done = fit_student(config, overwrite=overwrite)
     if json:
-        others = [name for name in found.images_per_s if name != "distill"]
-        print_json(asdict(found) | {"ratios": {name: found.ratios("distill", name) for name in others}})
+        print_json({"student": str(done)})
     elif not quiet:
-        print_throughput(console(), found)
+        console().print(f"{done}: fitted to {teacher}; train it with --student {done}")
+
+
+app.command(evaluate)
+app.command(compare)
+app.command(throughput)
 
 
 def main() -> None:
@@ -314,17 +258,3 @@ def main() -> None:
 
 
 _NOT_OPTIONS = frozenset({"overwrite", "dry_run", "json", "quiet", "verbose"})
-
-
-def _config(options: dict[str, Any]) -> "TrainConfig":
-    from pydantic import ValidationError
-
-    from atlas_edge.distill.config import TrainConfig
-
-    try:
-        return TrainConfig(**options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        found = first["input"] if first["input"] != () else "nothing"
-        raise UsageError(f"--{option} is {found}: {first['msg']}", hint="see atlas-distill --help") from error

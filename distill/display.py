@@ -3,8 +3,11 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
+    from atlas_edge.distill.compare import Comparison
     from atlas_edge.distill.evaluate import Evaluation
     from atlas_edge.distill.throughput import Throughput
     from atlas_edge.distill.train import Progress
@@ -43,6 +46,10 @@ class Display:
         """Views of a cache were done."""
         self._progress.update(self._task, completed=done, total=total, description="views")
 
+    def arms(self, done: int, total: int) -> None:
+        """Loops of a timing run were timed."""
+        self._progress.update(self._task, completed=done, total=total, description="loops")
+
 
 def print_evaluation(screen: "Console", result: "Evaluation") -> None:
     """Tables of what a student keeps."""
@@ -76,14 +83,32 @@ def print_evaluation(screen: "Console", result: "Evaluation") -> None:
         )
 
 
+def print_comparison(screen: "Console", found: "Sequence[Comparison]") -> None:
+    """Table of two recipes' students."""
+    from rich.table import Table
+
+    table = Table("probe", "students", "against", "advantage, pp (95 % interval)")
+    for item in found:
+        gain = item.advantage_pp
+        scores = [" ".join(f"{score:.3f}" for score in group) for group in (item.scores, item.other_scores)]
+        table.add_row(item.method, *scores, f"{gain.estimate:+.1f} ({gain.low:+.1f} … {gain.high:+.1f})")
+    screen.print(table)
+
+
 def print_throughput(screen: "Console", found: "Throughput") -> None:
     """Table of the timed loops."""
     from rich.table import Table
 
-    table = Table("loop", "images/s, median", "waits for data", "distill over it (least … largest)")
+    table = Table("loop", "images/s, median", "waits for data", "distill over it (95 % interval)")
     for name, rates in found.images_per_s.items():
-        least, middle, largest = found.ratios("distill", name)
-        ratio = "" if name == "distill" else f"{middle:.2f}x ({least:.2f} … {largest:.2f})"
-        table.add_row(name, f"{sorted(rates)[len(rates) // 2]:.1f}", f"{found.waiting_share[name]:.0%}", ratio)
+        ratio = None if name == "distill" else found.ratio("distill", name)
+        text = "" if ratio is None else f"{ratio.estimate:.2f}x ({ratio.low:.2f} … {ratio.high:.2f})"
+        table.add_row(name, f"{sorted(rates)[len(rates) // 2]:.1f}", f"{found.waiting_share[name]:.1%}", text)
     screen.print(table)
-    screen.print(f"{found.cpu_threads} threads; the loops took turns in one process")
+    screen.print(f"{found.cpu_threads} threads; the loops took turns in one process; data: batches without training")
+    difference = found.loss_difference()
+    if difference is not None:
+        screen.print(
+            f"losses of {len(found.losses['online'])} steps with stored features and with the running teacher differ "
+            f"by at most {difference:.2%}"
+        )

@@ -140,19 +140,16 @@ def evaluate(
     Raises:
         InputError: Tiles without labels.
     """
-    fitted = pick_tiles(open_tiles(fit, role="calibration"), limit=fit_limit, fit="resize")
-    tested = pick_tiles(open_tiles(tiles, role="evaluation"), limit=limit, fit="resize")
-    if fitted.labels is None or tested.labels is None:
-        raise InputError("the tiles have no labels: nothing to probe", hint="give a pack or class folders with labels")
+    fitted, tested = labelled_tiles(fit, tiles, fit_limit=fit_limit, limit=limit)
     fit_features = [embed(encoder, fitted) for encoder in (teacher, student)]
     features = [embed(encoder, tested) for encoder in (teacher, student)]
     drops = [
         accuracy_drop(
             fit_features=fit_features[0],
-            fit_labels=fitted.labels,
+            fit_labels=fitted.labels or (),
             reference=features[0],
             candidate=features[1],
-            labels=tested.labels,
+            labels=tested.labels or (),
             groups=tested.groups,
             method=method,
             candidate_fit_features=fit_features[1],
@@ -170,6 +167,19 @@ def evaluate(
         movements=() if shifted is None else movements(teacher, student, shifted, STRESSES, seed=seed),
         scanners=scanner_agreement(teacher, student, scans) if scans else None,
     )
+
+
+def labelled_tiles(fit: str, tiles: str, *, fit_limit: int, limit: int) -> tuple[TileSet, TileSet]:
+    """Tiles to fit probes on and tiles to test.
+
+    Raises:
+        InputError: Tiles without labels.
+    """
+    fitted = pick_tiles(open_tiles(fit, role="calibration"), limit=fit_limit, fit="resize")
+    tested = pick_tiles(open_tiles(tiles, role="evaluation"), limit=limit, fit="resize")
+    if fitted.labels is None or tested.labels is None:
+        raise InputError("the tiles have no labels: nothing to probe", hint="give a pack or class folders with labels")
+    return fitted, tested
 
 
 def embed(encoder: Encoder, tiles: TileSet, shift: Shift | None = None) -> NDArray[np.float32]:

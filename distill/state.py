@@ -5,16 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from atlas_edge.distill.checkpoint import NAME, load_checkpoint, load_extra, save_checkpoint
 from atlas_edge.distill.config import TrainConfig
-from atlas_edge.distill.losses import TeacherHead
 from atlas_edge.distill.phis import FeatureStatistics, TargetTransform, identity, phi_s
 from atlas_edge.distill.stream import ViewStream
-from atlas_edge.distill.student import Architecture, Distiller, build_student, inherit_from, make_heads
+from atlas_edge.distill.student import (
+    Architecture,
+    Distiller,
+    FittedHead,
+    build_student,
+    inherit_from,
+    make_heads,
+    read_head,
+)
 
 # Views from which the target statistics are taken; as many patch tokens as CLS tokens are enough.
 _STATISTICS_VIEWS = 2048
@@ -67,8 +73,12 @@ def start(config: TrainConfig, stream: ViewStream, run: Path, *, statistics_view
     going_on = (run / NAME).is_file()
     transforms = _stored_transforms(run) if going_on else _target_transforms(config, stream, statistics_views)
     heads = make_heads(backbone, transforms)
-    if config.init == "teacher" and not going_on:
-        _inherit(config, stream, backbone, architecture, heads, transforms)
+    if not going_on:
+        fitted = read_head(Path(config.student))
+        if config.init == "teacher":
+            fitted = fit_to_teacher(config, stream, backbone, architecture)
+        if fitted is not None and fitted.weight.shape == heads[0].cls.weight.shape:
+            heads[0].start_from(fitted.weight, fitted.bias, *transforms[0])
     model = Distiller(backbone, heads)
     optimiser = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr, fused=True)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -113,26 +123,20 @@ def _stored_transforms(run: Path) -> list[tuple[TargetTransform, TargetTransform
     raise AssertionError
 
 
-def _inherit(
-    config: TrainConfig,
-    stream: ViewStream,
-    backbone: nn.Module,
-    architecture: Architecture,
-    heads: list[TeacherHead],
-    transforms: list[tuple[TargetTransform, TargetTransform | None]],
-) -> None:
-    shown, _ = stream.sample(config.init_tiles)
-    fresh = [stream.freshen(view, number, epoch=0) for number, view in enumerate(shown)]
+def fit_to_teacher(
+    config: TrainConfig, stream: ViewStream, backbone: nn.Module, architecture: Architecture
+) -> FittedHead:
+    """Give a student the weights that a configuration's `init` options ask for; returns the map to teacher tokens."""
+    shown, fresh = stream.sample_views(config.init_tiles)
     weight, bias, _ = inherit_from(
         config.init_from or config.teachers[0],
         backbone,
         architecture,
-        student_views=np.stack(fresh),
+        student_views=fresh,
         teacher_views=shown,
         half=config.precision == "bf16",
     )
-    if weight.shape[0] == len(transforms[0][0].mean):
-        heads[0].start_from(weight, bias, *transforms[0])
+    return FittedHead(weight=weight, bias=bias)
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -140,9 +140,17 @@ class ViewStream:
 
     def sample(self, count: int) -> tuple[NDArray[np.uint8], tuple[Features, ...]]:
         """Stored halves and features of at most `count` views spread over all: for statistics before training."""
-        views = np.unique(np.linspace(0, self.views - 1, min(count, self.views)).astype(np.int64))
+        views = self._spread(count)
         shown, hashes = self._stored(views)
         return shown, tuple(target.of(views, hashes, shown) for target in self.targets)
+
+    def sample_views(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """At most `count` views spread over all: as a teacher sees them, and as the student does."""
+        shown, _ = self._stored(self._spread(count))
+        return shown, np.stack([self.freshen(view, number, epoch=0) for number, view in enumerate(shown)])
+
+    def _spread(self, count: int) -> NDArray[np.int64]:
+        return np.unique(np.linspace(0, self.views - 1, min(count, self.views)).astype(np.int64))
 
     def _stored(self, views: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         shown, hashes = [], []

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlas_edge.distill.inherit import inherit
 from atlas_edge.distill.losses import TeacherHead
 from atlas_edge.distill.phis import TargetTransform
-from atlas_edge.errors import UsageError
+from atlas_edge.errors import InputError, UsageError
 from atlas_edge.models import CONFIG, WEIGHTS, load_model
 from atlas_edge.students import STUDENTS
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BATCH = 32
+_HEAD = "head.safetensors"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -43,6 +46,19 @@ class Architecture:
     std: tuple[float, float, float] = _STD
     tile_px: int = 224
     mpp: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedHead:
+    """The linear map from a fitted student's tokens to its teacher's: `head.safetensors` of a folder to go on from.
+
+    Attributes:
+        weight: `(teacher width, student width)`.
+        bias: `(teacher width,)`.
+    """
+
+    weight: Tensor
+    bias: Tensor
 
 
 class Distiller(nn.Module):
@@ -165,6 +181,27 @@ def inherit_from(
         backbone.train()
     figures = {"stream_kept": found.stream_kept, "cls_cosine": found.cls_cosine}
     return found.head_weight.clone(), found.head_bias.clone(), figures
+
+
+def save_head(folder: Path, head: FittedHead) -> None:
+    """Write the map beside a student's weights, so that training can start with it."""
+    (folder / _HEAD).write_bytes(save({"weight": head.weight.contiguous(), "bias": head.bias.contiguous()}))
+
+
+def read_head(folder: Path) -> FittedHead | None:
+    """The map that lies beside a student's weights, or None.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    path = folder / _HEAD
+    if not path.is_file():
+        return None
+    try:
+        found = load_file(path)
+        return FittedHead(weight=found["weight"], bias=found["bias"])
+    except (SafetensorError, KeyError) as error:
+        raise InputError(f"{path} cannot be read: {error}", hint="make the folder again") from error
 
 
 def save_student(

@@ -1,12 +1,11 @@
 """How fast the student trains here: against a plain timm and PyTorch loop, and with cached against running teachers.
 
 The arms take turns within one process, a few steps each, because machines drift; what counts is the ratio of a round.
-Each arm drops its first steps of a round: batches that were decoded while another arm ran would flatter it.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,14 +17,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from atlas_edge.distill.config import TrainConfig
+from atlas_edge.bench.interval import Interval, geometric_mean_interval
+from atlas_edge.distill.augment import Augmentation
+from atlas_edge.distill.cache import FeatureCache
+from atlas_edge.distill.config import AugmentationName, TrainConfig
 from atlas_edge.distill.run import open_stream, training_tiles
 from atlas_edge.distill.state import start
 from atlas_edge.distill.student import build_student
 from atlas_edge.distill.tileset import TrainingTiles
 from atlas_edge.distill.train import train_step
-
-_DROPPED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,58 +35,88 @@ class Throughput:
     Attributes:
         images_per_s: Arm -> one figure a round.
         waiting_share: Arm -> share of its time that the student waited for data, median over the rounds.
+        losses: Arm that trains by our loop -> loss of each of its steps; the arms see the same views.
         cpu_threads: PyTorch's.
     """
 
     images_per_s: dict[str, tuple[float, ...]]
     waiting_share: dict[str, float]
+    losses: dict[str, tuple[float, ...]]
     cpu_threads: int
 
-    def ratios(self, arm: str, other: str) -> tuple[float, float, float]:
-        """Least, median and largest ratio of two arms over the rounds."""
-        found = np.array(self.images_per_s[arm]) / np.array(self.images_per_s[other])
-        return float(found.min()), float(np.median(found)), float(found.max())
+    def ratio(self, arm: str, other: str) -> Interval:
+        """Geometric mean over the rounds of how much faster one arm is than another, with its 95 % interval."""
+        return geometric_mean_interval(np.array(self.images_per_s[arm]) / np.array(self.images_per_s[other]))
+
+    def loss_difference(self) -> float | None:
+        """Largest difference between a step's losses with stored features and with the running teacher, as a share."""
+        if "online" not in self.losses:
+            return None
+        cached, online = (np.array(self.losses[name]) for name in ("distill", "online"))
+        return float(np.abs(cached / online - 1.0).max())
 
 
-def measure(config: TrainConfig, *, online: str | None = None, steps: int = 8, rounds: int = 5) -> Throughput:
-    """Time the arms `distill` (the options as given), `plain`, and `online` where a teacher is named.
+def measure(
+    config: TrainConfig,
+    *,
+    online: tuple[str, ...] = (),
+    steps: int = 8,
+    rounds: int = 5,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Throughput:
+    """Time the arms `distill` (the options as given), `plain`, `data`, and `online` where teachers are named.
+
+    `data` draws and decodes the batches of `distill` and trains nothing: as long as it is much faster, the data is not
+    what training waits for.
 
     Args:
         config: As for training; nothing is written.
-        online: A teacher to run beside the student, as if there were no cache.
+        online: Teachers to run beside the student, as if there were no cache.
         steps: Timed steps an arm and round.
         rounds: Rounds.
+        progress: Called with arms timed and arms in all.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     tiles = training_tiles(config)
-    total = rounds * (steps + _DROPPED)
+    # Batches that were decoded while another arm ran would flatter an arm: it drops them first.
+    dropped = config.workers + 2
+    total = rounds * (steps + dropped)
+    losses: dict[str, list[float]] = {name: [] for name in ("distill", "online") if name == "distill" or online}
     with TemporaryDirectory() as scratch:
-        arms = {"distill": _ours(config, tiles, Path(scratch) / "a", total), "plain": _plain(config, tiles)}
-        if online is not None:
-            other = config.model_copy(update={"teachers": (online,)})
-            arms["online"] = _ours(other, tiles, Path(scratch) / "b", total)
+        arms: dict[str, Generator[float, None, None]] = {
+            "distill": _ours(config, tiles, Path(scratch) / "a", total, losses["distill"]),
+            "plain": _plain(config, tiles),
+            "data": _data(config, tiles, total),
+        }
+        if online:
+            other = config.model_copy(update={"teachers": online, **_drawn(config, tiles)})
+            arms["online"] = _ours(other, tiles, Path(scratch) / "b", total, losses["online"])
         rates: dict[str, list[float]] = {name: [] for name in arms}
         waits: dict[str, list[float]] = {name: [] for name in arms}
-        for _ in range(rounds):
-            for name, arm in arms.items():
-                for _ in range(_DROPPED):
+        for number in range(rounds):
+            for place, (name, arm) in enumerate(arms.items()):
+                for _ in range(dropped):
                     next(arm)
                 begun = time.perf_counter()
                 waited = sum(next(arm) for _ in range(steps))
                 elapsed = time.perf_counter() - begun
                 rates[name].append(steps * config.batch / elapsed)
                 waits[name].append(waited / elapsed)
+                progress(number * len(arms) + place + 1, rounds * len(arms))
         for arm in arms.values():
             arm.close()
     return Throughput(
         images_per_s={name: tuple(found) for name, found in rates.items()},
         waiting_share={name: float(np.median(found)) for name, found in waits.items()},
+        losses={name: tuple(found) for name, found in losses.items()},
         cpu_threads=torch.get_num_threads(),
     )
 
 
-def _ours(config: TrainConfig, tiles: TrainingTiles, run: Path, total: int) -> Any:
+def _ours(
+    config: TrainConfig, tiles: TrainingTiles, run: Path, total: int, losses: list[float]
+) -> Generator[float, None, None]:
     run.mkdir()
     stream = open_stream(config, tiles)
     # What the targets are scaled by does not change how long a step takes.
@@ -97,13 +127,35 @@ def _ours(config: TrainConfig, tiles: TrainingTiles, run: Path, total: int) -> A
             begun = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - begun
-            train_step(config, state, None, batch)
+            losses.append(train_step(config, state, None, batch)["loss"])
             yield waited
     finally:
         batches.close()
 
 
-def _plain(config: TrainConfig, tiles: TrainingTiles) -> Any:
+def _data(config: TrainConfig, tiles: TrainingTiles, total: int) -> Generator[float, None, None]:
+    batches = open_stream(config, tiles).run(0, total, threads=config.workers)
+    try:
+        while True:
+            begun = time.perf_counter()
+            next(batches)
+            yield time.perf_counter() - begun
+    finally:
+        batches.close()
+
+
+def _drawn(config: TrainConfig, tiles: TrainingTiles) -> dict[str, object]:
+    """The options that make a running teacher see the views that the first cache holds."""
+    folder = Path(config.teachers[0])
+    if not (folder / "cache.json").is_file():
+        return {}
+    index = FeatureCache(folder, tiles).index
+    names: tuple[AugmentationName, ...] = ("none", "geometry", "weak", "strong")
+    stored = next((name for name in names if asdict(Augmentation.named(name)) == index.augmentation), None)
+    return {"views": len(index.seeds)} | ({} if stored is None else {"stored": stored})
+
+
+def _plain(config: TrainConfig, tiles: TrainingTiles) -> Generator[float, None, None]:
     """What one writes without this package: a DataLoader, torchvision's augmentation, AdamW, a cosine loss."""
     import timm
 

@@ -84,6 +84,13 @@ def test_cls_only_caches_hold_no_patch_tokens(tiny_model: Path, tile_folder: Pat
     assert set(load_file(tmp_path / "cache" / "00000.safetensors")) == {"cls", "hashes"}
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_no_shard_stays_mapped(tiny_model: Path, tile_folder: Path, tmp_path: Path) -> None:
+    cache = _write(tmp_path / "cache", tiny_model, tile_folder)
+    assert cache.features(np.array([3, 0])).cls.shape == (2, 64)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
 @pytest.mark.parametrize("damage", ["missing", "torn"])
 def test_damaged_caches_are_told(damage: str, tiny_model: Path, tile_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "cache"

@@ -103,10 +103,10 @@ def test_throughput_takes_turns_with_a_plain_loop(
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout)
     assert {name: len(rates) for name, rates in figures["images_per_s"].items()} == {
-        "distill": 2,
-        "plain": 2,
-        "online": 2,
-    }
-    assert set(figures["ratios"]) == {"plain", "online"}
-    assert all(low <= middle <= high for low, middle, high in figures["ratios"].values())
+        "distill": 2, "plain": 2, "data": 2, "online": 2
+    }  # fmt: skip
+    assert set(figures["ratios"]) == {"plain", "data", "online"}
+    assert all(ratio["low"] <= ratio["estimate"] <= ratio["high"] for ratio in figures["ratios"].values())
+    assert figures["loss_difference"] == 0  # here both arms run the teacher
+    assert len(figures["losses"]["online"]) == 2 * (2 + 3)
     assert not any(tmp_path.iterdir())

@@ -19,6 +19,7 @@ from atlas_edge.distill.augment import Augmentation
 from atlas_edge.distill.cache import write_cache
 from atlas_edge.distill.checkpoint import NAME
 from atlas_edge.distill.config import TrainConfig
+from atlas_edge.distill.fit import fit_student
 from atlas_edge.distill.metrics import read_metrics
 from atlas_edge.distill.run import distill, run_folder
 from atlas_edge.distill.teachers import open_teacher
@@ -215,7 +216,14 @@ def test_weights_inherited_from_the_teacher_start_closer(
 ) -> None:
     for init in ("random", "teacher"):
         distill(_config(tiny_model, tile_folder, tiny_student, tmp_path / init, init=init, steps=2, lr=1e-6))
-    assert _losses(tmp_path / "teacher")[1] < 0.8 * _losses(tmp_path / "random")[1]
+    losses = _losses(tmp_path / "teacher")
+    assert losses[1] < 0.8 * _losses(tmp_path / "random")[1]
+    fit_student(_config(tiny_model, tile_folder, tiny_student, tmp_path / "fitted", init="teacher"))
+    distill(_config(tiny_model, tile_folder, tmp_path / "fitted", tmp_path / "from-fitted", steps=2, lr=1e-6))
+    assert _losses(tmp_path / "from-fitted") == losses
+    (tmp_path / "fitted" / "head.safetensors").write_bytes(b"torn")
+    with pytest.raises(InputError, match=r"head\.safetensors cannot be read"):
+        distill(_config(tiny_model, tile_folder, tmp_path / "fitted", tmp_path / "again"))
 
 
 @pytest.mark.parametrize(
