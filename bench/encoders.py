@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atlas_edge.bundle import MANIFEST, read_manifest
+from atlas_edge.bundle import MANIFEST, read_manifest, sha256_file
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import UsageError
+from atlas_edge.models import WEIGHTS
 from atlas_edge.spec import EncoderSpec
 
 # What a bundle runs; reports, cards and manifests beside it are not counted as its size.
@@ -26,6 +27,8 @@ class EncoderFacts:
         precision: Of a bundle's compute-heavy layers; `fp32` for a model run in PyTorch.
         size_bytes: Of the model files; None where the weights were drawn at random in memory.
         is_reference: Whether the others were compared with it.
+        sha256: Of `manifest.json`, which holds the hash of every other file of a bundle (all were checked), or of a
+            model folder's weights; None for anything else.
     """
 
     given: str
@@ -35,6 +38,7 @@ class EncoderFacts:
     precision: str
     size_bytes: int | None
     is_reference: bool
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +133,13 @@ def _facts(name: str, encoder: Encoder, *, is_reference: bool) -> EncoderFacts:
         precision="fp32" if manifest is None else manifest.precision.value,
         size_bytes=_size_bytes(folder.iterdir()) if folder.is_dir() else None,
         is_reference=is_reference,
+        sha256=_sha256(folder),
     )
+
+
+def _sha256(folder: Path) -> str | None:
+    found = [folder / name for name in (MANIFEST, WEIGHTS) if (folder / name).is_file()]
+    return sha256_file(found[0]) if found else None
 
 
 def _size_bytes(files: Iterable[Path]) -> int | None:

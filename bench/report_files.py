@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from atlas_edge.bench.pictures import WorstTile
 from atlas_edge.bench.report import REPORT_FILE, Report
 from atlas_edge.bench.report_html import report_html
 from atlas_edge.bench.report_markdown import report_markdown
+from atlas_edge.cli import require_module
+from atlas_edge.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,9 +24,21 @@ _SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 
 
 def check_report_folder(folder: Path | None, *, overwrite: bool) -> None:
-    """Raise UsageError where the report could not be written, before anything is measured."""
-    if folder is not None:
-        check_vacant(folder, overwrite=overwrite)
+    """Refuse before anything is measured what would fail when the report is written.
+
+    Raises:
+        UsageError: The folder is taken, or is a file.
+        InputError: Nothing may be written there.
+        RuntimeMissing: jinja2 or matplotlib is not installed.
+    """
+    if folder is None:
+        return
+    check_vacant(folder, overwrite=overwrite)
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"{folder} cannot be written: {there} takes no files", hint="choose another --report folder")
+    for module in ("jinja2", "matplotlib"):
+        require_module(module, extra="report")
 
 
 def write_report(
@@ -48,17 +63,18 @@ def write_report(
         RuntimeMissing: jinja2 or matplotlib is not installed.
     """
     markdown = report_markdown(report)
+    data = report.model_dump_json(indent=2) + "\n"
     texts = {
-        REPORT_FILE: report.model_dump_json(indent=2) + "\n",
+        REPORT_FILE: data,
         "report.md": markdown,
-        "report.html": report_html(report, worst or {}),
+        "report.html": report_html(report, worst or {}, json_sha256=sha256(data.encode()).hexdigest()),
         "junit.xml": junit_xml(report),
         SMALLER_FILE: smaller_is_better(report),
         BIGGER_FILE: bigger_is_better(report),
     }
     with atomic_folder(folder, overwrite=overwrite) as partial:
         for name, text in texts.items():
-            (partial / name).write_text(text, encoding="utf-8")
+            (partial / name).write_text(text, encoding="utf-8", newline="\n")  # the hash is of these bytes
     summary = os.environ.get(_SUMMARY_VARIABLE)
     if summary:
         with Path(summary).open("a", encoding="utf-8") as file:

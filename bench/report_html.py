@@ -11,12 +11,13 @@ from atlas_edge.cli import require_module
 _MARKED = ("PASS", "FAIL", "INCONCLUSIVE", "YES")
 
 
-def report_html(report: Report, worst: Mapping[str, tuple[WorstTile, ...]]) -> str:
+def report_html(report: Report, worst: Mapping[str, tuple[WorstTile, ...]], *, json_sha256: str | None = None) -> str:
     """The report as a self-contained page; its policy forbids every request.
 
     Args:
         report: What was measured.
         worst: Candidate -> its worst tiles.
+        json_sha256: Of the `report.json` beside the page: who signs a printed page signs those figures.
 
     Raises:
         RuntimeMissing: jinja2 or matplotlib is not installed.
@@ -43,6 +44,7 @@ def report_html(report: Report, worst: Mapping[str, tuple[WorstTile, ...]]) -> s
         tiles_name="" if tiles is None else tiles.name,
         licence=None if tiles is None else tiles.licence,
         provenance=_provenance(report),
+        json_sha256=json_sha256,
         notes=() if report.accuracy is None else report.accuracy.notes,
     )
 
@@ -50,7 +52,7 @@ def report_html(report: Report, worst: Mapping[str, tuple[WorstTile, ...]]) -> s
 def _provenance(report: Report) -> list[tuple[str, str]]:
     rows = [("command", " ".join(report.command)), ("schema version", str(report.schema_version))]
     rows += [
-        (name, f"{facts.runtime}; {facts.precision}; {facts.spec.architecture}, {facts.spec.embed_dim} numbers a tile")
+        (name, f"{facts.spec.architecture}, {facts.spec.embed_dim} numbers a tile")
         for name, facts in report.encoders.items()
     ]
     rows += [

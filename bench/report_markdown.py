@@ -61,8 +61,24 @@ def report_warnings(report: Report) -> list[str]:
 
 
 def report_tables(report: Report) -> list[Rows]:
-    """Every table, the gate first."""
-    return [*gate_rows(report), *accuracy_rows(report), *speed_rows(report)]
+    """Every table, the gate first and last what was measured, down to the bytes."""
+    return [*gate_rows(report), *accuracy_rows(report), *speed_rows(report), _encoders(report)]
+
+
+def _encoders(report: Report) -> Rows:
+    headings = ("encoder", "runtime", "precision", "model files", "SHA-256 of its manifest or weights")
+    rows = tuple(
+        (
+            name,
+            facts.runtime,
+            facts.precision,
+            "" if facts.size_bytes is None else f"{facts.size_bytes / 1e6:.1f} MB",
+            facts.sha256 or "",
+        )
+        for name, facts in report.encoders.items()
+    )
+    notes = ("A bundle's manifest holds the SHA-256 of each of its files; all were checked when it was opened.",)
+    return Rows(title="What was measured", headings=headings, rows=rows, notes=notes)
 
 
 def _table(rows: Rows) -> list[str]:

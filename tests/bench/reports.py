@@ -31,7 +31,14 @@ MACHINE = Machine(
 
 def facts(*, reference: bool = False, size_bytes: int = 1_000_000) -> EncoderFacts:
     return EncoderFacts(
-        given="x", runtime="r", spec=SPEC, target=None, precision="fp32", size_bytes=size_bytes, is_reference=reference
+        given="x",
+        runtime="r",
+        spec=SPEC,
+        target=None,
+        precision="fp32",
+        size_bytes=size_bytes,
+        is_reference=reference,
+        sha256="abc123",
     )
 
 

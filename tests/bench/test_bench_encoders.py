@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from atlas_edge.bench.encoders import encoder_labels, open_encoders
+from atlas_edge.bundle import sha256_file
 from atlas_edge.errors import UsageError
 
 
@@ -31,3 +32,5 @@ def test_facts_of_a_bundle_and_of_a_model(bundle: Path, tiny_model: Path) -> Non
     sizes = [(bundle / name).stat().st_size for name in ("model.xml", "model.bin")]
     assert deployed.size_bytes == sum(sizes)
     assert model.size_bytes == (tiny_model / "model.safetensors").stat().st_size
+    assert deployed.sha256 == sha256_file(bundle / "manifest.json")
+    assert model.sha256 == sha256_file(tiny_model / "model.safetensors")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -145,6 +146,14 @@ def test_html_is_whole_and_asks_for_nothing() -> None:
     assert "tile&lt;7&gt;" in text and "set &lt;1&gt;" in text and "tile<7>" not in text
     for title in ("Latency distribution", "Throughput against batch", "Embedding agreement", "Accuracy against"):
         assert title in text
+
+
+def test_what_is_signed_is_named_down_to_the_bytes(tmp_path: Path) -> None:
+    write_report(report(budget=BUDGET), tmp_path / "r")
+    digest = sha256((tmp_path / "r/report.json").read_bytes()).hexdigest()
+    text = (tmp_path / "r/report.html").read_text(encoding="utf-8")
+    assert "Sign-off" in text and f"report.json with SHA-256 {digest}" in text
+    assert "| int8 | r | fp32 | 1.0 MB | abc123 |" in (tmp_path / "r/report.md").read_text(encoding="utf-8")
 
 
 def test_html_is_the_same_twice() -> None:
