@@ -148,10 +148,10 @@ def accuracy(
     worst = worst_tiles(measured, evaluation) if pictures and report is not None else {}
     print_accuracy(screen, found, details=verbose)
     print_rows(screen, speed_rows(found))
+    if json:  # first: a full disk must not take the figures with it
+        sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     if report is not None:
         write_report(found, report, overwrite=overwrite, worst=worst, screen=screen)
-    if json:
-        sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     _close_gate(gate)
 
 

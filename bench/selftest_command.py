@@ -43,6 +43,7 @@ def selftest(
     """
     import json as json_module
 
+    from atlas_edge.atomic import write_atomic
     from atlas_edge.bench.selftest import run_selftest, selftest_markdown
     from atlas_edge.bench.selftest_rows import selftest_rows
     from atlas_edge.bench.tables import print_rows
@@ -52,8 +53,8 @@ def selftest(
     data = asdict(report)
     text = selftest_markdown(report)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json_module.dumps(data, indent=2, default=str) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    write_atomic(out.with_suffix(".json"), (json_module.dumps(data, indent=2, default=str) + "\n").encode())
+    write_atomic(out.with_suffix(".md"), text.encode())
     screen = console(quiet=quiet)
     print_rows(screen, selftest_rows(report))
     screen.print(f"written: {out.with_suffix('.json')} and {out.with_suffix('.md')}; please send them back")

@@ -93,7 +93,7 @@ def speed(
         first = list(opened.encoders)[0 if reference is None else encoders.index(reference)]
         found = run_speed(opened, options, reference=first, screen=screen)
     print_rows(screen, speed_rows(found))
+    if json:  # first: a full disk must not take the figures with it
+        sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     if report is not None:
         write_report(found, report, overwrite=overwrite, screen=screen)
-    if json:
-        sys.stdout.write(found.model_dump_json(indent=2) + "\n")
