@@ -4,6 +4,7 @@ from atlas_edge.bench.interval import Interval
 from atlas_edge.bench.report import Report
 from atlas_edge.bench.rows import Rows, interval_text
 from atlas_edge.bench.speed_figures import SpeedReport
+from atlas_edge.bench.sweep import SweepPoint
 
 _SWEPT = 12
 
@@ -77,18 +78,26 @@ def _sweeps(report: Report) -> list[Rows]:
     for name, sweep in report.sweeps.items():
         headings = ("setting", "tiles/s", "best over this, 95 %", "as good as the best")
         fastest = sorted(sweep.points, key=lambda point: -point.tiles_per_s)[:_SWEPT]
+        rounds = len(sweep.best.rounds_tiles_per_s)
         rows = tuple(
-            (
-                point.setting.words,
-                f"{point.tiles_per_s:.1f}",
-                "best" if point.behind_best is None else interval_text(point.behind_best, ".2f", "x"),
-                "yes" if point.as_good else "no",
-            )
+            (point.setting.words, f"{point.tiles_per_s:.1f}", _behind(point, rounds), "yes" if point.as_good else "no")
             for point in fastest
         )
-        notes = (f"{len(sweep.points)} settings took turns; the best is {sweep.best.setting.words}.",)
+        light, words = sweep.lightest, sweep.best.setting.words
+        as_good = (
+            "" if light == sweep.best else f"; as good, with fewer tiles at once or threads: {light.setting.words}"
+        )
+        notes = (f"{len(sweep.points)} settings took turns; the best is {words}{as_good}.",)
         found.append(Rows(title=f"Sweep of {name}", headings=headings, rows=rows, notes=notes))
     return found
+
+
+def _behind(point: SweepPoint, rounds: int) -> str:
+    if point.behind_best is None:
+        return "best"
+    if len(point.rounds_tiles_per_s) < rounds:
+        return f"{point.behind_best.estimate:.2f}x, given up"
+    return interval_text(point.behind_best, ".2f", "x")
 
 
 def _cold_starts(report: Report) -> list[Rows]:

@@ -1,6 +1,6 @@
 """Throughput over batch, streams and threads: which setting is fastest here, and which are as good."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,10 @@ from atlas_edge.encoder import Encoder
 from atlas_edge.errors import UsageError
 
 BATCHES = (1, 2, 4, 8, 16, 32)
+
+# After so many rounds, in opposite orders, a setting below this share of the fastest gets no more turns.
+_TRIAL_ROUNDS = 2
+_HOPELESS = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -41,9 +45,9 @@ class SweepPoint:
     Attributes:
         setting: Which.
         tiles_per_s: Median of the rounds.
-        rounds_tiles_per_s: Every round.
-        behind_best: The best setting's throughput over this one's, by rounds; None for the best itself.
-        as_good: Whether the interval of `behind_best` holds 1.
+        rounds_tiles_per_s: Every round; two where it was far behind and given up.
+        behind_best: The best setting's throughput over this one's, by the rounds of both; None for the best itself.
+        as_good: Whether it was measured to the end and the interval of `behind_best` holds 1.
     """
 
     setting: Setting
@@ -65,6 +69,15 @@ class Sweep:
     points: tuple[SweepPoint, ...]
     best: SweepPoint
 
+    @property
+    def lightest(self) -> SweepPoint:
+        """Of the settings that are as good as the best, that with fewest tiles at once, then fewest threads."""
+
+        def weight(point: SweepPoint) -> tuple[int, int]:
+            return point.setting.batch * point.setting.streams, point.setting.threads
+
+        return min((point for point in self.points if point.as_good), key=weight)
+
 
 def sweep(
     open_setting: Callable[[Setting], Encoder],
@@ -79,7 +92,7 @@ def sweep(
     """Measure the settings in turns.
 
     The best of many noisy medians looks better than it is: settings whose ratio to it could be 1 are marked as good,
-    and the one to use is whichever of them needs least memory and latency.
+    and the one to use is the lightest of them. Settings that are far behind after two rounds get no more turns.
 
     Args:
         open_setting: Opens the encoder with a setting; it is closed here.
@@ -100,20 +113,16 @@ def sweep(
     try:
         sizes = {setting: offline_batch(encoder, setting.batch) for setting, encoder in encoders.items()}
         calls = {setting: timed_call(encoder, tiles, sizes[setting]) for setting, encoder in encoders.items()}
-        rates: dict[Setting, list[float]] = {setting: [] for setting in wanted}
         for call in calls.values():
             call()  # compiles
-        for number in range(rounds):
-            order = wanted if number % 2 == 0 else wanted[::-1]
-            for turn, setting in enumerate(order):
-                times = timed_block(calls[setting], block_seconds)
-                rates[setting].append(sizes[setting] * len(times) / sum(times))
-                if progress is not None:
-                    progress(number * len(wanted) + turn + 1, rounds * len(wanted))
+        rates = _take_turns(calls, sizes, rounds=rounds, block_seconds=block_seconds, progress=progress)
     finally:
         for encoder in encoders.values():
             encoder.close()
-    best = max(wanted, key=lambda setting: float(np.median(rates[setting])))
+    best = max(
+        (setting for setting in wanted if len(rates[setting]) == rounds),
+        key=lambda setting: float(np.median(rates[setting])),
+    )
     points = tuple(_point(setting, rates[setting], rates[best], setting == best, seed) for setting in wanted)
     return Sweep(points=points, best=points[wanted.index(best)])
 
@@ -129,14 +138,38 @@ def settings_of(*, threads: Iterable[int], batches: Iterable[int] = BATCHES, str
     return found
 
 
+def _take_turns(
+    calls: Mapping[Setting, Callable[[], float]],
+    sizes: Mapping[Setting, int],
+    *,
+    rounds: int,
+    block_seconds: float,
+    progress: Callable[[int, int], None] | None,
+) -> dict[Setting, list[float]]:
+    rates: dict[Setting, list[float]] = {setting: [] for setting in calls}
+    running, done = list(calls), 0
+    for number in range(rounds):
+        if number == _TRIAL_ROUNDS:
+            means = {setting: float(np.mean(found)) for setting, found in rates.items()}
+            running = [setting for setting in running if means[setting] >= _HOPELESS * max(means.values())]
+        for turn, setting in enumerate(running if number % 2 == 0 else running[::-1], 1):
+            times = timed_block(calls[setting], block_seconds)
+            rates[setting].append(sizes[setting] * len(times) / sum(times))
+            done += 1
+            if progress is not None:
+                progress(done, done + len(running) * (rounds - number) - turn)
+    return rates
+
+
 def _point(setting: Setting, rates: list[float], best: list[float], is_best: bool, seed: int) -> SweepPoint:
-    behind = None if is_best else geometric_mean_interval(np.array(best) / np.array(rates), seed=seed)
+    shared = np.array(best[: len(rates)]) / np.array(rates)
+    behind = None if is_best else geometric_mean_interval(shared, seed=seed)
     return SweepPoint(
         setting=setting,
         tiles_per_s=float(np.median(rates)),
         rounds_tiles_per_s=tuple(round(rate, 3) for rate in rates),
         behind_best=behind,
-        as_good=behind is None or behind.low <= 1.0,
+        as_good=behind is None or (len(rates) == len(best) and behind.low <= 1.0),
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from atlas_edge.bench.sweep import Setting, settings_of, sweep
+from atlas_edge.bench.sweep import Setting, Sweep, SweepPoint, settings_of, sweep
 from atlas_edge.errors import UsageError
 from atlas_edge.spec import EncoderSpec
 
@@ -49,8 +49,23 @@ def test_the_best_setting_is_named_and_everything_is_closed() -> None:
     slowest = min(found.points, key=lambda point: point.tiles_per_s)
     assert slowest.setting == Setting(threads=1, streams=1, batch=1)
     assert slowest.behind_best is not None and slowest.behind_best.estimate > 2 and not slowest.as_good
-    assert turns[-1] == (12, 12) and Sleeper.open == 0
-    assert all(len(point.rounds_tiles_per_s) == 3 for point in found.points)
+    assert Sleeper.open == 0 and turns[7] == (8, 12)
+    # What is far behind after two rounds gets no third; progress knows of it.
+    assert len(slowest.rounds_tiles_per_s) == 2 and len(found.best.rounds_tiles_per_s) == 3
+    assert turns[-1][0] == turns[-1][1] < 12
+    assert found.lightest in found.points and found.lightest.as_good
+
+
+def test_of_settings_as_good_the_lightest_is_named() -> None:
+    def point(batch: int, streams: int, threads: int, *, as_good: bool) -> SweepPoint:
+        setting = Setting(threads=threads, streams=streams, batch=batch)
+        return SweepPoint(
+            setting=setting, tiles_per_s=1.0, rounds_tiles_per_s=(1.0,), behind_best=None, as_good=as_good
+        )
+
+    best = point(32, 2, 2, as_good=True)
+    points = (point(1, 1, 1, as_good=False), point(4, 2, 2, as_good=True), point(8, 1, 1, as_good=True), best)
+    assert Sweep(points=points, best=best).lightest == points[2]
 
 
 def test_streams_are_powers_of_two_up_to_the_threads() -> None:
