@@ -21,7 +21,8 @@ class TorchEncoder:
     Args:
         module: uint8 `(B, H, W, 3)` in, float32 `(B, D)` out.
         spec: Shape and preprocessing.
-        threads: PyTorch's intra-op threads (a setting of the whole process); unchanged when None.
+        threads: PyTorch's intra-op threads: a setting of the whole process, made again at every call, so that encoders
+            with other numbers can take turns; unchanged when None.
         device: `cpu`, `cuda` or `cuda:1`.
     """
 
@@ -30,8 +31,8 @@ class TorchEncoder:
     ) -> None:
         import torch
 
-        if threads is not None:
-            torch.set_num_threads(threads)
+        self._threads = threads
+        self._set_threads()
         self.spec = spec
         self.device = torch.device(device)
         self.module = module.eval().to(self.device)
@@ -40,10 +41,17 @@ class TorchEncoder:
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
         check_tiles(tiles, self.spec)
+        self._set_threads()
         return encode_in_pieces(tiles, self._infer, piece=_PIECE, embed_dim=self.spec.embed_dim, fixed=False)
 
     def close(self) -> None:
         """Nothing to free beyond the module itself."""
+
+    def _set_threads(self) -> None:
+        import torch
+
+        if self._threads not in (None, torch.get_num_threads()):
+            torch.set_num_threads(self._threads)
 
     def _infer(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         import torch
