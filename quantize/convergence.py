@@ -16,6 +16,9 @@ TOLERANCE = 0.01
 # One quiet addition may be luck.
 PATIENCE = 2
 
+# Weights that are fitted to the tiles go on gaining where ranges have long stood still (docs/quantization.md).
+FITTED_TILES = 256
+
 _BATCH = 8
 
 
@@ -39,6 +42,10 @@ class Convergence:
     movement: tuple[float, ...]
     step: int = STEP_TILES
     tolerance: float = TOLERANCE
+
+    def enough(self, *, fitted: bool) -> int:
+        """Tiles to calibrate on; more where weights are fitted to them (`fakequant.fake_quantize`)."""
+        return max(self.tiles, FITTED_TILES) if fitted else self.tiles
 
     def as_dict(self) -> dict[str, Any]:
         """For manifests and reports."""

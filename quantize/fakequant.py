@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Tiles = NDArray[np.uint8]
 
 INT8_BITS, INT8_MAX = 8, 127.0
-# Tokens that blocks are fitted on: 128 tiles of 16 x 16 patches, twenty times the inputs of a ViT-S's widest layer.
-_FIT_TOKENS, _FEWEST_FIT_TILES = 32_896, 16
+# Tokens that blocks are fitted on: 256 tiles of 16 x 16 patches, forty times the inputs of a ViT-S's widest layer.
+_FIT_TOKENS, _FEWEST_FIT_TILES = 65_792, 16
 _FEW, _SAMPLED_ROWS = 8, 32
 
 

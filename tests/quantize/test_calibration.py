@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from atlas_edge.errors import InputError
 from atlas_edge.quantize.calibration import check_disjoint, choose_calibration, halves
-from atlas_edge.quantize.convergence import watch_ranges
+from atlas_edge.quantize.convergence import FITTED_TILES, watch_ranges
 from atlas_edge.quantize.screening import look_at
 from atlas_edge.tiles import TileRecord, TileSource, open_tiles
 from support import TINY_PX, RunCommand
@@ -126,6 +126,8 @@ def test_scales_converge_and_an_outlier_moves_them(tiny_onnx: Path) -> None:
     found = watch_ranges(tiny_onnx, tiles)
     # Four tiles again and again: the second and the third addition move nothing.
     assert (found.tiles, found.converged, found.movement) == (96, True, (0.0, 0.0))
+    assert found.enough(fitted=False) == 96
+    assert found.enough(fitted=True) == FITTED_TILES
     assert found.layers == 17  # 8 Linears, the convolution, and both operands of 4 attention products
     tiles[64:96] = 255 * (np.indices((TINY_PX, TINY_PX)).sum(0) % 2)[..., None]
     moved = watch_ranges(tiny_onnx, tiles)
