@@ -1,6 +1,7 @@
 """Cold start and peak memory: a new process opens a model and embeds its first tile.
 
-`python -m atlas_edge.bench.cold_start MODEL [CACHE]` is the new process; it prints one JSON object.
+`python -m atlas_edge.bench.cold_start MODEL THREADS CACHE BATCH` is the new process (THREADS and CACHE may be empty);
+it prints one JSON object.
 """
 
 import json
@@ -29,6 +30,8 @@ class ColdStart:
         cached_first_embedding_ms: The same with the runtime's compiled-model cache filled; None without such a cache.
         peak_memory_bytes: Most memory that the process held, interpreter and libraries included, one tile at a time.
         processes: Fresh processes a figure.
+        offline_peak_memory_bytes: The same once it had embedded a call of the Offline scenario, too.
+        offline_batch: Tiles of that call.
     """
 
     open_ms: float
@@ -36,35 +39,40 @@ class ColdStart:
     cached_first_embedding_ms: float | None
     peak_memory_bytes: int
     processes: int
+    offline_peak_memory_bytes: int | None = None
+    offline_batch: int | None = None
 
 
-def cold_start(model: str, *, threads: int | None = None, processes: int = 3) -> ColdStart:
+def cold_start(model: str, *, threads: int | None = None, processes: int = 3, batch: int = 8) -> ColdStart:
     """Measure a model in fresh processes.
 
     Args:
         model: Bundle folder or model name.
         threads: Inference threads; the runtime's own choice when None.
         processes: Fresh processes a figure.
+        batch: Tiles of the call that fills the memory; rounded up as in the Offline scenario.
 
     Raises:
         InputError: The process failed; its message is passed on.
     """
-    plain = [_fresh(model, threads, None) for _ in range(processes)]
+    plain = [_fresh(model, threads, None, batch) for _ in range(processes)]
     cached = None
     with tempfile.TemporaryDirectory() as cache:
-        if _fresh(model, threads, cache)["cache_used"]:
-            cached = [_fresh(model, threads, cache)["first_embedding_ms"] for _ in range(processes)]
+        if _fresh(model, threads, cache, batch)["cache_used"]:
+            cached = [_fresh(model, threads, cache, batch)["first_embedding_ms"] for _ in range(processes)]
     return ColdStart(
         open_ms=float(np.median([run["open_ms"] for run in plain])),
         first_embedding_ms=float(np.median([run["first_embedding_ms"] for run in plain])),
         cached_first_embedding_ms=None if cached is None else float(np.median(cached)),
         peak_memory_bytes=int(np.median([run["peak_memory_bytes"] for run in plain])),
         processes=processes,
+        offline_peak_memory_bytes=int(np.median([run["offline_peak_memory_bytes"] for run in plain])),
+        offline_batch=int(plain[0]["offline_batch"]),
     )
 
 
-def _fresh(model: str, threads: int | None, cache: str | None) -> dict[str, float]:
-    arguments = [model, "" if threads is None else str(threads), cache or ""]
+def _fresh(model: str, threads: int | None, cache: str | None, batch: int = 8) -> dict[str, float]:
+    arguments = [model, "" if threads is None else str(threads), cache or "", str(batch)]
     child = subprocess.run(
         [sys.executable, "-m", "atlas_edge.bench.cold_start", *arguments],
         capture_output=True,
@@ -79,7 +87,8 @@ def _fresh(model: str, threads: int | None, cache: str | None) -> dict[str, floa
     return found
 
 
-def _measure(model: str, threads: int | None, cache: Path | None) -> dict[str, float]:
+def _measure(model: str, threads: int | None, cache: Path | None, batch: int) -> dict[str, float]:
+    from atlas_edge.bench.speed import offline_batch
     from atlas_edge.bundle import MANIFEST, open_bundle
     from atlas_edge.models import load_encoder
 
@@ -92,10 +101,15 @@ def _measure(model: str, threads: int | None, cache: Path | None) -> dict[str, f
     side = encoder.spec.tile_px
     encoder.encode(np.full((1, side, side, 3), 128, np.uint8))
     ended = time.perf_counter()
+    single_peak = _peak_memory_bytes()
+    size = offline_batch(encoder, batch)
+    encoder.encode(np.full((size, side, side, 3), 128, np.uint8))
     return {
         "open_ms": 1e3 * (opened - started),
         "first_embedding_ms": 1e3 * (ended - started),
-        "peak_memory_bytes": _peak_memory_bytes(),
+        "peak_memory_bytes": single_peak,
+        "offline_peak_memory_bytes": _peak_memory_bytes(),
+        "offline_batch": size,
         "cache_used": cache is not None and any(cache.iterdir()),
     }
 
@@ -118,9 +132,9 @@ def _peak_memory_bytes() -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    model, threads, cache = arguments
+    model, threads, cache, batch = arguments
     try:
-        found = _measure(model, int(threads) if threads else None, Path(cache) if cache else None)
+        found = _measure(model, int(threads) if threads else None, Path(cache) if cache else None, int(batch))
     except AtlasError as error:
         print(error.message, file=sys.stderr)
         return error.exit_code

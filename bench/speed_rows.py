@@ -110,14 +110,16 @@ def _cold_starts(report: Report) -> list[Rows]:
             f"{found.first_embedding_ms:.0f} ms",
             "no such cache" if found.cached_first_embedding_ms is None else f"{found.cached_first_embedding_ms:.0f} ms",
             f"{found.peak_memory_bytes / 1e6:.0f} MB",
+            "" if found.offline_peak_memory_bytes is None else f"{found.offline_peak_memory_bytes / 1e6:.0f} MB",
         )
         for name, found in report.cold_starts.items()
     )
-    headings = ("encoder", "open", "first embedding", "with a compiled-model cache", "peak memory")
+    headings = ("encoder", "open", "first embedding", "with a compiled-model cache", "peak memory", "with a batch")
     count = next(iter(report.cold_starts.values())).processes
     notes = (
         f"Medians of {count} fresh processes, from opening (hashes checked) to one embedding in memory; the "
-        "interpreter's own start is left out, its memory is not.",
+        "interpreter's own start is left out, its memory is not. Peak memory: after one tile, and after a call as for "
+        "the throughput.",
     )
     return [Rows(title="Cold start and memory", headings=headings, rows=rows, notes=notes)]
 

@@ -141,7 +141,7 @@ def _sweeps(opened: OpenedEncoders, options: SpeedOptions, screen: "Console") ->
 
 def _cold_starts(facts: dict[str, EncoderFacts], options: SpeedOptions, screen: "Console") -> dict[str, ColdStart]:
     screen.print("opening each encoder in fresh processes", style="dim")
-    return {name: cold_start(fact.given, threads=options.threads) for name, fact in facts.items()}
+    return {name: cold_start(fact.given, threads=options.threads, batch=options.batch) for name, fact in facts.items()}
 
 
 def _energies(encoders: dict[str, Encoder], tiles: NDArray[np.uint8], screen: "Console") -> dict[str, Energy]:
