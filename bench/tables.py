@@ -105,9 +105,14 @@ def _table(screen: "Console", rows: Rows) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    widths = _widths(rows, wrapped=False)
-    if _total(widths) > screen.width:
-        widths = _widths(rows, wrapped=True)
+    widths = _widths(rows, wrapped=True)
+    spare = screen.width - _total(widths)
+    # What room is left goes to the headings that need least of it to stand on one line.
+    missing = [whole - width for whole, width in zip(_widths(rows, wrapped=False), widths, strict=True)]
+    for column in sorted(range(len(widths)), key=missing.__getitem__):
+        given = min(spare, missing[column])
+        widths[column] += given
+        spare -= given
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for heading, width in zip(rows.headings, widths, strict=True):
         table.add_column(Text(heading), width=width)
