@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # Okabe & Ito's palette: told apart by colour-blind readers too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 _WIDTH, _HEIGHT = 6.4, 3.4
+# Times further apart than this factor are shown on a logarithmic axis: one outlier would squeeze all others together.
+_WIDE_SPREAD = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,9 @@ def _latency(report: Report) -> Plot | None:
         axes.step(samples, 100 * share, where="post", color=colour, label=name)
         axes.plot(speed.latency.p99_ms, 99, "v", color=colour, markersize=5)
     axes.set(xlabel="latency of one tile, ms", ylabel="tiles at most this slow, %", ylim=(0, 101))
+    everything = [value for speed in report.speed.encoders.values() for value in speed.latency.samples_ms]
+    if max(everything) > _WIDE_SPREAD * min(everything):
+        axes.set_xscale("log")
     axes.legend(loc="lower right", fontsize=8)
     words = "; ".join(
         f"{name}: median {speed.latency.p50_ms:.1f} ms, p99 {speed.latency.p99_ms:.1f} ms"

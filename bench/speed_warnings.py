@@ -34,8 +34,8 @@ def speed_warnings(
 def _of_load(load: LoadShares) -> Iterable[str]:
     if load.others > _OTHERS_SHARE:
         yield (
-            f"other programs used {load.others:.0%} of the processor: ratios hold, absolute figures are too low; close "
-            "them and measure again"
+            f"other programs used {load.others:.0%} of the processor: go by the ratios' intervals, absolute figures "
+            "are too low; close them and measure again"
         )
     if load.stolen > _OTHERS_SHARE:
         yield (
@@ -50,8 +50,8 @@ def _of_figures(speed: EncoderSpeed) -> Iterable[str]:
         yield "times were not steady after warm-up; close other programs, or raise --rounds"
     if throughput.variation > _BUSY_VARIATION:
         yield (
-            f"rounds vary by {throughput.variation:.0%}; the ratio holds, the absolute figures are this machine's at "
-            "this hour: close other programs, or raise --rounds and --block-seconds"
+            f"rounds vary by {throughput.variation:.0%}; go by the ratio's interval, the absolute figures are this "
+            "machine's at this hour: close other programs, or raise --rounds and --block-seconds"
         )
     if latency.p99_ms > _LONG_TAIL * latency.p50_ms:
         yield (
