@@ -20,6 +20,8 @@ from atlas_edge.distill.tileset import TrainingTiles, tile_hash
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import ModelProvenance
 
+_SAMPLED_AT_ONCE = 32
+
 
 class Targets(Protocol):
     """Where a teacher's features come from: a cache, or the teacher itself."""
@@ -138,11 +140,13 @@ class ViewStream:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def sample(self, count: int) -> tuple[NDArray[np.uint8], tuple[Features, ...]]:
-        """Stored halves and features of at most `count` views spread over all: for statistics before training."""
+    def sample(self, count: int) -> Generator[tuple[Features, ...], None, None]:
+        """Features of at most `count` views spread over all, a few at a time: for statistics before training."""
         views = self._spread(count)
-        shown, hashes = self._stored(views)
-        return shown, tuple(target.of(views, hashes, shown) for target in self.targets)
+        for start in range(0, len(views), _SAMPLED_AT_ONCE):
+            part = views[start : start + _SAMPLED_AT_ONCE]
+            shown, hashes = self._stored(part)
+            yield tuple(target.of(part, hashes, shown) for target in self.targets)
 
     def sample_views(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """At most `count` views spread over all: as a teacher sees them, and as the student does."""

@@ -55,7 +55,8 @@ class Teacher:
         from torch.nn import functional as F
 
         with torch.inference_mode():
-            images = self.module.normalise(torch.from_numpy(tiles))
+            device = next(self.module.parameters()).device
+            images = self.module.normalise(torch.from_numpy(tiles).to(device))
             if images.shape[-1] != self.spec.tile_px:
                 images = F.interpolate(
                     images, size=self.spec.tile_px, mode="bicubic", antialias=True, align_corners=False
@@ -72,8 +73,8 @@ class Teacher:
             patches = None
             if grid is not None:
                 resized = F.interpolate(spatial, size=(grid, grid), mode="bilinear", align_corners=False)
-                patches = resized.flatten(2).transpose(1, 2).float().contiguous().numpy()
-            return Features(cls=pooled.float().numpy(), patches=patches)
+                patches = resized.flatten(2).transpose(1, 2).float().contiguous().cpu().numpy()
+            return Features(cls=pooled.float().cpu().numpy(), patches=patches)
 
 
 def open_teacher(name: str) -> Teacher:
@@ -82,12 +83,15 @@ def open_teacher(name: str) -> Teacher:
     Raises:
         InputError: It has random weights.
     """
+    import torch
+
     from atlas_edge.models import load_model
 
     loaded = load_model(name)
     if loaded.spec.random_weights:
         raise InputError(f"{name} has random weights: it teaches nothing", hint="give a trained model as teacher")
-    return Teacher(module=loaded.module, spec=loaded.spec, provenance=loaded.provenance)
+    module = loaded.module.cuda() if torch.cuda.is_available() else loaded.module
+    return Teacher(module=module, spec=loaded.spec, provenance=loaded.provenance)
 
 
 def licence_warning(provenance: ModelProvenance) -> str | None:

@@ -18,7 +18,7 @@ from atlas_edge.distill.metrics import MetricsLog
 from atlas_edge.distill.state import State, start
 from atlas_edge.distill.stream import TrainingBatch, ViewStream
 from atlas_edge.distill.student import Architecture
-from atlas_edge.errors import UsageError
+from atlas_edge.errors import InputError, UsageError
 
 _LOG_EVERY = 10
 
@@ -72,6 +72,7 @@ def train(
 
     Raises:
         UsageError: The loss became infinite or NaN, memory ran out, or the run in the folder has other options.
+        InputError: The checkpoint cannot be read or written.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -143,7 +144,8 @@ class _Reporter:
                     )
                 )
         if last or step % config.checkpoint_every == 0:
-            state.save(self._run, config)
+            with _room_for(state, self._run):
+                state.save(self._run, config)
 
 
 def train_step(config: TrainConfig, state: State, accelerator: Any, batch: TrainingBatch) -> dict[str, Any]:
@@ -287,6 +289,20 @@ def _explained(config: TrainConfig, step: int) -> Iterator[None]:
         if "not enough memory" in str(error) or "out of memory" in str(error).lower():
             raise _no_memory(config, step) from error
         raise
+
+
+@contextmanager
+def _room_for(state: State, run: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # Weights, their average, and AdamW's two moments.
+        megabytes = 4 * sum(value.nbytes for value in state.average.values()) / 1e6
+        raise InputError(
+            f"the checkpoint of step {state.step} could not be written to {run}: {error.strerror or error}",
+            hint=f"free {2 * megabytes:.0f} MB there (the one before stays until the new one is whole) and give the "
+            "same command again: it goes on from the last checkpoint",
+        ) from error
 
 
 def _no_memory(config: TrainConfig, step: int) -> UsageError:

@@ -1,4 +1,5 @@
 # ruff: noqa: E501 - tables of command lines read best unwrapped
+import errno
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from atlas_edge.distill import checkpoint
 from atlas_edge.distill import train as loop
 from atlas_edge.distill.augment import Augmentation
 from atlas_edge.distill.cache import write_cache
@@ -209,6 +211,26 @@ def test_memory_that_runs_out_is_explained(
     monkeypatch.setattr(loop, "_loss", no_memory)
     with pytest.raises(UsageError, match="--batch 4"):
         distill(_config(tiny_model, tile_folder, tiny_student, tmp_path / "student"))
+
+
+def test_a_full_disk_is_explained_and_leaves_the_checkpoint_before(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "student"
+    genuine = checkpoint.write_atomic
+    written: list[Path] = []
+
+    def full(path: Path, data: bytes) -> None:
+        if written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(path)
+        genuine(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_atomic", full)
+    with pytest.raises(InputError, match=r"checkpoint of step 10 .*No space left[\s\S]*free \d+ MB"):
+        distill(_config(tiny_model, tile_folder, tiny_student, out))
+    monkeypatch.undo()
+    assert distill(_config(tiny_model, tile_folder, tiny_student, out)).resumed_from == 5
 
 
 def test_weights_inherited_from_the_teacher_start_closer(
