@@ -24,7 +24,8 @@ _CONVERSIONS = frozenset(
      "DynamicQuantizeLinear", "FakeQuantize"}
 )  # fmt: skip
 _PRODUCTS = frozenset(
-    {"FullyConnected", "MatMul", "Gemm", "QGemm", "FusedMatMul", "FusedGemm", "QLinearMatMul", "MatMulInteger",
+    {"FullyConnected", "FullyConnectedCompressed", "FullyConnectedQuantized", "FullyConnectedQuantizedLegacy",
+     "MatMul", "Gemm", "QGemm", "FusedMatMul", "FusedGemm", "QLinearMatMul", "MatMulInteger",
      "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
 )  # fmt: skip
 

@@ -35,6 +35,12 @@ def test_a_fused_block_is_told_apart_by_order_and_width() -> None:
     ]  # fmt: skip
 
 
+def test_every_kind_of_fused_product_tells_the_block() -> None:
+    # OpenVINO gave the eighth block of a DINOv2 another kernel for its first MLP product than all others.
+    layers = _layers(("MVN", 64), ("Subgraph", 64), ("FullyConnectedQuantizedLegacy", 256), ("FullyConnected", 64))
+    assert group_layers(layers, SPEC) == ["norm", *["MLP"] * 3]
+
+
 def test_separate_projections_are_attention_and_a_cnn_has_no_blocks() -> None:
     apart = _layers(("LayerNormalization", 64), ("MatMul", 64), ("MatMul", 64), ("MatMul", 64), ("Softmax", 17))
     assert group_layers(apart, SPEC) == ["norm", *["attention"] * 4]
