@@ -50,15 +50,15 @@ def compare(
         (
             one.encoder,
             one.figure,
+            ("WORSE" if one.worse else "better") if one.moved else "within noise",
             f"{one.old.estimate:.4g}",
             f"{one.new.estimate:.4g}",
             interval_text(one.change, ".4g"),
-            ("WORSE" if one.worse else "better") if one.moved else "within noise",
         )
         for one in shown
     )
     if rows:
-        headings = ("encoder", "figure", "old", "new", "change, 95 %", "verdict")
+        headings = ("encoder", "figure", "verdict", "old", "new", "change, 95 %")
         print_rows(screen, [Rows(title="What moved", headings=headings, rows=rows, keys=2)])
     still = sum(not one.moved for one in found.movements)
     screen.print(f"{len(found.movements) - still} figures moved beyond noise, {still} did not")
