@@ -1,6 +1,7 @@
 """The student's model card."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_edge.manifest import TilesProvenance
@@ -70,7 +71,7 @@ def student_card(
         loss=config.loss,
         phi_s="on" if config.phi_s else "off",
         patch_weight=config.patch_weight,
-        init="fitted to the teacher" if config.init == "teacher" else "random",
+        init=_first_weights(config),
         stored=config.stored,
         fresh=config.fresh,
         fresh_share=config.fresh_share,
@@ -78,3 +79,10 @@ def student_card(
         loss_value=rows[-1]["loss"] if rows else float("nan"),
         cosine="not measured" if report.held_out_cosine is None else f"{report.held_out_cosine:.4f}",
     )
+
+
+def _first_weights(config: "TrainConfig") -> str:
+    if config.init == "teacher":
+        return "fitted to the teacher"
+    folder = Path(config.student)
+    return f"those of the folder {folder.name}" if folder.is_dir() else "random"

@@ -243,6 +243,7 @@ def test_weights_inherited_from_the_teacher_start_closer(
     fit_student(_config(tiny_model, tile_folder, tiny_student, tmp_path / "fitted", init="teacher"))
     distill(_config(tiny_model, tile_folder, tmp_path / "fitted", tmp_path / "from-fitted", steps=2, lr=1e-6))
     assert _losses(tmp_path / "from-fitted") == losses
+    assert "first weights: those of the folder fitted" in (tmp_path / "from-fitted" / "README.md").read_text()
     (tmp_path / "fitted" / "head.safetensors").write_bytes(b"torn")
     with pytest.raises(InputError, match=r"head\.safetensors cannot be read"):
         distill(_config(tiny_model, tile_folder, tmp_path / "fitted", tmp_path / "again"))
