@@ -57,6 +57,7 @@ def _turned(rows: Rows) -> Rows:
     sides = tuple(
         (rows.headings[column], *(cells[column] for cells in rows.rows))
         for column in range(rows.keys, len(rows.headings))
+        if any(cells[column] for cells in rows.rows)
     )
     headings = (corner, *(_GAP.join(cells[: rows.keys]) for cells in rows.rows))
     return Rows(title=rows.title, headings=headings, rows=sides)

@@ -65,5 +65,10 @@ def test_names_longer_than_the_terminal_are_wrapped_into_blocks() -> None:
     assert "tiles/s  1.0" in text
 
 
+def test_a_turned_table_leaves_out_what_nobody_has() -> None:
+    rows = Rows(title="Gate", headings=("encoder", "figure", "advice"), rows=(("a", "x" * 70, ""), ("b", "1.0", "")))
+    assert "advice" not in printed([rows], 80)
+
+
 def test_an_empty_table_prints_nothing() -> None:
     assert printed([Rows(title="None", headings=("a",), rows=())], 80) == ""
