@@ -171,6 +171,7 @@ def train_step(config: TrainConfig, state: State, accelerator: Any, batch: Train
     loss.backward()
     if accelerator is not None:
         _average_gradients(state.model, accelerator)
+        value = float(accelerator.reduce(loss.detach(), reduction="mean"))
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
     state.optimiser.step()
     state.optimiser.zero_grad(set_to_none=True)

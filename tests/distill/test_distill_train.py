@@ -170,6 +170,8 @@ def test_two_processes_equal_one(
         float((theirs[name] - load_file(tiny_student / "model.safetensors")[name]).abs().max()) for name in theirs
     )
     assert distance < 0.05 * moved
+    one, two = _losses(tmp_path / "one"), _losses(out)
+    assert one.keys() == two.keys() and [two[step] for step in one] == pytest.approx(list(one.values()), rel=1e-3)
 
 
 def test_other_options_do_not_go_on_with_a_run(
