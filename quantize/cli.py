@@ -340,6 +340,7 @@ def distill(
     recipe: Path | None = None,
     weight_bits: int = 4,
     steps: int = 120,
+    lr: float = 1e-3,
     limit: int = 300,
     tile_fit: TileFit = "exact",
     seed: int = 0,
@@ -360,6 +361,7 @@ def distill(
         recipe: Saved recipe to begin with; fitted weights of --weight-bits when left out.
         weight_bits: Bits of a weight where no recipe is given.
         steps: Training steps of 8 tiles.
+        lr: Largest change of a value in a step, as a share of the size of its channel.
         limit: Most tiles to train on.
         tile_fit: What to do with tiles of another size than the encoder's.
         seed: Another seed trains in another order.
@@ -385,7 +387,7 @@ def distill(
         tiles,
         out,
         recipe=chosen,
-        options=QadOptions(steps=steps, seed=seed),
+        options=QadOptions(steps=steps, weight_lr=lr, other_lr=lr, seed=seed),
         limit=limit,
         fit=tile_fit,
         overwrite=overwrite,

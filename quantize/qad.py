@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "qad.safetensors"
 _PIECE = 8
+# Biases that begin at zero learn as if they were this large.
+_SIZE_OF_ZEROS = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +34,10 @@ class QadOptions:
     Attributes:
         steps: Optimiser steps.
         batch: Tiles a step.
-        weight_lr: Largest learning rate of Linear and convolution weights.
-        other_lr: Largest learning rate of everything else: norms, biases, embeddings.
+        weight_lr: Largest change of a Linear's or convolution's weights in a step, as a share of the root mean square
+            of the output channel that they belong to. A rate for all would tear up the channels that LayerScale made
+            small long before it moved the others by a step of their grid.
+        other_lr: The same for everything else (norms, biases, embeddings), as a share of the value itself.
         warmup: Steps over which rates rise; after them they fall by a cosine to a tenth.
         cosine: Weight of 1 - cosine; smooth-L1 has the rest (GPFM and Theia: 0.9).
         held_out: Tiles kept from training to judge by.
@@ -43,8 +47,8 @@ class QadOptions:
 
     steps: int = 120
     batch: int = 8
-    weight_lr: float = 1e-4
-    other_lr: float = 3e-4
+    weight_lr: float = 1e-3
+    other_lr: float = 1e-3
     warmup: int = 10
     cosine: float = 0.9
     held_out: int = 32
@@ -91,12 +95,14 @@ def distill_quantized(
         progress: Called with the step and its loss.
 
     Raises:
-        UsageError: Too few tiles, or `folder` holds a run with other options.
+        UsageError: Too few tiles, an impossible learning rate, or `folder` holds a run with other options.
         InputError: The state in `folder` cannot be read.
     """
     import torch
 
     options = options or QadOptions()
+    if not 0 < options.weight_lr < 1:
+        raise UsageError(f"a learning rate of {options.weight_lr:g}, expected more than 0 and less than 1")
     if len(tiles) < options.held_out + options.batch:
         raise UsageError(
             f"{len(tiles)} tiles are too few to hold {options.held_out} out and train on batches of {options.batch}",
@@ -159,8 +165,7 @@ def _train_step(
     state.optimiser.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-    state.optimiser.step()
-    state.step += 1
+    state.advance()
     return float(loss.detach())
 
 
@@ -212,6 +217,7 @@ class _State:
         self.optimiser = torch.optim.AdamW(
             [{"params": weights, "lr": options.weight_lr}, {"params": others, "lr": options.other_lr}], weight_decay=0.0
         )
+        self._sizes = [(p, _size(p.detach())) for p in (*weights, *others)]
         if folder is not None and (folder / CHECKPOINT).is_file():
             self._load(folder / CHECKPOINT)
 
@@ -223,6 +229,17 @@ class _State:
         factor = (step + 1) / options.warmup if step < options.warmup else fall
         for group, rate in zip(self.optimiser.param_groups, (options.weight_lr, options.other_lr), strict=True):
             group["lr"] = rate * factor
+
+    def advance(self) -> None:
+        """A step of the optimiser, scaled to the size of what it changes."""
+        import torch
+
+        before = [parameter.detach().clone() for parameter, _ in self._sizes]
+        self.optimiser.step()
+        with torch.no_grad():
+            for (parameter, size), old in zip(self._sizes, before, strict=True):
+                parameter.copy_(old.lerp(parameter, size))
+        self.step += 1
 
     def save(self) -> None:
         """Write the state beside its final place and rename it."""
@@ -266,3 +283,11 @@ class _State:
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": entries, "param_groups": groups})
         self.step = step
+
+
+def _size(values: "Tensor") -> "Tensor":
+    """What a step is a share of: the root mean square of each output channel, or a value's own size."""
+    if values.dim() in (2, 4):
+        return values.square().flatten(1).mean(1).sqrt().reshape(-1, *[1] * (values.dim() - 1))
+    typical = float(values.square().mean().sqrt())
+    return values.abs().clamp(min=typical / 10 if typical else _SIZE_OF_ZEROS)
