@@ -5,6 +5,7 @@ The arms take turns within one process, a few steps each, because machines drift
 
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,14 +24,18 @@ from atlas_edge.distill.cache import FeatureCache
 from atlas_edge.distill.config import AugmentationName, TrainConfig
 from atlas_edge.distill.run import open_stream, training_tiles
 from atlas_edge.distill.state import start
+from atlas_edge.distill.stream import TrainingBatch, ViewStream
 from atlas_edge.distill.student import build_student
 from atlas_edge.distill.tileset import TrainingTiles
 from atlas_edge.distill.train import train_step
 
+# Trains for one turn, given its number; returns the seconds that were waited for data.
+_Turn = Callable[[int], float]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """Images a second of each arm, round by round.
+    """Images a second of each arm, round by round, from an empty pipeline to an empty one.
 
     Attributes:
         images_per_s: Arm -> one figure a round.
@@ -79,33 +84,28 @@ def measure(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     tiles = training_tiles(config)
-    # Batches that were decoded while another arm ran would flatter an arm: it drops them first.
-    dropped = config.workers + 2
-    total = rounds * (steps + dropped)
     losses: dict[str, list[float]] = {name: [] for name in ("distill", "online") if name == "distill" or online}
     with TemporaryDirectory() as scratch:
-        arms: dict[str, Generator[float, None, None]] = {
-            "distill": _ours(config, tiles, Path(scratch) / "a", total, losses["distill"]),
-            "plain": _plain(config, tiles),
-            "data": _data(config, tiles, total),
+        arms: dict[str, _Turn] = {
+            "distill": _ours(config, tiles, Path(scratch) / "a", steps, losses["distill"]),
+            "plain": _plain(config, tiles, steps),
+            "data": _data(config, tiles, steps),
         }
         if online:
             other = config.model_copy(update={"teachers": online, **_drawn(config, tiles)})
-            arms["online"] = _ours(other, tiles, Path(scratch) / "b", total, losses["online"])
+            arms["online"] = _ours(other, tiles, Path(scratch) / "b", steps, losses["online"])
         rates: dict[str, list[float]] = {name: [] for name in arms}
         waits: dict[str, list[float]] = {name: [] for name in arms}
-        for number in range(rounds):
+        for number in range(rounds + 1):
             for place, (name, arm) in enumerate(arms.items()):
-                for _ in range(dropped):
-                    next(arm)
                 begun = time.perf_counter()
-                waited = sum(next(arm) for _ in range(steps))
+                waited = arm(number)
                 elapsed = time.perf_counter() - begun
-                rates[name].append(steps * config.batch / elapsed)
-                waits[name].append(waited / elapsed)
-                progress(number * len(arms) + place + 1, rounds * len(arms))
-        for arm in arms.values():
-            arm.close()
+                # The first round warms up.
+                if number:
+                    rates[name].append(steps * config.batch / elapsed)
+                    waits[name].append(waited / elapsed)
+                progress(number * len(arms) + place + 1, (rounds + 1) * len(arms))
     return Throughput(
         images_per_s={name: tuple(found) for name, found in rates.items()},
         waiting_share={name: float(np.median(found)) for name, found in waits.items()},
@@ -114,34 +114,42 @@ def measure(
     )
 
 
-def _ours(
-    config: TrainConfig, tiles: TrainingTiles, run: Path, total: int, losses: list[float]
-) -> Generator[float, None, None]:
+def _ours(config: TrainConfig, tiles: TrainingTiles, run: Path, steps: int, losses: list[float]) -> _Turn:
     run.mkdir()
     stream = open_stream(config, tiles)
     # What the targets are scaled by does not change how long a step takes.
     state = start(config, stream, run, statistics_views=64)
-    batches = stream.run(0, total, threads=config.workers)
-    try:
-        while True:
-            begun = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - begun
+
+    def turn(number: int) -> float:
+        waited = 0.0
+        for batch, waiting in _batches(stream, config, number, steps):
             losses.append(train_step(config, state, None, batch)["loss"])
-            yield waited
-    finally:
-        batches.close()
+            waited += waiting
+        return waited
+
+    return turn
 
 
-def _data(config: TrainConfig, tiles: TrainingTiles, total: int) -> Generator[float, None, None]:
-    batches = open_stream(config, tiles).run(0, total, threads=config.workers)
-    try:
+def _data(config: TrainConfig, tiles: TrainingTiles, steps: int) -> _Turn:
+    stream = open_stream(config, tiles)
+    return lambda number: sum(waiting for _, waiting in _batches(stream, config, number, steps))
+
+
+def _batches(
+    stream: ViewStream, config: TrainConfig, number: int, steps: int
+) -> Generator[tuple[TrainingBatch, float], None, None]:
+    """Batches of a turn, and how long each was waited for.
+
+    The pipeline starts empty and ends empty, so that all of a turn's work, a running teacher's above all, falls within
+    it and none into the next arm's.
+    """
+    with closing(stream.run(number * steps, (number + 1) * steps, threads=config.workers)) as batches:
         while True:
             begun = time.perf_counter()
-            next(batches)
-            yield time.perf_counter() - begun
-    finally:
-        batches.close()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch, time.perf_counter() - begun
 
 
 def _drawn(config: TrainConfig, tiles: TrainingTiles) -> dict[str, object]:
@@ -155,7 +163,7 @@ def _drawn(config: TrainConfig, tiles: TrainingTiles) -> dict[str, object]:
     return {"views": len(index.seeds)} | ({} if stored is None else {"stored": stored})
 
 
-def _plain(config: TrainConfig, tiles: TrainingTiles) -> Generator[float, None, None]:
+def _plain(config: TrainConfig, tiles: TrainingTiles, steps: int) -> _Turn:
     """What one writes without this package: a DataLoader, torchvision's augmentation, AdamW, a cosine loss."""
     import timm
 
@@ -166,19 +174,24 @@ def _plain(config: TrainConfig, tiles: TrainingTiles) -> Generator[float, None, 
     optimiser = torch.optim.AdamW(parameters, lr=config.lr, fused=True)
     target = torch.randn(config.batch, int(backbone.patch_embed.num_patches) + 1, 384)
     batches = _plain_batches(config, tiles, architecture.tile_px)
-    while True:
-        begun = time.perf_counter()
-        images = next(batches)
-        waited = time.perf_counter() - begun
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-            tokens = backbone.forward_features(images)
-            tokens = torch.cat([tokens[:, :1], tokens[:, backbone.num_prefix_tokens :]], dim=1)
-            predicted = head(tokens)
-        loss = 1.0 - F.cosine_similarity(predicted.float(), target, dim=-1).mean()
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        yield waited
+
+    def turn(_: int) -> float:
+        waited = 0.0
+        for _step in range(steps):
+            begun = time.perf_counter()
+            images = next(batches)
+            waited += time.perf_counter() - begun
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+                tokens = backbone.forward_features(images)
+                tokens = torch.cat([tokens[:, :1], tokens[:, backbone.num_prefix_tokens :]], dim=1)
+                predicted = head(tokens)
+            loss = 1.0 - F.cosine_similarity(predicted.float(), target, dim=-1).mean()
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        return waited
+
+    return turn
 
 
 def _plain_batches(config: TrainConfig, tiles: TrainingTiles, tile_px: int) -> Iterator[torch.Tensor]:
