@@ -11,7 +11,7 @@ from atlas_edge.cli import make_app, run_app
 
 HELP = """Time encoders and measure what a bundle costs in accuracy.
 
-Example:
+Example, a gate on what a bundle costs:
 
     atlas-bench accuracy bundles/my-student-openvino-int8 --reference my-student --eval tiles --max-drop 1
 """

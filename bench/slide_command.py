@@ -82,7 +82,8 @@ def slide(
     with _slide(slide, synthetic, keep, screen) as path:
         report = bench_slide(path, bundle, options)
     for line in _lines(report):
-        screen.print(line, markup=False, soft_wrap=True)
+        # Between words on a terminal; in a file a line stays a line.
+        screen.print(line, markup=False, soft_wrap=not screen.is_terminal)
     screen.print(_table(report))
     if json:
         print_json(asdict(report))
@@ -152,7 +153,8 @@ def _table(report: "SlideBench") -> Any:
         )
     row("one more decode thread", [_ratio(bundle.one_more_thread) for bundle in bundles])
     row("one more stream", [_ratio(bundle.one_more_stream) for bundle in bundles])
-    row("over the obvious script", [_ratio(bundle.over_script) for bundle in bundles])
+    if report.script_tiles_per_s is not None:
+        row("over the obvious script", [_ratio(bundle.over_script) for bundle in bundles])
     return table
 
 

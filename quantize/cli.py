@@ -10,7 +10,7 @@ from atlas_edge.cli import console, make_app, print_json, run_app, set_verbosity
 
 HELP = """Choose calibration tiles and quantization recipes, and find the cheapest precision that keeps the accuracy.
 
-Example:
+Example, the tiles that would calibrate:
 
     atlas-quantize calibration my-student tiles --contact-sheet chosen.png
 """

@@ -29,7 +29,8 @@ def make_app(name: str, summary: str) -> "cyclopts.App":
 
     Args:
         name: `atlas-export`.
-        summary: Help text, Markdown; it holds an example.
+        summary: Help text, Markdown; it holds an example, but not below a line `Example:`, which cyclopts takes for a
+            section of a docstring and leaves out.
     """
     import cyclopts
 

@@ -107,3 +107,11 @@ def test_full_disk_is_a_clear_error(tiny_model: Path, tmp_path: Path, run_comman
     assert done.returncode == 5, done.stderr
     assert "check free disk space" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["atlas-bench", "atlas-distill", "atlas-embed", "atlas-export", "atlas-quantize"])
+def test_help_has_an_example(name: str, run_command: RunCommand) -> None:
+    done = run_command(name, "--help")
+    assert done.returncode == 0, done.stderr
+    above = done.stdout.partition("╭")[0]
+    assert f" {name} " in above.partition("Example")[2], above

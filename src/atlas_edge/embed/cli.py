@@ -16,7 +16,7 @@ from atlas_edge.errors import InputError, UsageError
 
 HELP = """Embed the tissue of whole slides with a bundle.
 
-Example:
+Example, one slide:
 
     atlas-embed scan.svs --bundle atlas2-s-openvino-int8 --out scan.h5
 
@@ -106,7 +106,7 @@ def embed(
             failed = hasattr(item, "reason")
             (failures if failed else results).append(item)
             if not failed or len(jobs) > 1:
-                screen.print(result_line(item), markup=False, soft_wrap=True)
+                screen.print(result_line(item), markup=False, soft_wrap=not screen.is_terminal)
     if json:
         print_json(
             {"slides": [dataclasses.asdict(r) for r in results], "failed": [dataclasses.asdict(f) for f in failures]}
