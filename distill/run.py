@@ -16,12 +16,12 @@ from atlas_edge.distill.card import student_card
 from atlas_edge.distill.checkpoint import NAME
 from atlas_edge.distill.config import TrainConfig
 from atlas_edge.distill.metrics import read_metrics
-from atlas_edge.distill.slide_tiles import slide_spec
 from atlas_edge.distill.stream import CachedTargets, OnlineTargets, Targets, ViewStream
 from atlas_edge.distill.teachers import licence_warning, open_teacher
 from atlas_edge.distill.tileset import TrainingTiles, open_training_tiles
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import ModelProvenance
+from atlas_edge.tiles.slide_tiles import slide_spec
 
 _HELD_OUT_TILES = 256
 

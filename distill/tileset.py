@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.distill.slide_tiles import SlideTiles, slide_spec
 from atlas_edge.errors import InputError
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.tiles import TileRecord, TileSource, open_tiles
+from atlas_edge.tiles.slide_tiles import SlideTiles, slide_spec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

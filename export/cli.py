@@ -77,7 +77,8 @@ def export(
         precision: Number format of the compute-heavy layers.
         plan: A plan that atlas-quantize search saved: target, precision, recipe and calibration in one.
         recipe: A recipe that atlas-quantize recipe saved; the target's default when left out.
-        calib: Tiles that set the scales and fit the probes: a folder, pack, parquet or HDF5; PATH@SPLIT for one split.
+        calib: Tiles that set the scales and fit the probes: a folder, pack, parquet or HDF5; PATH@SPLIT for one split;
+            or a slide, or a folder of slides, whose tissue is cut to tiles (224 px, 0.5 µm per pixel; SLIDE@MPP).
         eval: Tiles that the bundle is judged on; the test split of --calib when left out.
         out: Bundle folder; bundles/<model>-<target>-<precision> when left out.
         batch: One size fixes the graph's batch; min,opt,max is TensorRT's profile; dynamic when left out.

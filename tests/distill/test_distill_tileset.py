@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atlas_edge.distill.slide_tiles import DEFAULT_MPP, slide_spec
 from atlas_edge.distill.tileset import open_training_tiles
 from atlas_edge.errors import InputError
+from atlas_edge.tiles.slide_tiles import DEFAULT_MPP, slide_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 SLIDE = Path(os.environ.get("ATLAS_SHARED", ROOT.parent / "shared")) / "data/wsi/CMU-1-Small-Region.svs"

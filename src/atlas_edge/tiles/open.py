@@ -11,14 +11,17 @@ from atlas_edge.tiles.folders import SPLIT_NAMES
 from atlas_edge.tiles.hdf5 import Hdf5Tiles, hdf5_paths
 from atlas_edge.tiles.pack import MANIFEST_CSV, Pack
 from atlas_edge.tiles.parquet import ParquetTiles, parquet_paths
+from atlas_edge.tiles.slide_tiles import SLIDE_SUFFIXES, SlideFolder, SlideTiles, slide_spec
 from atlas_edge.tiles.source import TileSource
 from atlas_edge.tiles.synthetic import DEFAULT_COUNT, SyntheticTiles
 
 Role = Literal["calibration", "evaluation"]
 
+# What `atlas-embed` embeds: tiles that are mostly glass are the first to leave ranges that they did not set.
+_LEAST_TISSUE = 0.1
 _SYNTHETIC = re.compile(r"synthetic(?::(?P<count>\d+))?(?::(?P<seed>\d+))?")
 _PREFERRED: dict[str, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("test", "val")}
-_FORMS = "class folders, a flat folder of images, a pack with manifest.csv, parquet or HDF5"
+_FORMS = "class folders, a flat folder of images, a pack with manifest.csv, parquet, HDF5, or slides"
 
 
 class _Form(Protocol):
@@ -30,7 +33,8 @@ def open_tiles(spec: str | Path, *, role: Role | None = None) -> TileSource:
 
     Args:
         spec: A path (class folders, a flat folder, a pack with `manifest.csv`, parquet, HDF5), `PATH@SPLIT` for one
-            split of it, or `synthetic[:N[:SEED]]` for the embedded sample.
+            split of it; a slide, `SLIDE@MPP,MPP…` for other µm per pixel than 0.5, or a folder of slides, whose tissue
+            is then cut to tiles of 224 px; or `synthetic[:N[:SEED]]` for the embedded sample.
         role: `calibration` narrows a source that has splits to `train`, `evaluation` to `test` (or `val`), unless
             the split was named.
 
@@ -58,6 +62,9 @@ def open_tiles(spec: str | Path, *, role: Role | None = None) -> TileSource:
 
 
 def _open(spec: str) -> tuple[TileSource, str | None]:
+    slide = slide_spec(spec)
+    if slide is not None and slide.path.suffix.lower() in SLIDE_SUFFIXES:
+        return SlideTiles(slide, min_tissue=_LEAST_TISSUE), None
     path, named = Path(spec), None
     if not path.exists() and "@" in spec:
         spec, _, named = spec.rpartition("@")
@@ -94,6 +101,8 @@ def _form(path: Path) -> _Form:
         return ParquetTiles
     if hdf5_paths(path):
         return Hdf5Tiles
+    if SlideFolder.fits(path):
+        return lambda folder, *, split=None: SlideFolder(folder, min_tissue=_LEAST_TISSUE)
     if FlatFolder.fits(path):
         return FlatFolder
     if ClassFolders.fits(path):

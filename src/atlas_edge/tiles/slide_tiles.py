@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
-from atlas_edge.tiles import TileRecord, TileSource
+from atlas_edge.tiles.source import TileRecord, TileSource
 
 if TYPE_CHECKING:
     from atlas_edge.slides import Slide, TileReader
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 DEFAULT_MPP = (0.5,)
 _SPEC = re.compile(r"(?P<path>.+?)(?:@(?P<mpp>[0-9.]+(?:,[0-9.]+)*))?")
 _TILE_SETS = frozenset({".parquet", ".h5", ".hdf5", ".csv"})
+# Only scanners write these; a folder of TIFFs may hold tiles.
+_SCANNERS = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu", ".czi"})
+SLIDE_SUFFIXES = _SCANNERS | {".tif", ".tiff", ".dcm"}
 _HASHED_BYTES = 2**20
 
 
@@ -56,6 +59,7 @@ class SlideTiles(TileSource):
     Args:
         spec: Slide and µm per pixel.
         tile_px: Side of the tiles.
+        min_tissue: Least share of tissue in a tile.
 
     Raises:
         InputError: No readable slide, one without µm per pixel or tissue, or one that is coarser than asked for.
@@ -64,10 +68,10 @@ class SlideTiles(TileSource):
 
     kind = "slide"
 
-    def __init__(self, spec: SlideSpec, *, tile_px: int = 224) -> None:
+    def __init__(self, spec: SlideSpec, *, tile_px: int = 224, min_tissue: float = 0.5) -> None:
         self.path, self.mpps, self.tile_px = spec.path, spec.mpps, tile_px
         self.name = spec.path.name
-        self._slide, self._readers = _open(spec, tile_px)
+        self._slide, self._readers = _open(spec, tile_px, min_tissue)
 
     def records(self) -> Iterator[TileRecord]:
         """From the first µm per pixel to the last, row by row."""
@@ -104,19 +108,80 @@ class SlideTiles(TileSource):
         self._slide.close()
 
 
-def _open(spec: SlideSpec, tile_px: int) -> "tuple[Slide, tuple[TileReader, ...]]":
+class SlideFolder(TileSource):
+    """The tissue of every slide in a folder; a slide is a group.
+
+    Args:
+        path: See `fits`.
+        min_tissue: See `SlideTiles`.
+
+    Raises:
+        InputError: See `SlideTiles`.
+        RuntimeMissing: OpenSlide is not installed.
+    """
+
+    kind = "slides"
+
+    def __init__(self, path: Path, *, min_tissue: float = 0.5) -> None:
+        self.name = path.name
+        self._slides: list[SlideTiles] = []
+        try:
+            for slide in _scans(path):
+                self._slides.append(SlideTiles(SlideSpec(slide, DEFAULT_MPP), min_tissue=min_tissue))
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def fits(path: Path) -> bool:
+        """Whether this is a folder that holds slides of forms that only scanners write."""
+        return bool(_scans(path))
+
+    def records(self) -> Iterator[TileRecord]:
+        """Slide by slide, by name."""
+        for number, slide in enumerate(self._slides):
+            for record in slide.records():
+                yield replace(record, id=f"{slide.name}/{record.id}", locator=(number, *record.locator))
+
+    def read(self, record: TileRecord) -> NDArray[np.uint8]:
+        """See `TileSource.read`; may be called from several threads."""
+        return self._slides[int(record.locator[0])].read(replace(record, locator=record.locator[1:]))
+
+    def splits(self) -> frozenset[str]:
+        """Slides have none."""
+        return frozenset()
+
+    def fingerprint(self) -> str:
+        """Over those of the slides."""
+        return hashlib.sha256("".join(slide.fingerprint() for slide in self._slides).encode()).hexdigest()
+
+    def close(self) -> None:
+        """Close the slides."""
+        for slide in self._slides:
+            slide.close()
+
+
+def _scans(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SCANNERS and path.is_file())
+
+
+def _open(spec: SlideSpec, tile_px: int, min_tissue: float) -> "tuple[Slide, tuple[TileReader, ...]]":
     from atlas_edge.slides import TileReader, find_tissue, open_slide, plan_grid
 
     slide = None
     try:
         slide = open_slide(spec.path)
         mask = find_tissue(slide)
-        grids = [plan_grid(slide, mask, tile_px=tile_px, mpp=mpp, min_tissue=0.5) for mpp in spec.mpps]
+        grids = [plan_grid(slide, mask, tile_px=tile_px, mpp=mpp, min_tissue=min_tissue) for mpp in spec.mpps]
     except InputError as error:
         if slide is not None:
             slide.close()
         raise InputError(error.message, hint=f"give {spec.path}@MPP with a µm per pixel that the slide has") from error
     if not any(len(grid.coords) for grid in grids):
         slide.close()
-        raise InputError(f"{spec.path} has no tile that is half tissue at {', '.join(f'{m:g}' for m in spec.mpps)} µm")
+        raise InputError(
+            f"{spec.path} has no tile with {min_tissue:.0%} tissue at {', '.join(f'{m:g}' for m in spec.mpps)} µm"
+        )
     return slide, tuple(TileReader(slide, grid) for grid in grids)
