@@ -15,7 +15,7 @@ from atlas_edge.bench.cli import app
 from atlas_edge.bench.report_files import check_report_folder, write_report
 from atlas_edge.cli import run_app
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
-from support import ROOT
+from support import ROOT, heed_ctrl_c
 
 QUICK = ("--rounds", "2", "--block-seconds", "0.02", "--threads", "1")
 ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests/bench")])}
@@ -55,7 +55,9 @@ def test_ctrl_c_while_measuring_leaves_nothing(bundle: Path, tmp_path: Path) -> 
         sys.executable, "-m", "atlas_edge.bench", "speed", bundle, "--rounds", "100000", "--report", tmp_path / "r",
         "--threads", "1", "--json",
     ]  # fmt: skip
-    child = subprocess.Popen(command, env=ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command, env=ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    )
     while child.poll() is None and "openvino_intel_cpu" not in Path(f"/proc/{child.pid}/maps").read_text():
         time.sleep(0.05)
     time.sleep(0.5)

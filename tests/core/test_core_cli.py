@@ -11,7 +11,7 @@ import pytest
 
 from atlas_edge.cli import make_app, require_module, run_app
 from atlas_edge.errors import AtlasError, ChecksumError, GateFailed, InputError, RuntimeMissing, UsageError
-from support import ROOT, RunCommand
+from support import ROOT, RunCommand, heed_ctrl_c
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_interrupt_exits_130_and_leaves_nothing(tiny_model: Path, tmp_path: Path
         "--tile-fit", "resize", "--out", tmp_path / "bundle",
     ]  # fmt: skip
     environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    child = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
     while child.poll() is None and not list(tmp_path.glob(".bundle.partial-*")):
         time.sleep(0.02)
     time.sleep(0.5)

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,14 @@ def test_two_watchers_share_a_folder(mean_bundle: Path, tmp_path: Path) -> None:
     assert sorted(Path(event["slide"]).stem for event in said if event["event"] == "begin") == list("012345")
     assert sorted(Path(event["slide"]).stem for event in said if event["event"] == "done") == list("012345")
     assert sum(event["event"] == "start" for event in said) == 2
+
+
+def test_connections_that_open_a_new_journal_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    def opened(number: int) -> None:
+        WatchJournal(tmp_path / f"{number // 8}.sqlite").close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(opened, range(320)))
 
 
 def journal_with(tmp_path: Path, name: str = "s.svs") -> tuple[WatchJournal, Path]:

@@ -3,6 +3,7 @@
 import os
 import socket
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 
 _HOUR_S = 3600.0
+_BUSY_S = 60.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS slides (
     path TEXT PRIMARY KEY,
@@ -77,11 +79,24 @@ class WatchJournal:
     """
 
     def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self._connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
         self._connection.row_factory = sqlite3.Row
-        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._write_ahead()
         self._connection.execute(_SCHEMA)
         self._owner = _owner_of(psutil.Process())
+
+    def _write_ahead(self) -> None:
+        """Turn on the write-ahead log; SQLite does not wait for another connection that is just doing so."""
+        until = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    self._connection.close()
+                    raise
+            time.sleep(0.02)
 
     def observe(
         self, path: Path, outs: list[Path], *, size_bytes: int, mtime_ns: int, now: float, settle_s: float, marked: bool
