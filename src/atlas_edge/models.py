@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from atlas_edge.bundle import MANIFEST, open_bundle, sha256_file
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing, UsageError
+from atlas_edge.interrupts import held_interrupts
 from atlas_edge.manifest import ModelProvenance
 from atlas_edge.spec import EncoderSpec, Pooling
 from atlas_edge.students import EMBEDDED, STUDENT_MPP, STUDENT_TILE_PX, STUDENTS, EmbeddedStudent, find_student
@@ -303,8 +304,9 @@ def _download(repository: str) -> Path:
 
 def _timm_and_torch() -> tuple[Any, Any]:
     try:
-        import timm
-        import torch
+        with held_interrupts():
+            import timm
+            import torch
     except ImportError as error:
         raise RuntimeMissing(
             f"a full-precision model needs PyTorch and timm: {error}", hint="pip install 'atlas-edge[torch]'"

@@ -11,6 +11,7 @@ import pytest
 
 from atlas_edge.cli import make_app, require_module, run_app
 from atlas_edge.errors import AtlasError, ChecksumError, GateFailed, InputError, RuntimeMissing, UsageError
+from atlas_edge.interrupts import held_interrupts
 from support import ROOT, RunCommand, heed_ctrl_c
 
 
@@ -69,6 +70,20 @@ def test_unknown_option_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
 def test_missing_module_names_the_extra() -> None:
     with pytest.raises(RuntimeMissing, match=r"pip install 'atlas-edge\[onnx\]'"):
         require_module("no_such_module", extra="onnx")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent another way on Windows")
+def test_ctrl_c_is_held_until_the_block_is_done() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    reached = []
+    try:
+        with pytest.raises(KeyboardInterrupt), held_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("end")
+        assert reached == ["end"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent another way on Windows")
