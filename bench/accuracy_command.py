@@ -2,18 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Literal
 
 from atlas_edge.cli import console, set_verbosity
 from atlas_edge.errors import GateFailed, UsageError
+from atlas_edge.options import Flag, Quiet, Verbose
 
 if TYPE_CHECKING:
     from atlas_edge.bench.budgets import Budget, Budgets, GateResult
     from atlas_edge.bench.tileset import TileSet
-
-Flag = Annotated[bool, Parameter(negative="")]
 
 
 def accuracy(
@@ -43,8 +40,8 @@ def accuracy(
     seed: int = 0,
     dry_run: Flag = False,
     json: Flag = False,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False,
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Compare bundles with the full-precision encoder on the same tiles; exit 3 unless every budget is kept.
 

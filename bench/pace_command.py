@@ -1,15 +1,11 @@
 """`atlas-bench pace`, registered by `bench.cli`."""
 
 from dataclasses import asdict
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from atlas_edge.bench.defaults import MPP, SCANNER_SECONDS, SLIDE_MM2
 from atlas_edge.cli import console, print_json, set_verbosity
 from atlas_edge.errors import UsageError
-
-Flag = Annotated[bool, Parameter(negative="")]
+from atlas_edge.options import Flag, Quiet, Verbose
 
 
 def pace(
@@ -23,8 +19,8 @@ def pace(
     rounds: int = 5,
     threads: int | None = None,
     json: Flag = False,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False,
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Say in the lab's terms how fast an encoder is: tiles a slide, slides an hour, and whether it keeps up.
 

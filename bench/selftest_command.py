@@ -2,14 +2,10 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from atlas_edge.cli import console, print_json, set_verbosity
 from atlas_edge.errors import GateFailed
-
-Flag = Annotated[bool, Parameter(negative="")]
+from atlas_edge.options import Flag, Quiet, Verbose
 
 
 def selftest(
@@ -21,8 +17,8 @@ def selftest(
     rounds: int = 6,
     batch: int = 32,
     json: Flag = False,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False,
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run a bundle on this machine against the full-precision embeddings stored in it, and time its precisions.
 

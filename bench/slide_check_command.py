@@ -2,15 +2,10 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from atlas_edge.cli import console, print_json, set_verbosity
 from atlas_edge.errors import GateFailed, UsageError
-
-Flag = Annotated[bool, Parameter(negative="")]
-Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
+from atlas_edge.options import Flag, Quiet
 
 
 def slide_check(

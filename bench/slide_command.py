@@ -6,18 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any
 
 from atlas_edge.cli import console, print_json, set_verbosity
 from atlas_edge.errors import UsageError
+from atlas_edge.options import Flag, Quiet, Verbose
 
 if TYPE_CHECKING:
     from atlas_edge.bench.interval import Interval
     from atlas_edge.bench.slide import SlideBench
-
-Flag = Annotated[bool, Parameter(negative="")]
 
 
 def slide(
@@ -37,8 +34,8 @@ def slide(
     scanner_seconds: float | None = None,
     script: str | None = None,
     json: Flag = False,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False,
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Time bundles on a whole slide: end to end, by stage, and whether they keep up with the scanner.
 

@@ -2,15 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from atlas_edge.bench.defaults import SCANNER_SECONDS, SLIDE_MM2
 from atlas_edge.cli import console, set_verbosity
 from atlas_edge.errors import UsageError
-
-Flag = Annotated[bool, Parameter(negative="")]
+from atlas_edge.options import Flag, Quiet, Verbose
 
 
 def speed(
@@ -30,8 +26,8 @@ def speed(
     overwrite: Flag = False,
     dry_run: Flag = False,
     json: Flag = False,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False,
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Time bundles and models side by side: latency of one tile, throughput, ratios with intervals, pace.
 

@@ -9,8 +9,9 @@ from cyclopts import Parameter
 from atlas_edge.cli import console, make_app, print_json, require_module, run_app, set_verbosity
 from atlas_edge.distill.display import Display
 from atlas_edge.distill.judging_commands import compare, evaluate, throughput
-from atlas_edge.distill.options import AugmentationName, Flag, Json, Many, Quiet, Verbose, train_config
+from atlas_edge.distill.options import AugmentationName, Many, train_config
 from atlas_edge.errors import UsageError
+from atlas_edge.options import Flag, Json, Quiet, Verbose
 
 HELP = """Distil a small student from a large teacher, on unlabelled tiles.
 

@@ -8,8 +8,9 @@ from cyclopts import Parameter
 
 from atlas_edge.cli import console, print_json, require_module, set_verbosity
 from atlas_edge.distill.display import Display, print_comparison, print_evaluation, print_throughput
-from atlas_edge.distill.options import Json, Many, Quiet, Verbose, train_config
+from atlas_edge.distill.options import Many, train_config
 from atlas_edge.errors import UsageError
+from atlas_edge.options import Json, Quiet, Verbose
 
 
 def evaluate(

@@ -9,10 +9,6 @@ from atlas_edge.errors import UsageError
 if TYPE_CHECKING:
     from atlas_edge.distill.config import TrainConfig
 
-Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
-Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")]
-Json = Annotated[bool, Parameter(name="--json", negative="")]
-Flag = Annotated[bool, Parameter(negative="")]
 Many = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
 AugmentationName = Literal["none", "geometry", "weak", "strong"]
 

@@ -2,12 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Literal
 
 from atlas_edge.cli import console, make_app, print_json, run_app, set_verbosity
 from atlas_edge.errors import GateFailed, RuntimeMissing
+from atlas_edge.options import Flag, Json, Quiet, Verbose
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,11 +23,6 @@ Without MODEL it takes the default student, without tiles the synthetic sample.
 """
 
 app = make_app("atlas-export", HELP)
-
-Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
-Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")]
-Json = Annotated[bool, Parameter(name="--json", negative="")]
-Flag = Annotated[bool, Parameter(negative="")]
 
 
 @app.default

@@ -2,11 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
-
-from cyclopts import Parameter
+from typing import Literal
 
 from atlas_edge.cli import console, make_app, print_json, run_app, set_verbosity
+from atlas_edge.options import Flag, Json, Quiet, Verbose
 
 HELP = """Choose calibration tiles and quantization recipes, and find the cheapest precision that keeps the accuracy.
 
@@ -17,10 +16,6 @@ Example, the tiles that would calibrate:
 
 app = make_app("atlas-quantize", HELP)
 
-Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
-Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")]
-Json = Annotated[bool, Parameter(name="--json", negative="")]
-Flag = Annotated[bool, Parameter(negative="")]
 TileFit = Literal["exact", "crop", "resize"]
 
 

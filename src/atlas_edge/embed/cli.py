@@ -5,14 +5,13 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
-
-from cyclopts import Parameter
+from typing import Any
 
 from atlas_edge.cli import console, make_app, print_json, run_app, set_verbosity
 from atlas_edge.embed.ray_command import ray
 from atlas_edge.embed.watch_command import watch
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.options import Flag, Quiet, Verbose
 
 HELP = """Embed the tissue of whole slides with a bundle.
 
@@ -27,9 +26,6 @@ app = make_app("atlas-embed", HELP)
 app.command(watch)
 app.command(ray)
 
-Flag = Annotated[bool, Parameter(negative="")]
-Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
-Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")]
 
 _SUFFIXES = (".h5", ".hdf5", ".zarr", ".parquet")
 

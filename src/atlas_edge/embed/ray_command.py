@@ -2,14 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
-
-from cyclopts import Parameter
+from typing import Any
 
 from atlas_edge.cli import console, print_json, set_verbosity
 from atlas_edge.errors import InputError, UsageError
-
-Flag = Annotated[bool, Parameter(negative="")]
+from atlas_edge.options import Flag, Quiet, Verbose
 
 
 def ray(
@@ -31,8 +28,8 @@ def ray(
     batch: int = 64,
     dry_run: Flag = False,
     json: Flag = False,
-    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False,
-    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Embed a folder of slides over the machines of a Ray cluster.
 
