@@ -11,7 +11,7 @@ from atlas_edge.bench.tileset import TileSet
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.export.steps import Steps
 from atlas_edge.export.tile_sets import TileSets
-from atlas_edge.spec import Precision, Target
+from atlas_edge.spec import Precision
 from atlas_edge.tiles import batches, select_records
 
 BATCH = 8
@@ -54,8 +54,6 @@ def calibrate(
     )
     found = watch_ranges(graph, choice.pixels)
     fitted = config.precision is Precision.INT8 and config.int8_recipe.weights == "fitted"
-    # OpenVINO's layer-wise quantizer fits weights to a sample of tokens only, which a few tiles fill.
-    fitted = fitted and config.target is not Target.OPENVINO
     choice = choice.first(found.enough(fitted=fitted))
     steps.note(
         f"{choice.candidates} candidates, {choice.background} without tissue and {choice.blurred} out of focus left "

@@ -82,6 +82,7 @@ def recipe(
     attention: bool | None = None,
     patch_embed: bool | None = None,
     bias_correction: bool | None = None,
+    augmented_share: float | None = None,
     exclude: list[str] | None = None,
     overwrite: Flag = False,
     dry_run: Flag = False,
@@ -102,6 +103,7 @@ def recipe(
         attention: Quantize the two matrix products of attention.
         patch_embed: Quantize the patch embedding.
         bias_correction: Correct the mean shift that rounded weights cause.
+        augmented_share: Share of the tiles that set ranges which are copies with bare glass or brown stain.
         exclude: Layers to leave in floating point, such as blocks.3.mlp.fc2; * matches anything. May be given several
             times.
         overwrite: Replace an existing file.
@@ -121,6 +123,7 @@ def recipe(
         "attention": attention,
         "patch_embed": patch_embed,
         "bias_correction": bias_correction,
+        "augmented_share": augmented_share,
         "exclude": None if exclude is None else tuple(exclude),
     }
     given = {key: value for key, value in changes.items() if value is not None}

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.quantize.augmentation import with_augmented
 from atlas_edge.quantize.blocks import FitOptions, fit_blocks, has_plain_blocks
 from atlas_edge.quantize.clip import clipped_amax, smooth_scale
 from atlas_edge.quantize.recipe import Recipe
@@ -38,7 +39,7 @@ def fake_quantize(
 
     Args:
         module: Full-precision encoder, `(B, H, W, 3)` uint8 -> `(B, D)` float32. Unchanged.
-        calibration: Batches of tiles.
+        calibration: Batches of tiles; augmented copies are put among them as the recipe says.
         recipe: What to quantize and how.
         multiply: See `FitOptions`.
 
@@ -52,6 +53,7 @@ def fake_quantize(
     """
     import torch
 
+    calibration = with_augmented(calibration, recipe.augmented_share)
     if recipe.weights == "fitted" and has_plain_blocks(module):
         return _fitted(module, calibration, recipe, multiply=multiply)
     held_out, statistics_tiles = split_choice(calibration, recipe)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import UsageError
+from atlas_edge.quantize.augmentation import with_augmented
 from atlas_edge.quantize.fakequant import cosine_error, split_choice
 from atlas_edge.quantize.recipe import Calibrator, Recipe, default_recipe, nncf_recipe
 from atlas_edge.spec import Target
@@ -51,7 +52,7 @@ def quantize_openvino(
         raise UsageError(f"OpenVINO takes 8-bit weights, the recipe asks for {recipe.weight_bits}", hint="leave it out")
     import openvino as ov
 
-    batches = list(calibration)
+    batches = with_augmented(list(calibration), recipe.augmented_share)
     if module is not None and recipe.quantizer == "layers" and any(map(len, batches)):
         from atlas_edge.quantize.openvino_vit import foldable, quantize_vit
 

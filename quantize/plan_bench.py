@@ -195,7 +195,7 @@ class PlanBench:
         if enough is None:
             found = watch_ranges(graph, choice.pixels)
             self.say(f"calibration: {found.sentence()}")
-            enough = found.enough(fitted=config.target is Target.ONNX)
+            enough = found.enough(fitted=True)
             self.journal.put("calibration tiles", enough)
         return choice.first(int(enough))
 

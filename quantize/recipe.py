@@ -32,7 +32,8 @@ class Recipe(BaseModel):
         quantizer: What quantizes a vision transformer for OpenVINO: layer by layer (`grids.choose_grids`), or NNCF.
             Other networks always go through NNCF.
         weight_bits: Bits of a weight (ONNX and TensorRT); below 8 its integers are stored in INT8.
-        calibration_tiles: Most tiles that set the ranges.
+        calibration_tiles: Most tiles that set the ranges, augmented ones among them.
+        augmented_share: Share of them that are copies with bare glass or brown stain (`augmentation.with_augmented`).
         choice_tiles: Tiles held out of the calibration tiles to choose between recipes; also the number that set the
             ranges while choosing, so that a choice stays cheap.
         attention: Quantize the two matrix products inside attention.
@@ -51,6 +52,7 @@ class Recipe(BaseModel):
     quantizer: Quantizer = "layers"
     weight_bits: int = Field(default=8, ge=2, le=8)
     calibration_tiles: int = Field(default=300, ge=1)
+    augmented_share: float = Field(default=0.25, ge=0, lt=1)
     choice_tiles: int = Field(default=48, ge=1)
     attention: bool = False
     patch_embed: bool = True
@@ -67,7 +69,7 @@ def default_recipe(target: Target) -> Recipe:
             name="openvino-int8",
             smooth_alphas=(0.5, 0.7),
             weights="fitted",
-            calibration_tiles=192,
+            calibration_tiles=256,
             attention=True,
         )
     return Recipe(
@@ -82,7 +84,7 @@ def nncf_recipe() -> Recipe:
 
 def nncf_as_it_comes() -> Recipe:
     """What `nncf.quantize(model, dataset, model_type=ModelType.TRANSFORMER)` does by itself (NNCF 3.4)."""
-    return Recipe(name="nncf-transformer", smooth_alphas=(0.95,), attention=True, quantizer="nncf")
+    return Recipe(name="nncf-transformer", smooth_alphas=(0.95,), augmented_share=0, attention=True, quantizer="nncf")
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from atlas_edge.atomic import atomic_folder, check_vacant
 from atlas_edge.errors import UsageError
 from atlas_edge.quantize.recipe import default_recipe, load_recipe
@@ -51,6 +53,7 @@ def show_sensitivity(config: SensitivityConfig, screen: "Console", *, dry_run: b
         screen.print(f"would measure {config.model} by recipe {recipe.name} on tiles of {source.name}")
         return {"recipe": recipe.model_dump(mode="json")}
     from atlas_edge.models import load_model
+    from atlas_edge.quantize.augmentation import with_augmented
     from atlas_edge.quantize.calibration import choose_calibration
     from atlas_edge.quantize.sensitivity import measure_sensitivity, plot_sensitivity
     from atlas_edge.quantize.toggled import ToggledEncoder
@@ -69,6 +72,7 @@ def show_sensitivity(config: SensitivityConfig, screen: "Console", *, dry_run: b
             hint="use a smaller --count, or more tiles",
         )
     measured, ranges = choice.pixels[: config.count], choice.pixels[config.count :]
+    ranges = np.concatenate(with_augmented([ranges], recipe.augmented_share))
     encoder = ToggledEncoder(model.module, ranges, recipe, symmetric=config.target is not Target.OPENVINO)
     found = measure_sensitivity(encoder, measured, recipe=recipe.name, without=config.without)
     _print(found, screen)

@@ -61,7 +61,7 @@ def shift_hed(
     gain = np.array([haematoxylin, eosin, residual])
     # Unmixing leaves small negative densities: more of a stain that is not there must not brighten the tile.
     stains = stains + (gain - 1.0) * np.maximum(stains, 0.0) + np.array(offset)
-    return _to_light(stains @ _RGB_FROM_HED)
+    return mix_stains(stains)
 
 
 def as_scanner(tile: Tile, scanner: Scanner, *, strength: float = 1.0) -> Tile:
@@ -85,6 +85,11 @@ def stain_densities(tile: Tile) -> NDArray[np.float64]:
     """Optical densities of haematoxylin, eosin and the third direction, `(H, W, 3)`; about 0 for empty glass."""
     densities: NDArray[np.float64] = _to_density(tile) @ _HED_FROM_RGB
     return densities
+
+
+def mix_stains(densities: NDArray[np.float64]) -> Tile:
+    """The tile that has these densities, `(H, W, 3)`: undoes `stain_densities`."""
+    return _to_light(densities @ _RGB_FROM_HED)
 
 
 def recompress(tile: Tile, *, quality: int) -> Tile:
