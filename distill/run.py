@@ -81,8 +81,8 @@ def distill(
 
     check_vacant(config.out, overwrite=overwrite)
     run = run_folder(config.out)
-    if overwrite and (run / NAME).exists():
-        (run / NAME).unlink()
+    if overwrite:
+        (run / NAME).unlink(missing_ok=True)
     tiles = training_tiles(config)
     stream = open_stream(config, tiles)
     teachers = tuple(target.teacher for target in stream.targets)

@@ -152,7 +152,7 @@ def train_step(config: TrainConfig, state: State, accelerator: Any, batch: Train
     """One optimiser step; returns its row of `metrics.csv`.
 
     Raises:
-        UsageError: The loss became infinite or NaN.
+        UsageError: The loss became infinite or NaN, in whichever process.
     """
     lr = learning_rate(config, batch.step)
     for group in state.optimiser.param_groups:
@@ -162,7 +162,9 @@ def train_step(config: TrainConfig, state: State, accelerator: Any, batch: Train
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
         tokens = state.model(images)
     loss, cls_loss, patch_loss = _loss(config, state, tokens.float(), batch)
-    value = float(loss.detach())
+    # The mean over the processes is not finite where one is not: all of them stop.
+    mean = loss.detach() if accelerator is None else accelerator.reduce(loss.detach(), reduction="mean")
+    value = float(mean)
     if not math.isfinite(value):
         raise UsageError(
             f"the loss became {value} at step {batch.step}",
@@ -171,7 +173,6 @@ def train_step(config: TrainConfig, state: State, accelerator: Any, batch: Train
     loss.backward()
     if accelerator is not None:
         _average_gradients(state.model, accelerator)
-        value = float(accelerator.reduce(loss.detach(), reduction="mean"))
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
     state.optimiser.step()
     state.optimiser.zero_grad(set_to_none=True)
