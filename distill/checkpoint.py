@@ -20,34 +20,18 @@ from atlas_edge.errors import InputError, UsageError
 NAME = "checkpoint.safetensors"
 
 
-def save_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    average: Mapping[str, Tensor],
-    *,
-    step: int,
-    config: dict[str, object],
-    extra: Mapping[str, Tensor],
-) -> None:
+def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], *, step: int, config: dict[str, object]) -> None:
     """Write the checkpoint beside its final place and rename it: a kill leaves the one before.
 
     Args:
         folder: Folder of the run.
-        model: Student and heads.
-        optimiser: AdamW.
-        average: Averaged weights.
+        tensors: Whole ones: `model.NAME` of student and heads, `average.NAME` of their average,
+            `optimiser.NUMBER.NAME` of AdamW's state, `extra.NAME` of what else the run needs.
         step: Steps done.
         config: What must be the same when the run goes on.
-        extra: Other tensors of the run, such as target transforms.
     """
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in average.items()}
-    tensors |= {f"extra.{name}": value for name, value in extra.items()}
-    for number, entry in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{number}.{name}": value for name, value in entry.items()}
-    tensors["rng"] = torch.get_rng_state()
     contiguous = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+    contiguous["rng"] = torch.get_rng_state()
     metadata = {"step": str(step), "config": json.dumps(config, sort_keys=True)}
     write_atomic(folder / NAME, save(contiguous, metadata))
 

@@ -21,7 +21,8 @@ Example, with features that are computed once:
     atlas-distill features --tiles tiles --student vit_tiny_patch16_224 --out my-student
     atlas-distill evaluate my-teacher my-student --fit labelled --tiles labelled
 
-Several GPUs or machines: `accelerate launch -m atlas_edge.distill …` with the same options.
+Several GPUs or machines: `accelerate launch -m atlas_edge.distill …` with the same options;
+`--use_fsdp --fsdp_version 2` before `-m` spreads weights and optimiser over them.
 """
 
 app = make_app("atlas-distill", HELP)

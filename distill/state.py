@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from atlas_edge.distill.checkpoint import NAME, load_checkpoint, load_extra, save_checkpoint
 from atlas_edge.distill.config import TrainConfig
 from atlas_edge.distill.phis import FeatureStatistics, TargetTransform, identity, phi_s
+from atlas_edge.distill.sharding import whole
 from atlas_edge.distill.stream import ViewStream
 from atlas_edge.distill.student import (
     Architecture,
@@ -41,6 +42,7 @@ class State:
         average: Averaged weights of the model.
         transforms: Target transforms of CLS and patch tokens, one pair a teacher.
         step: Steps done.
+        sharded: Whether this process holds its part of weights, moments and average only (see `sharding`).
     """
 
     model: Distiller
@@ -49,6 +51,7 @@ class State:
     average: dict[str, Tensor]
     transforms: list[tuple[TargetTransform, TargetTransform | None]]
     step: int
+    sharded: bool = False
 
     def to(self, device: torch.device) -> None:
         """Move weights, average and optimiser state."""
@@ -57,20 +60,39 @@ class State:
         # Loading a state moves it to its parameters' device.
         self.optimiser.load_state_dict(self.optimiser.state_dict())
 
-    def save(self, run: Path, config: TrainConfig) -> None:
-        """Write the checkpoint."""
-        extra = {}
+    def save(self, run: Path, config: TrainConfig, *, main: bool = True) -> None:
+        """Write the checkpoint.
+
+        Every process of a sharded run calls it, since it gathers the parts; only the main one writes.
+        """
+        tensors = self._tensors()
+        if self.sharded:
+            tensors = whole(tensors, keep=main)
+        if main:
+            save_checkpoint(run, tensors, step=self.step, config=config.same_run())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds, by the names that it has there."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        for number, entry in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{name}": value for name, value in entry.items()}
         for number, pair in enumerate(self.transforms):
             for kind, transform in zip(("cls", "patches"), pair, strict=True):
                 if transform is not None:
-                    extra[f"{number}.{kind}.matrix"] = torch.from_numpy(transform.matrix)
-                    extra[f"{number}.{kind}.mean"] = torch.from_numpy(transform.mean)
-        save_checkpoint(
-            run, self.model, self.optimiser, self.average, step=self.step, config=config.same_run(), extra=extra
-        )
+                    tensors[f"extra.{number}.{kind}.matrix"] = torch.from_numpy(transform.matrix)
+                    tensors[f"extra.{number}.{kind}.mean"] = torch.from_numpy(transform.mean)
+        return tensors
 
 
-def start(config: TrainConfig, stream: ViewStream, run: Path, *, statistics_views: int = _STATISTICS_VIEWS) -> State:
+def start(
+    config: TrainConfig,
+    stream: ViewStream,
+    run: Path,
+    *,
+    statistics_views: int = _STATISTICS_VIEWS,
+    on_host: bool = False,
+) -> State:
     """A fresh run's state, or that of the one in the folder."""
     torch.manual_seed(config.seed)
     backbone, architecture = build_student(config.student, seed=config.seed)
@@ -94,7 +116,7 @@ def start(config: TrainConfig, stream: ViewStream, run: Path, *, statistics_view
     state = State(
         model=model, architecture=architecture, optimiser=optimiser, average=average, transforms=transforms, step=step
     )
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not on_host:
         state.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
     return state
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from atlas_edge.distill.config import TrainConfig
 from atlas_edge.distill.held_out import HeldOut, held_out_figures, normalised
 from atlas_edge.distill.losses import feature_loss, nested_loss, relational_loss
 from atlas_edge.distill.metrics import MetricsLog
+from atlas_edge.distill.sharding import shard, sharding_wanted, whole
 from atlas_edge.distill.state import State, start
 from atlas_edge.distill.stream import TrainingBatch, ViewStream
 from atlas_edge.distill.student import Architecture
@@ -39,7 +40,7 @@ class Trained:
     """The result of a run.
 
     Attributes:
-        weights: Of the backbone, averaged over the run's last steps.
+        weights: Of the backbone, averaged over the run's last steps; empty in a sharded run's other processes.
         architecture: Of the student.
         resumed_from: Steps that an earlier process had done.
         held_out_cosine: Mean cosine of mapped CLS tokens with the first teacher's normalised ones on held-out tiles.
@@ -76,22 +77,26 @@ def train(
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    sharded = sharding_wanted()
     accelerator = _accelerator()
-    state = start(config, stream, run)
+    state = start(config, stream, run, on_host=sharded)
     if accelerator is not None:
-        state.to(accelerator.device)
+        if sharded:
+            shard(state, accelerator.device)
+        else:
+            state.to(accelerator.device)
         accelerator.wait_for_everyone()
     main = accelerator is None or accelerator.is_main_process
     resumed_from = state.step
-    with closing(stream.run(state.step, config.steps, threads=config.workers)) as batches:
-        if main:
-            with closing(MetricsLog(run, step=state.step)) as log:
-                cosine = _run(config, state, accelerator, batches, _Reporter(run, log, held_out, progress))
-        else:
-            cosine = _run(config, state, accelerator, batches, None)
-    weights = {
-        name.removeprefix("backbone."): value for name, value in state.average.items() if name.startswith("backbone.")
-    }
+    rows: AbstractContextManager[MetricsLog | None] = (
+        closing(MetricsLog(run, step=state.step)) if main else nullcontext()
+    )
+    with closing(stream.run(state.step, config.steps, threads=config.workers)) as batches, rows as log:
+        # Each look and checkpoint needs every process's part of a sharded state.
+        reporter = _Reporter(run, log, held_out, progress) if main or sharded else None
+        cosine = _run(config, state, accelerator, batches, reporter)
+    average = whole(state.average, keep=main) if sharded else state.average
+    weights = {name.removeprefix("backbone."): value for name, value in average.items() if name.startswith("backbone.")}
     return Trained(
         weights=weights, architecture=state.architecture, resumed_from=resumed_from, held_out_cosine=cosine, main=main
     )
@@ -116,10 +121,13 @@ def _run(
 
 
 class _Reporter:
-    """What the main process does beside training: held-out figures, rows, display, checkpoints."""
+    """What is done beside training: held-out figures, rows, display, checkpoints.
+
+    Rows are logged and files written where there is a log: in the main process.
+    """
 
     def __init__(
-        self, run: Path, log: MetricsLog, held_out: HeldOut | None, progress: Callable[[Progress], None] | None
+        self, run: Path, log: MetricsLog | None, held_out: HeldOut | None, progress: Callable[[Progress], None] | None
     ) -> None:
         self._run, self._log, self._held_out, self._progress = run, log, held_out, progress
         self.cosine: float | None = None
@@ -130,7 +138,7 @@ class _Reporter:
         if looked and self._held_out is not None:
             row |= _look(state, self._held_out)
             self.cosine = row["held_out_cosine"]
-        if looked or last or step == 1 or step % _LOG_EVERY == 0:
+        if self._log is not None and (looked or last or step == 1 or step % _LOG_EVERY == 0):
             row |= clock.figures()
             self._log.add(row)
             if self._progress is not None:
@@ -145,7 +153,7 @@ class _Reporter:
                 )
         if last or step % config.checkpoint_every == 0:
             with _room_for(state, self._run):
-                state.save(self._run, config)
+                state.save(self._run, config, main=self._log is not None)
 
 
 def train_step(config: TrainConfig, state: State, accelerator: Any, batch: TrainingBatch) -> dict[str, Any]:
@@ -171,9 +179,11 @@ def train_step(config: TrainConfig, state: State, accelerator: Any, batch: Train
             hint="lower --lr or use --precision fp32; the run goes on from its last checkpoint",
         )
     loss.backward()
-    if accelerator is not None:
+    if accelerator is not None and not state.sharded:
         _average_gradients(state.model, accelerator)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
+    if state.sharded:
+        norm = norm.full_tensor()
     state.optimiser.step()
     state.optimiser.zero_grad(set_to_none=True)
     state.step = batch.step + 1

@@ -3,7 +3,6 @@ import errno
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +13,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from tiny_runs import losses_of, run_two, tiny_config
 
 from atlas_edge.distill import checkpoint
 from atlas_edge.distill import train as loop
 from atlas_edge.distill.augment import Augmentation
 from atlas_edge.distill.cache import write_cache
 from atlas_edge.distill.checkpoint import NAME
-from atlas_edge.distill.config import TrainConfig
 from atlas_edge.distill.fit import fit_student
 from atlas_edge.distill.metrics import read_metrics
 from atlas_edge.distill.run import distill, run_folder
@@ -32,20 +31,9 @@ from atlas_edge.models import load_model
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _config(teacher: Path, tiles: Path, student: Path, out: Path, **options: Any) -> TrainConfig:
-    arguments = {"steps": 12, "batch": 8, "lr": 3e-3, "warmup": 2, "checkpoint_every": 5, "views": 2, "precision": "fp32", "threads": 1, "half": False}  # fmt: skip
-    return TrainConfig(
-        teachers=(str(teacher),), tiles=(str(tiles),), student=str(student), out=out, **{**arguments, **options}
-    )
-
-
 @pytest.fixture
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_LOG_EVERY", 1)
-
-
-def _losses(out: Path) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in read_metrics(run_folder(out))}
 
 
 def test_training_lowers_the_loss_and_writes_a_folder_that_timm_and_we_load(
@@ -53,9 +41,9 @@ def test_training_lowers_the_loss_and_writes_a_folder_that_timm_and_we_load(
 ) -> None:
     out = tmp_path / "student"
     report = distill(
-        _config(tiny_model, tile_folder, tiny_student, out, steps=60, held_out=str(tile_folder), half=True)
+        tiny_config(tiny_model, tile_folder, tiny_student, out, steps=60, held_out=str(tile_folder), half=True)
     )
-    losses = _losses(out)
+    losses = losses_of(out)
     assert np.mean([losses[s] for s in range(51, 61)]) < 0.8 * np.mean([losses[s] for s in range(1, 6)])
     assert report.held_out_cosine is not None and report.held_out_cosine > 0.3
     last = read_metrics(run_folder(out))[-1]
@@ -79,7 +67,7 @@ def test_a_stopped_run_goes_on_to_the_same_losses_and_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    distill(_config(tiny_model, tile_folder, tiny_student, whole))
+    distill(tiny_config(tiny_model, tile_folder, tiny_student, whole))
 
     class Killed(Exception):
         pass
@@ -89,10 +77,10 @@ def test_a_stopped_run_goes_on_to_the_same_losses_and_weights(
             raise Killed
 
     with pytest.raises(Killed):
-        distill(_config(tiny_model, tile_folder, tiny_student, broken), progress=stop)
-    report = distill(_config(tiny_model, tile_folder, tiny_student, broken))
+        distill(tiny_config(tiny_model, tile_folder, tiny_student, broken), progress=stop)
+    report = distill(tiny_config(tiny_model, tile_folder, tiny_student, broken))
     assert report.resumed_from == 5
-    assert _losses(broken) == _losses(whole)
+    assert losses_of(broken) == losses_of(whole)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (broken, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -129,48 +117,26 @@ def test_cached_features_give_the_losses_of_the_running_teacher(
         tile_px=32,
         grid=4,
     )
-    distill(_config(tiny_model, tile_folder, tiny_student, tmp_path / "online"))
-    distill(_config(cache, tile_folder, tiny_student, tmp_path / "cached"))
-    online, cached = _losses(tmp_path / "online"), _losses(tmp_path / "cached")
+    distill(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "online"))
+    distill(tiny_config(cache, tile_folder, tiny_student, tmp_path / "cached"))
+    online, cached = losses_of(tmp_path / "online"), losses_of(tmp_path / "cached")
     assert np.allclose([online[s] for s in range(1, 13)], [cached[s] for s in range(1, 13)], rtol=2e-2)
 
 
 def test_two_processes_equal_one(
     tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
 ) -> None:
-    distill(_config(tiny_model, tile_folder, tiny_student, tmp_path / "one", checkpoint_every=12))
+    distill(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "one", checkpoint_every=12))
     out = tmp_path / "two"
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    script = (
-        "import sys; from pathlib import Path; from atlas_edge.distill import train as loop; loop._LOG_EVERY = 1\n"
-        "from atlas_edge.distill.config import TrainConfig; from atlas_edge.distill.run import distill\n"
-        "distill(TrainConfig.model_validate_json(Path(sys.argv[1]).read_text()))"
-    )
-    (tmp_path / "config.json").write_text(
-        _config(tiny_model, tile_folder, tiny_student, out, checkpoint_every=12).model_dump_json()
-    )
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT / "src")}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path / "config.json")],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, complaint = process.communicate(timeout=120)
-        assert process.returncode == 0, complaint
+    for process in run_two(tiny_config(tiny_model, tile_folder, tiny_student, out, checkpoint_every=12)):
+        assert process.status == 0, process.complaint
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, tmp_path / "one"))
     distance = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
     moved = max(
         float((theirs[name] - load_file(tiny_student / "model.safetensors")[name]).abs().max()) for name in theirs
     )
     assert distance < 0.05 * moved
-    one, two = _losses(tmp_path / "one"), _losses(out)
+    one, two = losses_of(tmp_path / "one"), losses_of(out)
     assert one.keys() == two.keys() and [two[step] for step in one] == pytest.approx(list(one.values()), rel=1e-3)
 
 
@@ -178,16 +144,16 @@ def test_other_options_do_not_go_on_with_a_run(
     tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "student"
-    distill(_config(tiny_model, tile_folder, tiny_student, out))
+    distill(tiny_config(tiny_model, tile_folder, tiny_student, out))
     with pytest.raises(UsageError, match="exists and is not empty"):
-        distill(_config(tiny_model, tile_folder, tiny_student, out))
+        distill(tiny_config(tiny_model, tile_folder, tiny_student, out))
     for path in sorted(out.iterdir()):
         path.unlink()
     with pytest.raises(UsageError, match="another lr"):
-        distill(_config(tiny_model, tile_folder, tiny_student, out, lr=1e-5))
+        distill(tiny_config(tiny_model, tile_folder, tiny_student, out, lr=1e-5))
     (run_folder(out) / NAME).write_bytes(b"torn")
     with pytest.raises(InputError, match="cannot be read"):
-        distill(_config(tiny_model, tile_folder, tiny_student, out))
+        distill(tiny_config(tiny_model, tile_folder, tiny_student, out))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(
@@ -201,7 +167,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
     monkeypatch.setattr(loop, "_loss", broken)
     with pytest.raises(UsageError, match="loss became nan at step 0"):
-        distill(_config(tiny_model, tile_folder, tiny_student, tmp_path / "student"))
+        distill(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "student"))
 
 
 def test_memory_that_runs_out_is_explained(
@@ -212,7 +178,7 @@ def test_memory_that_runs_out_is_explained(
 
     monkeypatch.setattr(loop, "_loss", no_memory)
     with pytest.raises(UsageError, match="--batch 4"):
-        distill(_config(tiny_model, tile_folder, tiny_student, tmp_path / "student"))
+        distill(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "student"))
 
 
 def test_a_full_disk_is_explained_and_leaves_the_checkpoint_before(
@@ -230,25 +196,25 @@ def test_a_full_disk_is_explained_and_leaves_the_checkpoint_before(
 
     monkeypatch.setattr(checkpoint, "write_atomic", full)
     with pytest.raises(InputError, match=r"checkpoint of step 10 .*No space left[\s\S]*free \d+ MB"):
-        distill(_config(tiny_model, tile_folder, tiny_student, out))
+        distill(tiny_config(tiny_model, tile_folder, tiny_student, out))
     monkeypatch.undo()
-    assert distill(_config(tiny_model, tile_folder, tiny_student, out)).resumed_from == 5
+    assert distill(tiny_config(tiny_model, tile_folder, tiny_student, out)).resumed_from == 5
 
 
 def test_weights_inherited_from_the_teacher_start_closer(
     tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
 ) -> None:
     for init in ("random", "teacher"):
-        distill(_config(tiny_model, tile_folder, tiny_student, tmp_path / init, init=init, steps=2, lr=1e-6))
-    losses = _losses(tmp_path / "teacher")
-    assert losses[1] < 0.8 * _losses(tmp_path / "random")[1]
-    fit_student(_config(tiny_model, tile_folder, tiny_student, tmp_path / "fitted", init="teacher"))
-    distill(_config(tiny_model, tile_folder, tmp_path / "fitted", tmp_path / "from-fitted", steps=2, lr=1e-6))
-    assert _losses(tmp_path / "from-fitted") == losses
+        distill(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / init, init=init, steps=2, lr=1e-6))
+    losses = losses_of(tmp_path / "teacher")
+    assert losses[1] < 0.8 * losses_of(tmp_path / "random")[1]
+    fit_student(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "fitted", init="teacher"))
+    distill(tiny_config(tiny_model, tile_folder, tmp_path / "fitted", tmp_path / "from-fitted", steps=2, lr=1e-6))
+    assert losses_of(tmp_path / "from-fitted") == losses
     assert "first weights: those of the folder fitted" in (tmp_path / "from-fitted" / "README.md").read_text()
     (tmp_path / "fitted" / "head.safetensors").write_bytes(b"torn")
     with pytest.raises(InputError, match=r"head\.safetensors cannot be read"):
-        distill(_config(tiny_model, tile_folder, tmp_path / "fitted", tmp_path / "again"))
+        distill(tiny_config(tiny_model, tile_folder, tmp_path / "fitted", tmp_path / "again"))
 
 
 @pytest.mark.parametrize(
@@ -259,8 +225,8 @@ def test_every_variant_of_the_loss_trains(
     options: dict[str, Any], tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
 ) -> None:
     out = tmp_path / "student"
-    distill(_config(tiny_model, tile_folder, tiny_student, out, steps=15, **options))
-    losses = _losses(out)
+    distill(tiny_config(tiny_model, tile_folder, tiny_student, out, steps=15, **options))
+    losses = losses_of(out)
     assert losses[15] < losses[1]
     rows = read_metrics(run_folder(out))
     assert (rows[0]["patch_loss"] is None) == (options.get("patch_weight") == 0.0)
@@ -269,7 +235,7 @@ def test_every_variant_of_the_loss_trains(
 def test_several_teachers_teach_together(
     tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
 ) -> None:
-    config = _config(tiny_model, tile_folder, tiny_student, tmp_path / "student").model_copy(
+    config = tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "student").model_copy(
         update={"teachers": (str(tiny_model), str(tiny_student))}
     )
     assert [teacher.name for teacher in distill(config).teachers] == ["tiny-vit", "tiny-student"]

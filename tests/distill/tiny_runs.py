@@ -1,0 +1,135 @@
+"""Tiny training runs, alone or in several processes that gloo connects; as a script, one such process."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atlas_edge.distill import train as loop
+from atlas_edge.distill.config import TrainConfig
+from atlas_edge.distill.metrics import read_metrics
+from atlas_edge.distill.run import distill, run_folder
+from support import ROOT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a process ended: exit status (negative: the signal that ended it), and what it said on stderr."""
+
+    status: int
+    complaint: str
+
+
+def tiny_config(teacher: Path, tiles: Path, student: Path, out: Path, **options: Any) -> TrainConfig:
+    arguments = {
+        "steps": 12, "batch": 8, "lr": 3e-3, "warmup": 2, "checkpoint_every": 5, "views": 2, "precision": "fp32",
+        "threads": 1, "half": False,
+    }  # fmt: skip
+    return TrainConfig(
+        teachers=(str(teacher),), tiles=(str(tiles),), student=str(student), out=out, **{**arguments, **options}
+    )
+
+
+def losses_of(out: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in read_metrics(run_folder(out))}
+
+
+def run_two(*configs: TrainConfig, **environment: str) -> list[Ended]:
+    """Run configurations one after the other in two processes, every step logged; each must end within two minutes.
+
+    Args:
+        configs: Options.
+        environment: As the launcher sets it, and what the processes read: `TINY_FAULT` is `kill` (the first one kills
+            itself at step 8), `nan` or `memory` (of the second one, at step 3); `TINY_HELD` a folder for `RANK.json`,
+            the elements that a process of a sharded run holds.
+    """
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT / "tests"))),
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, *(config.model_dump_json() for config in configs)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), **environment},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        complaints = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [
+        Ended(status=process.returncode, complaint=complaint)
+        for process, complaint in zip(processes, complaints, strict=True)
+    ]
+
+
+def _main(configs: list[TrainConfig], rank: int) -> None:
+    loop._LOG_EVERY = 1
+    if "TINY_HELD" in os.environ:
+        _write_what_is_held(Path(os.environ["TINY_HELD"]) / f"{rank}.json")
+    fault = os.environ.get("TINY_FAULT")
+    if rank == 1 and fault in ("nan", "memory"):
+        _break_loss(fault)
+
+    def stop(state: loop.Progress) -> None:
+        if fault == "kill" and state.step == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    for config in configs:
+        distill(config, progress=stop)
+
+
+def _break_loss(fault: str) -> None:
+    genuine = loop._loss
+
+    def broken(config: TrainConfig, state: Any, *arguments: Any) -> Any:
+        loss, *rest = genuine(config, state, *arguments)
+        if state.step < 3:
+            return loss, *rest
+        if fault == "memory":
+            raise RuntimeError("DefaultCPUAllocator: not enough memory")
+        return loss * float("nan"), *rest
+
+    loop._loss = broken
+
+
+def _write_what_is_held(path: Path) -> None:
+    """After each step of a sharded run: elements that this process keeps, and of all processes together, by kind."""
+    genuine = loop.shard
+
+    def watched(state: Any, device: Any) -> None:
+        genuine(state, device)
+
+        def count(*_: Any) -> None:
+            weights = list(state.model.parameters())
+            kinds = {
+                "weights": weights,
+                "gradients": [weight.grad for weight in weights],
+                "moments": [x for fields in state.optimiser.state.values() for x in fields.values() if x.ndim],
+                "average": list(state.average.values()),
+            }
+            held = {
+                kind: (sum(x.to_local().numel() for x in found), sum(x.numel() for x in found))
+                for kind, found in kinds.items()
+            }
+            path.write_text(json.dumps(held))
+
+        state.optimiser.register_step_post_hook(count)
+
+    loop.shard = watched
+
+
+if __name__ == "__main__":
+    _main([TrainConfig.model_validate_json(given) for given in sys.argv[1:]], int(os.environ["RANK"]))
