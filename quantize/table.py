@@ -60,9 +60,14 @@ def write_section(
 def table_plans(target: Target, recipes: Sequence[Recipe] = ()) -> list[Plan]:
     """Full precision, half precision, the target's default, and what it is compared with."""
     default = default_recipe(target)
-    # What a user gets who calls the quantizer without choosing: no smoothing, largest values.
+    # What a user gets who calls the quantizer without choosing: no smoothing, largest values, the tiles as they are.
     plain = default.model_copy(
-        update={"name": f"{target.value}-int8-plain", "smooth_alphas": (-1.0,), "calibrator": "max"}
+        update={
+            "name": f"{target.value}-int8-plain",
+            "smooth_alphas": (-1.0,),
+            "calibrator": "max",
+            "augmented_share": 0.0,
+        }
     )
     plans = [Plan(name=REFERENCE, target=target, precision=Precision.FP32)]
     plans += [
