@@ -338,7 +338,7 @@ def distill(
     recipe: Path | None = None,
     weight_bits: int = 4,
     steps: int = 120,
-    lr: float = 1e-3,
+    lr: float = 3e-4,
     limit: int = 300,
     tile_fit: TileFit = "exact",
     seed: int = 0,

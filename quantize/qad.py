@@ -47,8 +47,8 @@ class QadOptions:
 
     steps: int = 120
     batch: int = 8
-    weight_lr: float = 1e-3
-    other_lr: float = 1e-3
+    weight_lr: float = 3e-4
+    other_lr: float = 3e-4
     warmup: int = 10
     cosine: float = 0.9
     held_out: int = 32
