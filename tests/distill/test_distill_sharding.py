@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tiny_runs import losses_of, run_two, tiny_config
 
@@ -106,10 +107,11 @@ def test_a_sharded_checkpoint_has_the_form_of_any_other(alone: Path, sharded: Pa
     assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
 
 
-def test_a_killed_sharded_run_goes_on_sharded_to_the_same_losses(sharded: Path, tiny_student: Path) -> None:
+def test_a_killed_sharded_run_goes_on_sharded_to_the_same_losses(sharded: Path) -> None:
     assert _resumed_from(sharded / "killed") == 5
     assert losses_of(sharded / "killed") == losses_of(sharded / "whole")
-    _assert_same_run(sharded / "killed", sharded / "whole", tiny_student)
+    ours, theirs = (load_file(sharded / name / "model.safetensors") for name in ("killed", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_killed_sharded_run_goes_on_in_one_process(
