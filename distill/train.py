@@ -75,10 +75,11 @@ def train(
         UsageError: The loss became infinite or NaN, memory ran out, or the run in the folder has other options.
         InputError: The checkpoint cannot be read or written.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     sharded = sharding_wanted()
     accelerator = _accelerator()
+    if config.threads is not None:
+        # After Accelerate, which sets the number for itself where it starts.
+        torch.set_num_threads(config.threads)
     state = start(config, stream, run, on_host=sharded)
     if accelerator is not None:
         if sharded:

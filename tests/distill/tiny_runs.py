@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from atlas_edge.distill import train as loop
 from atlas_edge.distill.config import TrainConfig
 from atlas_edge.distill.metrics import read_metrics
@@ -89,6 +91,8 @@ def _main(configs: list[TrainConfig], rank: int) -> None:
 
     for config in configs:
         distill(config, progress=stop)
+        # Sums over tokens differ in their last bits between thread counts: a resumed run must have the first one's.
+        assert torch.get_num_threads() == config.threads
 
 
 def _break_loss(fault: str) -> None:
