@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from atlas_edge.bundle import read_manifest
 from atlas_edge.errors import InputError
 from atlas_edge.manifest import Manifest
+from atlas_edge.runtimes.int8_sums import int8_properties
 from atlas_edge.spec import EncoderSpec, Target
 
 GROUPS = ("patch embedding", "attention", "MLP", "norm", "conversion", "other")
@@ -156,6 +157,7 @@ def _openvino(path: Path, manifest: Manifest, tiles: NDArray[np.uint8], calls: i
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": manifest.execution.inference_precision,
         "ENABLE_CPU_PINNING": False,
+        **int8_properties(),
     }
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads

@@ -11,6 +11,7 @@ from atlas_edge.bench.interval import Interval, geometric_mean_interval
 from atlas_edge.bench.speed import offline_batch, timed_block, timed_call
 from atlas_edge.cli import require_module
 from atlas_edge.encoder import Encoder
+from atlas_edge.runtimes.int8_sums import int8_properties
 
 GemmPrecision = Literal["f32", "bf16", "int8"]
 
@@ -122,6 +123,7 @@ def _product(precision: GemmPrecision, threads: int | None) -> Callable[[], floa
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
+        **int8_properties(),
     }
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads

@@ -27,7 +27,7 @@ def speed_warnings(
     """
     found = [] if load is None else list(_of_load(load))
     for name, speed in figures.items():
-        found += [f"{name}: {text}" for text in (*_of_figures(speed), *_of_batch(encoders[name]))]
+        found += [f"{name}: {text}" for text in (*_of_figures(speed), *_of_encoder(encoders[name]))]
     return tuple(found)
 
 
@@ -76,7 +76,12 @@ def _of_throttling(rounds: tuple[float, ...]) -> Iterable[str]:
         )
 
 
-def _of_batch(encoder: Encoder) -> Iterable[str]:
+def _of_encoder(encoder: Encoder) -> Iterable[str]:
+    if getattr(encoder, "int8_in_float", False):
+        yield (
+            "this processor has no exact 8-bit sums (no VNNI, no AMX), so its INT8 layers were computed in floating "
+            "point: right embeddings, not the speed of INT8; on such a processor, use --precision fp32"
+        )
     fixed = getattr(encoder, "fixed_batch", None)
     if fixed is not None and fixed > 1:
         yield (

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 ONNX_FILE = "model.onnx"
 OPENVINO_FILE = "model.xml"
 
-_QUANTIZED = (Precision.INT8, Precision.FP8)
 _ATTENTION_TILES = 32
 
 
@@ -125,16 +124,13 @@ def open_built(config: ExportConfig, sources: Sources, built: Built, folder: Pat
     if config.target is Target.OPENVINO:
         from atlas_edge.runtimes.openvino import OpenVinoEncoder
 
-        encoder = OpenVinoEncoder(
+        return OpenVinoEncoder(
             folder / execution.model_file,
             spec,
             inference_precision=execution.inference_precision,
             threads=config.threads,
             batch=execution.batch,
         )
-        if config.precision in _QUANTIZED:
-            encoder.runtime += f" + {config.precision}"
-        return encoder
     from atlas_edge.runtimes.onnxruntime import OnnxEncoder
 
     path = folder / (execution.fallback_file or execution.model_file)

@@ -12,6 +12,7 @@ from atlas_edge.encoder import check_tiles
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import encode_in_pieces, pieces
+from atlas_edge.runtimes.int8_sums import int8_properties
 from atlas_edge.spec import EncoderSpec
 
 InferencePrecision = Literal["f32", "f16", "bf16"]
@@ -26,6 +27,10 @@ class OpenVinoEncoder:
     OpenVINO runs a static batch faster than a dynamic one, so the model is compiled once for `batch` and once for a
     single tile, each at first use; other numbers of tiles are cut or filled up to these two. Threads may share it:
     they take turns, and `close` waits for the call that is under way.
+
+    Attributes:
+        int8_in_float: Whether the model is an INT8 one and computed in floating point, because 8-bit sums saturate in
+            OpenVINO on this processor: same embeddings, without the speed.
 
     Args:
         model: File (`.xml` or `.onnx`), or a model in memory.
@@ -75,17 +80,23 @@ class OpenVinoEncoder:
         if cache_dir is not None:
             self._properties["CACHE_DIR"] = str(cache_dir)
         self._model = _read(self._core, model) if isinstance(model, str | Path) else model.clone()
+        self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]} CPU {self.inference_precision}"
+        self.int8_in_float = False
+        if any(node.get_type_name() == "FakeQuantize" for node in self._model.get_ops()):
+            changed = int8_properties()
+            self._properties |= changed
+            self.int8_in_float = bool(changed)
+            self.runtime += " + int8 computed in float" if changed else " + int8"
         self._lock = threading.Lock()
         self._requests: dict[int, Any] = {}
         self._queue: Any = None
-        self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]} CPU {self.inference_precision}"
 
     @classmethod
     def from_bundle(
         cls, folder: Path, manifest: Manifest, *, threads: int | None = None, cache_dir: Path | None = None
     ) -> "OpenVinoEncoder":
         """Open a verified bundle."""
-        encoder = cls(
+        return cls(
             folder / manifest.execution.model_file,
             manifest.encoder,
             inference_precision=manifest.execution.inference_precision,
@@ -93,9 +104,6 @@ class OpenVinoEncoder:
             batch=manifest.execution.batch,
             cache_dir=cache_dir,
         )
-        if manifest.precision.value in ("int8", "fp8"):
-            encoder.runtime += f" + {manifest.precision.value}"
-        return encoder
 
     def configure(self, *, batch: int | None = None, streams: int | None = None) -> None:
         """Change how many tiles a call takes and how many calls run side by side; compiled again at the next use.

@@ -1,0 +1,78 @@
+"""8-bit sums of OpenVINO: right embeddings on processors whose pairs of products saturate at 16 bits, too."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from atlas_edge.bench.speed_warnings import _of_encoder
+from atlas_edge.hardware import cpu
+from atlas_edge.runtimes import int8_sums
+from atlas_edge.runtimes import openvino as runtime
+from atlas_edge.spec import EncoderSpec
+
+ov = pytest.importorskip("openvino")
+SIDE, TERMS, WIDTH = 4, 48, 16
+NOTHING = replace(cpu(), avx512_vnni=False, avx_vnni=False, amx_int8=False)
+
+
+@pytest.fixture
+def tried_anew() -> Any:
+    int8_sums.int8_sums_are_exact.cache_clear()
+    yield
+    int8_sums.int8_sums_are_exact.cache_clear()
+
+
+def test_the_largest_products_of_an_int8_model_are_added_exactly() -> None:
+    white = np.full((3, SIDE, SIDE, 3), 255, np.uint8)
+    np.testing.assert_allclose(encoder_of_extremes().encode(white), TERMS * 255, rtol=1e-3)
+
+
+def test_in_float_an_int8_model_computes_the_same_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "int8_properties", lambda: {"LP_TRANSFORMS_MODE": False})
+    encoder = encoder_of_extremes()
+    assert encoder.int8_in_float and encoder.runtime.endswith("+ int8 computed in float")
+    np.testing.assert_allclose(encoder.encode(np.full((1, SIDE, SIDE, 3), 255, np.uint8)), TERMS * 255, rtol=1e-6)
+    assert any("use --precision fp32" in text for text in _of_encoder(encoder))
+
+
+def test_nothing_is_tried_or_changed_where_the_processor_has_8_bit_dot_products(
+    monkeypatch: pytest.MonkeyPatch, tried_anew: None
+) -> None:
+    monkeypatch.setattr(int8_sums, "product_of_extremes", lambda: pytest.fail("tried"))
+    for feature in ("avx512_vnni", "avx_vnni", "amx_int8"):
+        int8_sums.int8_sums_are_exact.cache_clear()
+        monkeypatch.setattr(int8_sums, "cpu", lambda feature=feature: replace(NOTHING, **{feature: True}))
+        assert int8_sums.int8_properties() == {}
+
+
+@pytest.mark.parametrize(("share", "properties"), [(0.506, {"LP_TRANSFORMS_MODE": False}), (0.9999, {})])
+def test_other_processors_are_judged_by_a_sum(
+    share: float, properties: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tried_anew: None
+) -> None:
+    monkeypatch.setattr(int8_sums, "cpu", lambda: NOTHING)
+    monkeypatch.setattr(int8_sums, "product_of_extremes", lambda: share)
+    assert int8_sums.int8_properties() == properties
+
+
+def test_openvino_can_compute_an_int8_model_in_float() -> None:
+    assert int8_sums.product_of_extremes(LP_TRANSFORMS_MODE=False) == pytest.approx(1, abs=1e-6)
+
+
+def encoder_of_extremes() -> runtime.OpenVinoEncoder:
+    """White tiles times the largest weights: every product is the largest that there is."""
+    from openvino import opset13 as ops
+
+    tiles = ops.parameter([-1, SIDE, SIDE, 3], np.uint8, name="tiles")
+    values = ops.reshape(ops.convert(tiles, "f32"), np.array([-1, TERMS]), special_zero=False)
+    low, high = np.float32(0), np.float32(255)
+    rounded = ops.fake_quantize(values, low, high, low, high, 256)
+    weights = ops.convert(ops.constant(np.full((WIDTH, TERMS), 127, np.int8)), "f32")
+    scaled = ops.multiply(weights, ops.constant(np.full((WIDTH, 1), 1 / 127, np.float32)))
+    spec = EncoderSpec(
+        name="extremes", architecture="extremes", embed_dim=WIDTH, tile_px=SIDE, mpp=0.5, mean=(0, 0, 0),
+        std=(1, 1, 1), pooling="avg",
+    )  # fmt: skip
+    model = ov.Model([ops.matmul(rounded, scaled, False, True)], [tiles], "extremes")
+    return runtime.OpenVinoEncoder(model, spec, batch=2, streams=1)
