@@ -257,8 +257,9 @@ def embed(module: "torch.nn.Module", batches: Sequence[Tiles]) -> NDArray[np.flo
         return np.concatenate([module(torch.from_numpy(batch)).float().numpy() for batch in batches])
 
 
-def cosine_error(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> float:
-    """Mean of `1 - cosine` over tiles."""
+def cosine_error(reference: NDArray[np.floating], candidate: NDArray[np.floating]) -> float:
+    """Mean of `1 - cosine` over tiles, in double precision: in single, all below 1e-7 comes out as 0 or noise."""
+    reference, candidate = reference.astype(np.float64), candidate.astype(np.float64)
     dot = (reference * candidate).sum(1)
     cosine = dot / np.maximum(np.linalg.norm(reference, axis=1) * np.linalg.norm(candidate, axis=1), 1e-12)
     return float(np.mean(1 - cosine))
