@@ -34,11 +34,13 @@ class Sources:
         model: The network in PyTorch.
         graph: Its full-precision ONNX with a dynamic batch.
         calibration: Batches of tiles, `(B, H, W, 3)` uint8.
+        ranges: Ranges of INT8 that the model was trained to, for ONNX and TensorRT; None where there are none.
     """
 
     model: LoadedModel
     graph: Path
     calibration: list[NDArray[np.uint8]]
+    ranges: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +165,9 @@ def _quantize_onnx(config: ExportConfig, sources: Sources, scratch: Path) -> Qua
         from atlas_edge.quantize.onnx import quantize_onnx
 
         recipe = config.int8_recipe
-        details = quantize_onnx(sources.model.module, spec, sources.calibration, out, recipe=recipe, batch=batch)
+        details = quantize_onnx(
+            sources.model.module, spec, sources.calibration, out, recipe=recipe, batch=batch, ranges=sources.ranges
+        )
         if recipe.attention:
             from atlas_edge.quantize.attention_qdq import quantize_attention
 

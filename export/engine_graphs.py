@@ -44,6 +44,7 @@ def engine_graphs(
     recipe: "Recipe | None" = None,
     quantize_attention: bool = False,
     batch: int | None = None,
+    ranges: Path | None = None,
 ) -> EngineGraphs:
     """Write the graphs of a precision, with FP16 for what is not quantized, and FP16 beside INT8 and FP8.
 
@@ -57,6 +58,7 @@ def engine_graphs(
         recipe: INT8 recipe; the one that suits the precision when None.
         quantize_attention: Quantize attention, too, whatever the recipe says; INT8 only.
         batch: Fixed batch, or None.
+        ranges: See `quantize_onnx`; for INT8.
 
     Raises:
         UsageError: A recipe with attention for more tokens than fused INT8 attention takes.
@@ -86,7 +88,7 @@ def engine_graphs(
     if recipe.attention:
         attention_qdq.check_attention_fits(spec)
     int8, out = scratch / "int8.onnx", scratch / f"{precision.value}.onnx"
-    details = quantize_onnx(module, spec, calibration, int8, recipe=recipe, batch=batch)
+    details = quantize_onnx(module, spec, calibration, int8, recipe=recipe, batch=batch, ranges=ranges)
     found = engine_graph(int8, out, precision=precision, tiles=few)
     assert found is not None
     details["attention_products"] = 0

@@ -60,6 +60,7 @@ def quantize_for_engine(config: ExportConfig, sources: "Sources", scratch: Path)
         recipe=config.recipe,
         quantize_attention=config.quantize_attention,
         batch=batch,
+        ranges=sources.ranges,
     )
 
 

@@ -25,6 +25,8 @@ from atlas_edge.export.verify import Verification, verify
 from atlas_edge.graph import export_onnx, largest_difference
 from atlas_edge.manifest import Manifest
 from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.quantize.trained_ranges import ranges_of, recipe_of_ranges
+from atlas_edge.spec import Precision, Target
 
 STEPS = 6
 # Float32 in two runtimes differs by rounding only; more means that the graph is not the model.
@@ -86,6 +88,7 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
     """
     check_vacant(config.output, overwrite=config.overwrite)
     check_requirements(config)
+    config, ranges = _as_trained(config)
     with atomic_folder(config.output, overwrite=config.overwrite) as folder:
         scratch = folder / ".scratch"
         with steps.step("load", config.model):
@@ -95,7 +98,7 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
         with steps.step("calibrate", _described(tile_sets)):
             _announce(tile_sets, steps)
             tile_sets, calibration, choice = calibrate(config, model.spec.tile_px, graph, tile_sets, steps)
-            sources = Sources(model=model, graph=graph, calibration=calibration)
+            sources = Sources(model=model, graph=graph, calibration=calibration, ranges=ranges)
             _check_graph(sources, steps)
         with steps.step("quantize", config.precision.value):
             quantized = quantize(config, sources, scratch)
@@ -132,6 +135,14 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
         bundle.close()
         reference.close()
     return result
+
+
+def _as_trained(config: ExportConfig) -> tuple[ExportConfig, Path | None]:
+    """The options with the recipe that a model was trained to round by, and its ranges, unless another is given."""
+    ranges = None if config.recipe is not None or config.precision is not Precision.INT8 else ranges_of(config.model)
+    if ranges is None or config.target is Target.OPENVINO:
+        return config, None
+    return config.model_copy(update={"recipe": recipe_of_ranges(ranges)}), ranges
 
 
 def _load(config: ExportConfig, steps: Steps) -> LoadedModel:

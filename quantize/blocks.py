@@ -68,6 +68,7 @@ class LayerRange:
         input_scale: `(C,)` that its input is multiplied by first; None where that is folded or not done.
         input_amax: Largest absolute input that INT8 holds.
         weight_amax: `(O,)` largest absolute weight of each output channel's grid.
+        sought: `(O, C)` weights before rounding (`gptq.RoundedWeights`); None where they were not rounded.
         alpha: SmoothQuant strength that was chosen.
         error: Squared error of its output from rounding input and weight to the nearest, relative to the output's
             squares, before weights are fitted.
@@ -76,6 +77,7 @@ class LayerRange:
     input_scale: "Tensor | None"
     input_amax: float
     weight_amax: "Tensor"
+    sought: "Tensor | None"
     alpha: float
     error: float
 
@@ -200,23 +202,25 @@ def _fit_stage(
     target = (normed / first.scale) @ stage.first.weight.T
     seen = _in_pieces(stage.norm, rounded)
     amax = None if is_float[0] else first.amax
-    peaks = _fit_layer(stage.first, _rounded(seen, amax), target, options, is_float=is_float[0])
-    ranges[stage.names[0]] = _range(first, None, peaks)
+    weights = _fit_layer(stage.first, _rounded(seen, amax), target, options, is_float=is_float[0])
+    ranges[stage.names[0]] = _range(first, None, weights)
 
     target = (inner / second.scale) @ stage.second.weight.T + (exact - rounded)
     _, seen = _run_body(stage, seen, amax)
     seen = seen if multiplier is None else seen * multiplier
     seen = _rounded(seen, None if is_float[1] else second.amax)
-    peaks = _fit_layer(stage.second, seen, target, options, is_float=is_float[1])
-    ranges[stage.names[1]] = _range(second, multiplier, peaks)
+    weights = _fit_layer(stage.second, seen, target, options, is_float=is_float[1])
+    ranges[stage.names[1]] = _range(second, multiplier, weights)
     return exact + written, rounded + _in_pieces(stage.second, seen)
 
 
-def _range(chosen: InputRange, multiplier: "Tensor | None", peaks: "Tensor") -> LayerRange:
+def _range(chosen: InputRange, multiplier: "Tensor | None", weights: "tuple[Tensor, Tensor | None]") -> LayerRange:
+    peaks, sought = weights
     return LayerRange(
         input_scale=None if multiplier is None else multiplier.clone(),
         input_amax=chosen.amax,
         weight_amax=peaks.clone(),
+        sought=None if sought is None else sought.clone(),
         alpha=chosen.alpha,
         error=chosen.error,
     )
@@ -285,8 +289,11 @@ def _smooth(stage: _Stage, first: InputRange, second: InputRange) -> "Tensor | N
 
 def _fit_layer(
     layer: "nn.Linear", inputs: "Tensor", targets: "Tensor", options: FitOptions, *, is_float: bool
-) -> "Tensor":
-    """Set weight and bias; `inputs` `(N, T, C)` as quantized, `targets` `(N, T, O)` without bias."""
+) -> "tuple[Tensor, Tensor | None]":
+    """Set weight and bias; returns the largest weights of the channels, and the weights before rounding.
+
+    `inputs` are `(N, T, C)` as quantized, `targets` `(N, T, O)` without bias.
+    """
     import torch
 
     count, tokens, channels = inputs.shape
@@ -299,13 +306,14 @@ def _fit_layer(
     inputs = (inputs - input_mean) * root
     gram = inputs.T @ inputs
     fitted = fit_weights(inputs, (targets - target_mean) * root, layer.weight, gram=gram, ridge=options.ridge)
-    peaks = fitted.abs().amax(1)
+    peaks, sought = fitted.abs().amax(1), None
     if not is_float:
-        fitted, peaks = round_weights(fitted, gram, levels=options.levels)
+        found = round_weights(fitted, gram, levels=options.levels)
+        fitted, peaks, sought = found.weight, found.largest, found.sought
     layer.weight.data = fitted
     if layer.bias is not None and options.bias_correction:
         layer.bias.data = layer.bias + target_mean - fitted @ input_mean
-    return peaks
+    return peaks, sought
 
 
 def _rounded(values: "Tensor", amax: float | None) -> "Tensor":

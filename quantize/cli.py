@@ -205,7 +205,8 @@ def distill(
     recipe: Path | None = None,
     weight_bits: int = 4,
     steps: int = 120,
-    lr: float = 3e-4,
+    lr: float = 1e-5,
+    range_lr: float = 0.02,
     limit: int = 300,
     tile_fit: TileFit = "exact",
     seed: int = 0,
@@ -226,7 +227,8 @@ def distill(
         recipe: Saved recipe to begin with; fitted weights of --weight-bits when left out.
         weight_bits: Bits of a weight where no recipe is given.
         steps: Training steps of 8 tiles.
-        lr: Largest change of a value in a step, as a share of the size of its channel.
+        lr: Largest change of a weight, norm or bias in a step, as a share of the size of its channel.
+        range_lr: The same of the range of a layer's input; 0 trains no ranges.
         limit: Most tiles to train on.
         tile_fit: What to do with tiles of another size than the encoder's.
         seed: Another seed trains in another order.
@@ -252,7 +254,7 @@ def distill(
         tiles,
         out,
         recipe=chosen,
-        options=QadOptions(steps=steps, weight_lr=lr, other_lr=lr, seed=seed),
+        options=QadOptions(steps=steps, weight_lr=lr, other_lr=lr, range_lr=range_lr, seed=seed),
         limit=limit,
         fit=tile_fit,
         overwrite=overwrite,

@@ -29,7 +29,12 @@ _FEW, _SAMPLED_ROWS = 8, 32
 
 
 def fake_quantize(
-    module: "torch.nn.Module", calibration: Sequence[Tiles], recipe: Recipe, *, multiply: bool = True
+    module: "torch.nn.Module",
+    calibration: Sequence[Tiles],
+    recipe: Recipe,
+    *,
+    multiply: bool = True,
+    trainable: bool = False,
 ) -> "torch.nn.Module":
     """A copy of an encoder whose Linear layers round weights (per channel) and inputs (per tensor) to INT8.
 
@@ -42,6 +47,8 @@ def fake_quantize(
         calibration: Batches of tiles; augmented copies are put among them as the recipe says.
         recipe: What to quantize and how.
         multiply: See `FitOptions`.
+        trainable: Keep fitted weights as they were before rounding, which then rounds them to the fitted ones: training
+            moves those near a step's edge first, instead of all of them at once.
 
     Returns:
         The fake-quantized copy; its attribute `smooth_alpha` holds the strength that was chosen, or those of the layers
@@ -55,7 +62,7 @@ def fake_quantize(
 
     calibration = with_augmented(calibration, recipe.augmented_share)
     if recipe.weights == "fitted" and has_plain_blocks(module):
-        return _fitted(module, calibration, recipe, multiply=multiply)
+        return _fitted(module, calibration, recipe, multiply=multiply, trainable=trainable)
     held_out, statistics_tiles = split_choice(calibration, recipe)
     statistics = input_statistics(module, statistics_tiles)
     reference = embed(module, held_out) if len(recipe.smooth_alphas) > 1 else None
@@ -72,7 +79,7 @@ def fake_quantize(
 
 
 def _fitted(
-    module: "torch.nn.Module", calibration: Sequence[Tiles], recipe: Recipe, *, multiply: bool
+    module: "torch.nn.Module", calibration: Sequence[Tiles], recipe: Recipe, *, multiply: bool, trainable: bool
 ) -> "torch.nn.Module":
     """Fit the blocks; other layers are rounded to the nearest with the range of what the calibration tiles show."""
     tiles = np.concatenate(split_choice(calibration, recipe)[1])
@@ -97,6 +104,8 @@ def _fitted(
         if found.input_scale is not None:
             layer.input_quantizer.pre_quant_scale = found.input_scale
         layer.weight_quantizer.amax = found.weight_amax[:, None]
+        if trainable and found.sought is not None:
+            layer.weight.data = found.sought
     quantized.smooth_alpha = {name.removeprefix("backbone."): found.alpha for name, found in ranges.items()}
     return quantized
 

@@ -3,12 +3,29 @@
 Both steps are closed-form and change weights only; nothing is added to the graph.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _BLOCK = 128
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedWeights:
+    """Weights on a symmetric grid per output channel.
+
+    Attributes:
+        weight: `(O, C)` on the grid.
+        sought: `(O, C)` what each weight was rounded from, errors of other columns included, cut at the grid's ends. To
+            round it to the nearest gives `weight`.
+        largest: `(O,)` largest value that the grid holds; its step is that divided by the number of levels.
+    """
+
+    weight: "Tensor"
+    sought: "Tensor"
+    largest: "Tensor"
 
 
 def fit_weights(
@@ -38,9 +55,7 @@ def fit_weights(
     return weight + step.T.to(weight.dtype)
 
 
-def round_weights(
-    weight: "Tensor", gram: "Tensor", *, levels: int = 127, damp: float = 0.01
-) -> "tuple[Tensor, Tensor]":
+def round_weights(weight: "Tensor", gram: "Tensor", *, levels: int = 127, damp: float = 0.01) -> RoundedWeights:
     """Round weights to a symmetric grid per output channel, each column's error spread over those still to come.
 
     GPTQ (Frantar 2022, arXiv:2210.17323, algorithm 1), columns in the order of falling `diag(gram)`.
@@ -50,10 +65,6 @@ def round_weights(
         gram: `(C, C)` of the layer's inputs, `X^T X`.
         levels: Largest integer of the grid: 127 for 8 bits, 7 for 4.
         damp: Share of the mean diagonal that is added to it.
-
-    Returns:
-        Weights on the grid, `(O, C)`, and their largest value that the grid can hold per channel, `(O,)`; the step of
-        the grid is that divided by `levels`.
     """
     import torch
 
@@ -63,20 +74,22 @@ def round_weights(
     left = weight[:, order].double()
     largest = weight.abs().amax(1).clamp(min=1e-8).double()
     step = (largest / levels)[:, None]
-    rounded = torch.empty_like(left)
+    rounded, sought = torch.empty_like(left), torch.empty_like(left)
     columns = left.shape[1]
     for start in range(0, columns, _BLOCK):
         stop = min(start + _BLOCK, columns)
         errors = torch.empty_like(left[:, start:stop])
         for column in range(start, stop):
             value = left[:, column : column + 1]
+            sought[:, column : column + 1] = value
             rounded[:, column : column + 1] = (value / step).round().clamp(-levels, levels) * step
             error = (value - rounded[:, column : column + 1]) / upper[column, column]
             left[:, column:stop] -= error @ upper[column : column + 1, column:stop]
             errors[:, column - start : column - start + 1] = error
         left[:, stop:] -= errors @ upper[start:stop, stop:]
     back = torch.argsort(order)
-    return rounded[:, back].to(weight.dtype), largest.to(weight.dtype)
+    sought = sought.clamp(-largest[:, None], largest[:, None])
+    return RoundedWeights(*(found.to(weight.dtype) for found in (rounded[:, back], sought[:, back], largest)))
 
 
 def damped(gram: "Tensor", share: float) -> "Tensor":

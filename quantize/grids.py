@@ -300,7 +300,8 @@ def _weight_grid(layer: Any, rows: Tensor, rounded: Tensor, scale: Tensor, recip
     weight = layer.weight * scale
     if recipe.weights == "fitted":
         centred = rounded - rounded.mean(0)
-        weight, largest = round_weights(weight, centred.T @ centred / len(centred))
+        found = round_weights(weight, centred.T @ centred / len(centred))
+        weight, largest = found.weight, found.largest
     else:
         weight, largest = _nearest(weight), weight.abs().amax(1).clamp(min=1e-8)
     step = largest / _LARGEST

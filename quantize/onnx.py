@@ -1,5 +1,6 @@
 """INT8 ONNX: symmetric Q/DQ on every Linear, one graph for ONNX Runtime and TensorRT."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from atlas_edge.errors import AtlasError
 from atlas_edge.graph import export_onnx
 from atlas_edge.quantize.fakequant import fake_quantize, quiet_modelopt, store_in_int8
 from atlas_edge.quantize.recipe import Recipe
+from atlas_edge.quantize.trained_ranges import quantize_with_ranges
 from atlas_edge.spec import EncoderSpec
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ def quantize_onnx(
     *,
     recipe: Recipe,
     batch: int | None = None,
+    ranges: Path | None = None,
 ) -> dict[str, Any]:
     """Quantize an encoder and write it as ONNX with explicit Q/DQ.
 
@@ -40,14 +43,25 @@ def quantize_onnx(
         out: ONNX file to write.
         recipe: What to quantize and how.
         batch: Fixed batch size; dynamic when None.
+        ranges: Ranges that training found (`trained_ranges`): these are taken, no tiles are asked.
 
     Returns:
-        The recipe, the SmoothQuant strength chosen, and the coverage by layer kind; goes into the manifest.
+        The recipe, the SmoothQuant strength chosen or the hash of the ranges, and the coverage by layer kind;
+        goes into the manifest.
 
     Raises:
-        InputError: No calibration tiles.
+        InputError: No calibration tiles, or ranges of another network.
         AtlasError: The written graph does not quantize every layer that the recipe asks for.
     """
+    if ranges is not None:
+        written = write_quantized(quantize_with_ranges(module, ranges), spec, out, batch=batch)
+        digest = hashlib.sha256(ranges.read_bytes()).hexdigest()
+        return {
+            "recipe": recipe.model_dump(mode="json"),
+            "method": "quantization-aware distillation, symmetric Q/DQ",
+            "ranges_sha256": digest,
+            **written,
+        }
     quantized = fake_quantize(module, list(calibration), recipe)
     written = write_quantized(quantized, spec, out, batch=batch)
     return {

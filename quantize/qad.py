@@ -1,7 +1,8 @@
 """Quantization-aware distillation: the full-precision encoder teaches its quantized self on unlabelled tiles.
 
 For what post-training quantization cannot hold, such as 4-bit weights. Rounding stays in the forward pass and is
-passed over in the backward pass (straight-through, as ModelOpt's quantizers do); ranges stay as they were set.
+passed over in the backward pass (straight-through, as ModelOpt's quantizers do); the ranges of inputs are
+trained, too (`learned_ranges`).
 """
 
 import json
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from atlas_edge.atomic import write_atomic
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.quantize.fakequant import cosine_error, embed, fake_quantize
+from atlas_edge.quantize.learned_ranges import PARAMETER, keep_ranges, learn_ranges
 from atlas_edge.quantize.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class QadOptions:
             of the output channel that they belong to. A rate for all would tear up the channels that LayerScale made
             small long before it moved the others by a step of their grid.
         other_lr: The same for everything else (norms, biases, embeddings), as a share of the value itself.
+        range_lr: The same for the ranges of inputs; 0 leaves them as they were set.
         warmup: Steps over which rates rise; after them they fall by a cosine to a tenth.
         cosine: Weight of 1 - cosine; smooth-L1 has the rest (GPFM and Theia: 0.9).
         held_out: Tiles kept from training to judge by.
@@ -47,8 +50,9 @@ class QadOptions:
 
     steps: int = 120
     batch: int = 8
-    weight_lr: float = 3e-4
-    other_lr: float = 3e-4
+    weight_lr: float = 1e-5
+    other_lr: float = 1e-5
+    range_lr: float = 0.02
     warmup: int = 10
     cosine: float = 0.9
     held_out: int = 32
@@ -103,6 +107,8 @@ def distill_quantized(
     options = options or QadOptions()
     if not 0 < options.weight_lr < 1:
         raise UsageError(f"a learning rate of {options.weight_lr:g}, expected more than 0 and less than 1")
+    if not 0 <= options.range_lr < 1:
+        raise UsageError(f"a learning rate of {options.range_lr:g} for ranges, expected 0 or more and less than 1")
     if len(tiles) < options.held_out + options.batch:
         raise UsageError(
             f"{len(tiles)} tiles are too few to hold {options.held_out} out and train on batches of {options.batch}",
@@ -113,7 +119,9 @@ def distill_quantized(
     train, judge = tiles[~held], [tiles[held][at : at + _PIECE] for at in range(0, options.held_out, _PIECE)]
     reference = embed(module, judge)
     pieces = [train[at : at + _PIECE] for at in range(0, len(train), _PIECE)]
-    student = fake_quantize(module, pieces, recipe, multiply=False)
+    student = fake_quantize(module, pieces, recipe, multiply=False, trainable=True)
+    if options.range_lr:
+        learn_ranges(student)
     error_before = cosine_error(reference, embed(student, judge))
     before = {name: value.detach().clone() for name, value in student.named_parameters()}
     state = _State(student, options, _identity(recipe, options, tiles), folder)
@@ -131,6 +139,7 @@ def distill_quantized(
         with torch.no_grad():
             for name, value in student.named_parameters():
                 value.copy_(before[name])
+    keep_ranges(student)
     return QadResult(
         module=student.eval(),
         error_before=error_before,
@@ -212,11 +221,15 @@ class _State:
         import torch
 
         self.student, self.options, self.identity, self.folder, self.step = student, options, identity, folder, 0
-        weights = [p for p in student.parameters() if p.dim() in (2, 4)]
-        others = [p for p in student.parameters() if p.dim() not in (2, 4)]
+        ranges = [p for name, p in student.named_parameters() if name.endswith(PARAMETER)]
+        rest = [p for name, p in student.named_parameters() if not name.endswith(PARAMETER)]
+        weights = [p for p in rest if p.dim() in (2, 4)]
+        others = [p for p in rest if p.dim() not in (2, 4)]
+        self._groups = [(weights, options.weight_lr), (others, options.other_lr), (ranges, options.range_lr)]
         self.optimiser = torch.optim.AdamW(
-            [{"params": weights, "lr": options.weight_lr}, {"params": others, "lr": options.other_lr}], weight_decay=0.0
+            [{"params": params, "lr": rate} for params, rate in self._groups if params], weight_decay=0.0
         )
+        # A logarithm's step is a share of the range already.
         self._sizes = [(p, _size(p.detach())) for p in (*weights, *others)]
         if folder is not None and (folder / CHECKPOINT).is_file():
             self._load(folder / CHECKPOINT)
@@ -227,7 +240,8 @@ class _State:
         rest = max(options.steps - options.warmup, 1)
         fall = 0.55 + 0.45 * float(np.cos(np.pi * (step - options.warmup) / rest))
         factor = (step + 1) / options.warmup if step < options.warmup else fall
-        for group, rate in zip(self.optimiser.param_groups, (options.weight_lr, options.other_lr), strict=True):
+        rates = [rate for params, rate in self._groups if params]
+        for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * factor
 
     def advance(self) -> None:

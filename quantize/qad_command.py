@@ -11,6 +11,7 @@ from atlas_edge.atomic import atomic_folder, check_vacant
 from atlas_edge.errors import UsageError
 from atlas_edge.quantize.qad import QadOptions, QadResult, distill_quantized
 from atlas_edge.quantize.recipe import Recipe, default_recipe
+from atlas_edge.quantize.trained_ranges import FILE, save_ranges
 from atlas_edge.spec import Target
 from atlas_edge.tiles import TileFit, batches, open_tiles, select_records
 
@@ -36,8 +37,9 @@ def distill_model(
 ) -> dict[str, Any]:
     """Train, and write what every target is exported from.
 
-    `OUT` is a model folder as `atlas-export OUT --target …` takes it, with weights on their grid; `OUT/quantized.onnx`
-    holds the trained ranges, too, for ONNX Runtime and TensorRT. The state of an unfinished run lies in `OUT.qad`.
+    `OUT` is a model folder as `atlas-export OUT --target …` takes it, with weights on their grid and the ranges that
+    were trained (`OUT/ranges.safetensors`), which the ONNX and TensorRT targets use; `OUT/quantized.onnx` holds both.
+    The state of an unfinished run lies in `OUT.qad`.
 
     Args:
         name: Model folder (`config.json`, `model.safetensors`).
@@ -73,6 +75,7 @@ def distill_model(
     report = _report(result, recipe, options, len(records), opened.name)
     with atomic_folder(out, overwrite=overwrite) as folder:
         report |= write_quantized(result.module, model.spec, folder / GRAPH)
+        save_ranges(result.module, folder / FILE, recipe)
         _write_weights(model, result, folder)
         shutil.copyfile(source / CONFIG, folder / CONFIG)
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -19,10 +19,13 @@ def test_gptq_rounds_onto_the_grid_and_beats_the_nearest(
     correlated: "tuple[torch.Tensor, torch.Tensor]", levels: int
 ) -> None:
     inputs, weight = correlated
-    rounded, largest = round_weights(weight, inputs.T @ inputs, levels=levels)
-    integers = rounded / (largest[:, None] / levels)
+    found = round_weights(weight, inputs.T @ inputs, levels=levels)
+    rounded, step = found.weight, found.largest[:, None] / levels
+    integers = rounded / step
     assert torch.allclose(integers, integers.round(), atol=1e-3)
     assert integers.abs().max() <= levels + 1e-3
+    assert torch.allclose((found.sought / step).round(), integers, atol=1e-3)
+    assert (found.sought - rounded).abs().mean() > 0.1 * step.mean()
 
     def error(candidate: "torch.Tensor") -> float:
         return float((inputs @ (candidate - weight).T).square().mean())

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -5,8 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from atlas_edge.errors import UsageError
+from atlas_edge.bundle import read_manifest
+from atlas_edge.errors import InputError, UsageError
 from atlas_edge.export.tensorrt import build_engine
 from atlas_edge.graph import export_onnx
 from atlas_edge.models import LoadedModel, load_model
@@ -15,7 +18,8 @@ from atlas_edge.quantize.fakequant import cosine_error, embed
 from atlas_edge.quantize.openvino import quantize_openvino
 from atlas_edge.quantize.qad import QadOptions
 from atlas_edge.quantize.qad_command import distill_model
-from atlas_edge.quantize.recipe import Recipe
+from atlas_edge.quantize.recipe import Recipe, save_recipe
+from atlas_edge.quantize.trained_ranges import FILE, quantize_with_ranges, recipe_of_ranges
 from atlas_edge.runtimes.onnxruntime import OnnxEncoder
 from atlas_edge.runtimes.openvino import OpenVinoEncoder
 from atlas_edge.runtimes.tensorrt_library import RTX
@@ -64,6 +68,62 @@ def test_every_target_takes_the_distilled_model(
         report["error_before"]
     )
     assert build_engine(tmp_path / "engine.onnx", tmp_path / "e", library=RTX, precision=Precision.INT8).layers > 10
+
+
+@pytest.mark.parametrize("target", ["onnx", "tensorrt-rtx"])
+def test_an_export_rounds_as_the_model_was_trained_to(
+    run_command: RunCommand, distilled: Path, held_out: NDArray[np.uint8], tmp_path: Path, target: str
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    tiles = distilled.parent / "tiles"
+    export = "atlas-export", distilled, "--target", target, "--precision", "int8", "--calib", tiles, "--no-speed"
+    done = run_command(*export, "--out", tmp_path / "bundle")
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(tmp_path / "bundle")
+    assert manifest.quantization is not None
+    digest = hashlib.sha256((distilled / FILE).read_bytes()).hexdigest()
+    assert manifest.quantization["ranges_sha256"] == digest
+    assert manifest.quantization["recipe"]["name"] == RECIPE.name
+    file = manifest.execution.fallback_file or manifest.execution.model_file
+    graph = distilled / "quantized.onnx"
+    if target == "tensorrt-rtx":  # computes what is not quantized in FP16
+        graph = tmp_path / "engine.onnx"
+        engine_graph(distilled / "quantized.onnx", graph, precision=Precision.INT8, tiles=held_out[:4])
+    found, wanted = (OnnxEncoder(path, manifest.encoder) for path in (tmp_path / "bundle" / file, graph))
+    assert cosine_error(wanted.encode(held_out), found.encode(held_out)) < 1e-6
+
+
+def test_a_recipe_on_the_command_line_is_used_in_place_of_trained_ranges(
+    run_command: RunCommand, distilled: Path, tmp_path: Path
+) -> None:
+    tiles = distilled.parent / "tiles"
+    save_recipe(Recipe(name="mine", smooth_alphas=(-1.0,)), tmp_path / "mine.json")
+    export = "atlas-export", distilled, "--target", "onnx", "--precision", "int8", "--calib", tiles, "--no-speed"
+    done = run_command(*export, "--recipe", tmp_path / "mine.json", "--out", tmp_path / "bundle")
+    assert done.returncode == 0, done.stderr
+    quantization = read_manifest(tmp_path / "bundle").quantization
+    assert quantization is not None and quantization["recipe"]["name"] == "mine"
+    assert "ranges_sha256" not in quantization
+
+
+def test_ranges_that_are_broken_or_of_another_model_are_refused(
+    distilled: Path, tiny: LoadedModel, tmp_path: Path
+) -> None:
+    tensors = load_file(distilled / FILE)
+    name = next(name for name in tensors if name.endswith(".weight"))
+    metadata = {"recipe": RECIPE.model_dump_json()}
+    changes = {
+        "does not fit the model": {name: tensors[name][:-1]},
+        "holds no usable ranges": {name: tensors[name] * float("nan")},
+    }
+    for says, change in changes.items():
+        save_file(tensors | change, tmp_path / FILE, metadata)
+        with pytest.raises(InputError, match=says):
+            quantize_with_ranges(tiny.module, tmp_path / FILE)
+    (tmp_path / FILE).write_bytes((distilled / FILE).read_bytes()[:200])
+    for read in (recipe_of_ranges, lambda path: quantize_with_ranges(tiny.module, path)):
+        with pytest.raises(InputError, match="cannot be read"):
+            read(tmp_path / FILE)
 
 
 def test_a_recipe_that_a_folder_cannot_hold_is_refused(tiny_model: Path, tmp_path: Path) -> None:
