@@ -168,7 +168,13 @@ def bench_slide(path: Path, bundles: list[str], options: SlideBenchOptions) -> S
 def _grid(slide: Slide, encoders: list[Encoder], options: SlideBenchOptions) -> TileGrid:
     wanted = {(encoder.spec.tile_px, options.tile_mpp or encoder.spec.mpp) for encoder in encoders}
     if len(wanted) > 1:
-        raise UsageError(f"the bundles want different tiles: {sorted(map(str, wanted))}", hint="bench them one by one")
+        each = sorted(
+            f"{side} px at {'an unstated' if mpp is None else f'{mpp:g}'} µm per pixel" for side, mpp in wanted
+        )
+        raise UsageError(
+            f"the bundles want different tiles: {'; '.join(each)}",
+            hint="bench them one by one, or give --tile-mpp where only the µm per pixel differ",
+        )
     tile_px, mpp = wanted.pop()
     if mpp is None:
         raise UsageError("the bundle does not say its µm per pixel", hint="add --tile-mpp 0.5")

@@ -129,8 +129,13 @@ def _lines(report: "SlideBench") -> Iterator[str]:
 def _table(report: "SlideBench") -> Any:
     from rich.table import Table
 
+    from atlas_edge.bench.encoders import encoder_labels
+
     names = list(report.bundles)
-    table = Table("", *names)
+    table = Table("")
+    for label in encoder_labels(names):
+        # Cut short, two bundles of one model would look the same.
+        table.add_column(label, overflow="fold")
     bundles = [report.bundles[name] for name in names]
 
     def row(title: str, values: list[str]) -> None:

@@ -37,6 +37,23 @@ def test_slide_bench(tmp_path: Path, run_command: RunCommand) -> None:
     assert "--rounds 2" in again.stderr
 
 
+def test_two_bundles_of_one_model_are_told_apart_and_must_want_the_same_tiles(
+    tmp_path: Path, run_command: RunCommand
+) -> None:
+    ends = "openvino-int8", "openvino-fp32"
+    bundles = [make_mean_bundle(tmp_path / f"a-model-with-a-rather-long-name-{end}") for end in ends]
+    slide = "atlas-bench", "slide", "--synthetic", "1500x1200", "--tiles", "16", "--rounds", "2"
+    done = run_command(*slide, "--bundle", bundles[0], "--bundle", bundles[1])
+    assert done.returncode == 0, done.stderr
+    head = done.stderr[done.stderr.index("┏") : done.stderr.index("┡")]
+    columns = ["".join(line.split("┃")[n].strip() for line in head.splitlines()[1:]) for n in (2, 3)]
+    assert columns == [bundle.name for bundle in bundles]
+    larger = make_mean_bundle(tmp_path / "larger", tile_px=64)
+    done = run_command(*slide, "--bundle", bundles[0], "--bundle", larger)
+    assert done.returncode == 2
+    assert "32 px at 0.5 µm per pixel; 64 px at 0.5 µm per pixel" in " ".join(done.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
