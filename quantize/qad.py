@@ -1,8 +1,7 @@
 """Quantization-aware distillation: the full-precision encoder teaches its quantized self on unlabelled tiles.
 
-For what post-training quantization cannot hold, such as 4-bit weights. Rounding stays in the forward pass and is
-passed over in the backward pass (straight-through, as ModelOpt's quantizers do); the ranges of inputs are
-trained, too (`learned_ranges`).
+For what post-training quantization cannot hold. Rounding stays in the forward pass and is passed over in the backward
+pass (straight-through, as ModelOpt's quantizers do); the ranges of inputs are trained, too (`learned_ranges`).
 """
 
 import json
