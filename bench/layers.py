@@ -198,9 +198,12 @@ def _onnxruntime(path: Path, tiles: NDArray[np.uint8], calls: int, threads: int 
     require_module("onnxruntime", extra="onnx")
     import onnxruntime
 
+    from atlas_edge.runtimes.onnxruntime import EXACT_INT8_SUMS
+
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry(*EXACT_INT8_SUMS)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         if threads is not None:

@@ -1,6 +1,7 @@
-"""8-bit sums of OpenVINO: right embeddings on processors whose pairs of products saturate at 16 bits, too."""
+"""8-bit sums of OpenVINO and ONNX Runtime, exact also where pairs of products saturate at 16 bits."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from atlas_edge.spec import EncoderSpec
 
 ov = pytest.importorskip("openvino")
 SIDE, TERMS, WIDTH = 4, 48, 16
+SPEC = EncoderSpec(
+    name="extremes", architecture="extremes", embed_dim=WIDTH, tile_px=SIDE, mpp=0.5, mean=(0, 0, 0), std=(1, 1, 1),
+    pooling="avg",
+)  # fmt: skip
 NOTHING = replace(cpu(), avx512_vnni=False, avx_vnni=False, amx_int8=False)
 
 
@@ -60,6 +65,40 @@ def test_openvino_can_compute_an_int8_model_in_float() -> None:
     assert int8_sums.product_of_extremes(LP_TRANSFORMS_MODE=False) == pytest.approx(1, abs=1e-6)
 
 
+def test_the_largest_products_are_added_exactly_in_onnx_runtime(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    from atlas_edge.runtimes.onnxruntime import OnnxEncoder
+
+    helper, types = onnx.helper, onnx.TensorProto
+    constants = {
+        "shape": np.array([-1, TERMS]), "step": np.float32(2), "zero": np.int8(0),
+        "weight": np.full((TERMS, WIDTH), 127, np.int8), "steps": np.full(WIDTH, 1 / 127, np.float32),
+        "zeros": np.zeros(WIDTH, np.int8),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Cast", ["tiles"], ["float"], to=types.FLOAT),
+        helper.make_node("Reshape", ["float", "shape"], ["flat"]),
+        helper.make_node("QuantizeLinear", ["flat", "step", "zero"], ["levels"]),
+        helper.make_node("DequantizeLinear", ["levels", "step", "zero"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["weight", "steps", "zeros"], ["scaled"], axis=1),
+        helper.make_node("MatMul", ["rounded", "scaled"], ["embedding"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "extremes",
+        [helper.make_tensor_value_info("tiles", types.UINT8, [None, SIDE, SIDE, 3])],
+        [helper.make_tensor_value_info("embedding", types.FLOAT, [None, WIDTH])],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "extremes.onnx"
+    )
+    encoder = OnnxEncoder(tmp_path / "extremes.onnx", SPEC)
+    white = np.full((3, SIDE, SIDE, 3), 255, np.uint8)
+    np.testing.assert_allclose(encoder.encode(white), TERMS * 254, rtol=1e-3)
+
+
 def encoder_of_extremes() -> runtime.OpenVinoEncoder:
     """White tiles times the largest weights: every product is the largest that there is."""
     from openvino import opset13 as ops
@@ -70,9 +109,5 @@ def encoder_of_extremes() -> runtime.OpenVinoEncoder:
     rounded = ops.fake_quantize(values, low, high, low, high, 256)
     weights = ops.convert(ops.constant(np.full((WIDTH, TERMS), 127, np.int8)), "f32")
     scaled = ops.multiply(weights, ops.constant(np.full((WIDTH, 1), 1 / 127, np.float32)))
-    spec = EncoderSpec(
-        name="extremes", architecture="extremes", embed_dim=WIDTH, tile_px=SIDE, mpp=0.5, mean=(0, 0, 0),
-        std=(1, 1, 1), pooling="avg",
-    )  # fmt: skip
     model = ov.Model([ops.matmul(rounded, scaled, False, True)], [tiles], "extremes")
-    return runtime.OpenVinoEncoder(model, spec, batch=2, streams=1)
+    return runtime.OpenVinoEncoder(model, SPEC, batch=2, streams=1)
