@@ -52,6 +52,8 @@ def test_a_state_of_another_run_is_refused(tiny: LoadedModel, tiles: NDArray[np.
     short = QadOptions(steps=1, batch=8, held_out=16)
     with pytest.raises(UsageError, match="a learning rate of 0"):
         distill_quantized(tiny.module, tiles, recipe=RECIPE, options=QadOptions(weight_lr=0.0))
+    with pytest.raises(UsageError, match="a learning rate of 2 for ranges"):
+        distill_quantized(tiny.module, tiles, recipe=RECIPE, options=QadOptions(range_lr=2.0))
     distill_quantized(tiny.module, tiles, recipe=RECIPE, options=short, folder=tmp_path)
     with pytest.raises(UsageError, match="other tiles, recipe or options"):
         distill_quantized(tiny.module, tiles[::-1], recipe=RECIPE, options=short, folder=tmp_path)
