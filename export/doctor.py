@@ -105,7 +105,7 @@ def _cpu_checks(cpu: Cpu) -> list[Check]:
             name="INT8 arithmetic",
             status=Status.PASS if integer else Status.WARN,
             found=_named(cpu, amx_int8="AMX-INT8", avx512_vnni="AVX512-VNNI", avx_vnni="AVX-VNNI") or "no VNNI, no AMX",
-            fix="" if integer else "INT8 bundles are right here, and slower than those of --precision fp32: use these",
+            fix="" if integer else "OpenVINO bundles in INT8 are right here, but slower than those of --precision fp32",
         ),
         Check(
             name="BF16 arithmetic",
