@@ -111,7 +111,9 @@ def _cpu_checks(cpu: Cpu) -> list[Check]:
             name="BF16 arithmetic",
             status=Status.PASS if bfloat else Status.WARN,
             found=_named(cpu, amx_bf16="AMX-BF16", avx512_bf16="AVX512-BF16") or "no AVX512-BF16, no AMX",
-            fix="" if bfloat else "BF16 bundles run in f32 here: choose --precision int8 or fp32",
+            fix=""
+            if bfloat
+            else f"BF16 bundles run in f32 here: choose --precision {'int8 or fp32' if integer else 'fp32'}",
         ),
     ]
 
