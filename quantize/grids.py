@@ -69,7 +69,8 @@ class VitGrids:
     """What `choose_grids` found.
 
     Attributes:
-        activations: Per Linear name, and `blocks.N.attn.query` and `.key` for the first product of attention.
+        activations: Per Linear name, and `blocks.N.attn.query` and `.key` for the first product of attention: both
+            symmetric, because OpenVINO multiplies in INT8 there only without zero points (2026.4).
         weights: Per Linear or convolution name; layers without an entry stay in floating point.
     """
 
@@ -153,6 +154,12 @@ def grid_ends(low: float, high: float) -> tuple[float, float]:
     return -zero * step, (_LEVELS - zero) * step
 
 
+def symmetric_ends(peak: float) -> tuple[float, float]:
+    """The ends of 256 evenly spaced values that cover `-peak` to `peak` with zero at signed 0, no zero point."""
+    step = max(peak, 1e-8) / _LARGEST
+    return -(_LARGEST + 1) * step, _LARGEST * step
+
+
 def fake_round(values: Tensor, low: float, high: float) -> Tensor:
     """The nearest of the 256 values between `low` and `high`."""
     step = (high - low) / _LEVELS
@@ -224,7 +231,7 @@ class _Block:
         tokens = tokens + attention.proj(attended)
         normed = functional.layer_norm(tokens, block.width, eps=block.eps2)
         self.inputs["mlp.fc1"].add(normed)
-        hidden = functional.gelu(block.mlp.fc1(normed), approximate=block.gelu)
+        hidden = functional.gelu(block.mlp.fc1(normed))
         self.inputs["mlp.fc2"].add(hidden)
         mixed: Tensor = tokens + block.mlp.fc2(hidden)
         return mixed
@@ -256,7 +263,7 @@ class _Block:
             )
             if self.recipe.attention and not self.excluded & {f"{self.name}.attn.q", f"{self.name}.attn.k"}:
                 for leaf, product in (("query", query), ("key", key)):
-                    low, high = grid_ends(float(product.low.min()), float(product.high.max()))
+                    low, high = symmetric_ends(float(_peak(product).max()))
                     self.grids.activations[f"{self.name}.attn.{leaf}"] = ActivationGrid(low=low, high=high)
 
     def _choose(self, source: str, leaves: Sequence[str]) -> None:

@@ -56,7 +56,7 @@ def quantize_openvino(
     if module is not None and recipe.quantizer == "layers" and any(map(len, batches)):
         from atlas_edge.quantize.openvino_vit import foldable, quantize_vit
 
-        folded = foldable(module, gelu="tanh")
+        folded = foldable(module)
         if folded is not None:
             return quantize_vit(folded, batches, recipe)
     if recipe == default_recipe(Target.OPENVINO):

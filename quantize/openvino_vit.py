@@ -3,7 +3,11 @@
 The graph is written operator by operator, because what the CPU plugin makes of it depends on how it is written:
 
 - query, key and value are three products: the plugin then reads each head where it lies, without a split and copies;
-- the grid of a Linear's input follows its producer directly, so that GELU writes INT8;
+- the patch embedding's output is brought to channels last before it is flattened: that is how the convolution wrote it;
+- the grid of a Linear's input, and of query and key, follows its producer directly, so that the producer writes INT8;
+- the grids of query and key are symmetric: with a zero point, the plugin takes both back to floating point before it
+  multiplies them (2026.4);
+- GELU is the exact one: its tanh form is slower in the plugin, with AVX-512 and much more so with AVX2;
 - SmoothQuant's division after LayerNorm is a multiplication of its own. As the input range of FakeQuantize, which the
   plugin then fuses into MVN, it gives wrong results: that fusion takes the second axis for the channel (2026.4);
 - attention weights stay in floating point: most are far below 1/255, the step of their grid.
@@ -29,11 +33,11 @@ _Type = Literal["f32", "i64", "i8"]
 _GRID_LEVELS = 256
 
 
-def foldable(module: "nn.Module", *, gelu: Literal["none", "tanh"] = "none") -> "FoldedVit | None":
+def foldable(module: "nn.Module") -> "FoldedVit | None":
     """The folded network where this graph can express it; None otherwise (see `fold_vit`)."""
     from atlas_edge.folded_vit import fold_vit
 
-    folded = fold_vit(module, gelu=gelu)
+    folded = fold_vit(module)
     return None if folded is None or any(block.attn.normed for block in folded.blocks) else folded
 
 
@@ -43,7 +47,7 @@ def quantize_vit(
     """Quantize a folded vision transformer to INT8 for OpenVINO's CPU plugin.
 
     Args:
-        folded: From `foldable`, best with `gelu="tanh"`; changed in place (see `choose_grids`).
+        folded: From `foldable`; changed in place (see `choose_grids`).
         calibration: Batches of tiles, `(B, tile_px, tile_px, 3)` uint8.
         recipe: What to quantize and how.
 
@@ -117,8 +121,9 @@ class _Writer:
             positions = positions + self.grids.weights[PATCH_EMBED].bias
         weight = self._weight(PATCH_EMBED, convolution.weight)
         patches = op.convolution(pixels, weight, list(convolution.stride), [0, 0], [0, 0], [1, 1])
-        flat = op.reshape(patches, self._constant([0, 0, -1], "i64"), special_zero=True)
-        tokens = op.add(op.transpose(flat, self._constant([0, 2, 1], "i64")), self._constant(positions))
+        channels_last = op.transpose(patches, self._constant([0, 2, 3, 1], "i64"))
+        flat = op.reshape(channels_last, self._constant([0, -1, positions.shape[-1]], "i64"), special_zero=True)
+        tokens = op.add(flat, self._constant(positions))
         if not folded.prefix.shape[1]:
             return tokens
         batch = op.gather(op.shape_of(tiles), self._constant([0], "i64"), self._constant(0, "i64"))
@@ -132,22 +137,23 @@ class _Writer:
         attended = self._attention(queried, normed, block, f"{name}.attn")
         tokens = op.add(tokens, self._linear(attended, f"{name}.attn.proj", block.attn.proj))
         hidden = self._linear(self._standardise(tokens, block.eps2), f"{name}.mlp.fc1", block.mlp.fc1)
-        hidden = op.gelu(hidden, "TANH" if block.gelu == "tanh" else "ERF")
+        hidden = op.gelu(hidden, "ERF")
         return op.add(tokens, self._linear(hidden, f"{name}.mlp.fc2", block.mlp.fc2))
 
     def _attention(self, queried: Any, tokens: Any, block: "FoldedBlock", name: str) -> Any:
         op, attention = self.op, block.attn
 
-        def heads(leaf: str, source: Any) -> Any:
+        def heads(leaf: str, source: Any, grid: str = "") -> Any:
             product = self._linear(source, f"{name}.{leaf}", getattr(attention, leaf))
+            if f"{name}.{grid}" in self.grids.activations:
+                product = self._on_grid(product, self.grids.activations[f"{name}.{grid}"])
             shape = self._constant([0, 0, attention.num_heads, attention.head_dim], "i64")
             return op.transpose(op.reshape(product, shape, special_zero=True), self._constant([0, 2, 1, 3], "i64"))
 
-        query, key, value = heads("q", queried), heads("k", tokens), heads("v", tokens)
-        if f"{name}.query" in self.grids.activations:
-            query = self._on_grid(query, self.grids.activations[f"{name}.query"])
-            key = self._on_grid(key, self.grids.activations[f"{name}.key"])
-        attended = op.matmul(op.softmax(op.matmul(query, key, False, True), 3), value, False, False)
+        query, key, value = heads("q", queried, "query"), heads("k", tokens, "key"), heads("v", tokens)
+        scores = op.matmul(query, key, False, True)
+        scores.set_friendly_name(f"{name}.scores")
+        attended = op.matmul(op.softmax(scores, 3), value, False, False)
         width = attention.num_heads * attention.head_dim
         merged = op.transpose(attended, self._constant([0, 2, 1, 3], "i64"))
         return op.reshape(merged, self._constant([0, 0, width], "i64"), special_zero=True)

@@ -12,7 +12,7 @@ tile is left:
 """
 
 import copy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,12 @@ from torch.nn import functional
 
 from atlas_edge.encoder_module import EncoderModule
 
-Gelu = Literal["none", "tanh"]
 
-
-def fold_vit(module: nn.Module, *, gelu: Gelu = "none") -> "FoldedVit | None":
+def fold_vit(module: nn.Module) -> "FoldedVit | None":
     """Rewrite a timm vision transformer; `module` stays as it is.
 
     Args:
         module: An `EncoderModule` around a timm `VisionTransformer`.
-        gelu: `tanh` takes the tanh form of GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2), which differs
-            from the exact one by at most 5e-4, a fraction of an INT8 step, and is faster.
 
     Returns:
         The folded network, or None where the backbone has a part that folding does not know (rotary positions, gated
@@ -49,7 +45,7 @@ def fold_vit(module: nn.Module, *, gelu: Gelu = "none") -> "FoldedVit | None":
         and isinstance(backbone.norm, nn.LayerNorm)
         and all(type(block) is Block and _foldable(block) for block in backbone.blocks)
     )
-    return FoldedVit(module, gelu=gelu).eval() if plain else None
+    return FoldedVit(module).eval() if plain else None
 
 
 class FoldedVit(nn.Module):
@@ -58,7 +54,7 @@ class FoldedVit(nn.Module):
     prefix: Tensor
     positions: Tensor
 
-    def __init__(self, module: EncoderModule, *, gelu: Gelu) -> None:
+    def __init__(self, module: EncoderModule) -> None:
         super().__init__()
         backbone: Any = module.backbone
         self.pooling = module.pooling
@@ -71,8 +67,7 @@ class FoldedVit(nn.Module):
         last = len(backbone.blocks) - 1
         cls_only = module.pooling == "cls"
         self.blocks = nn.ModuleList(
-            FoldedBlock(block, gelu=gelu, cls_only=cls_only and index == last)
-            for index, block in enumerate(backbone.blocks)
+            FoldedBlock(block, cls_only=cls_only and index == last) for index, block in enumerate(backbone.blocks)
         )
         self.norm = copy.deepcopy(backbone.norm)
 
@@ -98,14 +93,13 @@ class FoldedVit(nn.Module):
 class FoldedBlock(nn.Module):
     """One transformer block after folding; with `cls_only`, `(B, N, D)` in and `(B, 1, D)` out."""
 
-    def __init__(self, block: Any, *, gelu: Gelu, cls_only: bool) -> None:
+    def __init__(self, block: Any, *, cls_only: bool) -> None:
         super().__init__()
         self.cls_only = cls_only
         self.attn = FoldedAttention(block)
         self.mlp = nn.Module()
         self.mlp.fc1 = _after_norm(block.mlp.fc1.weight, block.mlp.fc1.bias, block.norm2)
         self.mlp.fc2 = _scaled(block.mlp.fc2, block.ls2)
-        self.gelu = gelu
         self.width = block.norm1.normalized_shape
         self.eps1, self.eps2 = block.norm1.eps, block.norm2.eps
 
@@ -115,7 +109,7 @@ class FoldedBlock(nn.Module):
         queried, tokens = (normed[:, :1], tokens[:, :1]) if self.cls_only else (normed, tokens)
         tokens = tokens + self.attn(queried, normed)
         hidden = self.mlp.fc1(functional.layer_norm(tokens, self.width, eps=self.eps2))
-        mixed: Tensor = tokens + self.mlp.fc2(functional.gelu(hidden, approximate=self.gelu))
+        mixed: Tensor = tokens + self.mlp.fc2(functional.gelu(hidden))
         return mixed
 
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from atlas_edge.errors import UsageError
 from atlas_edge.folded_vit import FoldedVit, fold_vit
 from atlas_edge.models import LoadedModel, load_model
-from atlas_edge.quantize.grids import VitGrids, choose_grids, fake_round, grid_ends, smoothing
+from atlas_edge.quantize.grids import VitGrids, choose_grids, fake_round, grid_ends, smoothing, symmetric_ends
 from atlas_edge.quantize.openvino_vit import build_openvino, foldable
 from atlas_edge.quantize.recipe import Recipe
+from atlas_edge.runtimes.int8_sums import int8_properties
 from atlas_edge.runtimes.openvino import OpenVinoEncoder
 from atlas_edge.spec import Pooling
 
@@ -106,6 +107,29 @@ def test_grid_ends_by_hand() -> None:
     assert grid_ends(-1.0, 2.0) == pytest.approx((-1.0, 2.0))
     # All positive values: the grid still begins at zero.
     assert grid_ends(3.0, 5.0) == pytest.approx((0.0, 5.0))
+
+
+def test_symmetric_ends_by_hand() -> None:
+    # Steps of 1/127: -128 to 127 of them, zero is the integer zero.
+    assert symmetric_ends(1.0) == pytest.approx((-128 / 127, 1.0))
+
+
+def test_query_times_key_runs_in_int8(folded: FoldedVit, calibration: Batches) -> None:
+    import openvino as ov
+
+    if int8_properties():
+        pytest.skip("this processor has no exact 8-bit products: OpenVINO computes INT8 in floating point here")
+    grids = choose_grids(folded, calibration, RECIPE)
+    model = build_openvino(folded, grids, tile_px=32)
+    model.reshape([4, 32, 32, 3])
+    executed = ov.Core().compile_model(model, "CPU").get_runtime_model()
+    ran = {
+        name: str(node.get_rt_info()["runtimePrecision"].astype(str))
+        for node in executed.get_ops()
+        if "originalLayersNames" in node.get_rt_info()
+        for name in node.get_rt_info()["originalLayersNames"].astype(str).split(",")
+    }
+    assert {ran["blocks.0.attn.scores"], ran["blocks.1.attn.scores"]} <= {"i8", "u8"}
 
 
 def test_smoothing_moves_the_outlier_channel_to_the_weights() -> None:
