@@ -105,9 +105,15 @@ def distill_quantized(
 
     options = options or QadOptions()
     if not 0 < options.weight_lr < 1:
-        raise UsageError(f"a learning rate of {options.weight_lr:g}, expected more than 0 and less than 1")
+        raise UsageError(
+            f"a learning rate of {options.weight_lr:g}, expected more than 0 and less than 1",
+            hint=f"leave --lr out for {QadOptions().weight_lr:g}",
+        )
     if not 0 <= options.range_lr < 1:
-        raise UsageError(f"a learning rate of {options.range_lr:g} for ranges, expected 0 or more and less than 1")
+        raise UsageError(
+            f"a learning rate of {options.range_lr:g} for ranges, expected 0 or more and less than 1",
+            hint=f"leave --range-lr out for {QadOptions().range_lr:g}",
+        )
     if len(tiles) < options.held_out + options.batch:
         raise UsageError(
             f"{len(tiles)} tiles are too few to hold {options.held_out} out and train on batches of {options.batch}",
