@@ -41,20 +41,28 @@ def write_section(
 
     Raises:
         RuntimeMissing: The target cannot be measured here.
-        InputError: The file holds the beginning of a section without its end.
+        InputError: The file holds the beginning of a section without its end, or is a folder.
     """
     check_target(config.target)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, expected a Markdown file", hint=f"give {path / 'quantization.md'}")
     bench = PlanBench(config, screen.print)
+    name = f"{bench.model.spec.name} {config.target.value}"
+    # Refused now rather than after minutes of measuring.
+    replace_section(_text(path), name, "")
     plans = table_plans(config.target, recipes)
     measured: dict[str, PlanAccuracy] = {}
     for plan in plans:
         measured[plan.name] = bench.measure(plan)
         screen.print(f"{plan.name}: {measured[plan.name].sentence()}")
     section = _section(bench, plans, measured, bench.race(plans), command)
-    name = f"{bench.model.spec.name} {config.target.value}"
-    write_atomic(path, replace_section(path.read_text("utf-8") if path.is_file() else "", name, section).encode())
+    write_atomic(path, replace_section(_text(path), name, section).encode())
     bench.journal.remove()
     return section
+
+
+def _text(path: Path) -> str:
+    return path.read_text("utf-8") if path.is_file() else ""
 
 
 def table_plans(target: Target, recipes: Sequence[Recipe] = ()) -> list[Plan]:

@@ -1,5 +1,7 @@
 """The committed table: which recipes it holds, and that a section replaces its own only."""
 
+from pathlib import Path
+
 import pytest
 
 from atlas_edge.errors import InputError
@@ -8,6 +10,7 @@ from atlas_edge.quantize.race import PlanSpeed
 from atlas_edge.quantize.recipe import Recipe, default_recipe
 from atlas_edge.quantize.table import _compared, replace_section, table_plans
 from atlas_edge.spec import Precision, Target
+from support import RunCommand
 
 
 def test_a_section_replaces_its_own_only() -> None:
@@ -20,6 +23,19 @@ def test_a_section_replaces_its_own_only() -> None:
     )
     with pytest.raises(InputError, match="only"):
         replace_section("<!-- begin a onnx -->\n", "a onnx", "x")
+
+
+def test_what_cannot_take_the_section_is_refused_before_anything_is_measured(
+    tiny_model: Path, tiles: Path, tmp_path: Path, run_command: RunCommand
+) -> None:
+    half = tmp_path / "half.md"
+    half.write_text("<!-- begin tiny-vit openvino -->\n", encoding="utf-8")
+    for file, message in ((tmp_path, "is a folder"), (half, "one of <!-- begin")):
+        done = run_command("atlas-quantize", "table", file, tiny_model, tiles)
+        assert done.returncode == 5
+        assert message in done.stderr and "fix:" in done.stderr
+        assert "cosine" not in done.stdout + done.stderr
+    assert half.read_text(encoding="utf-8") == "<!-- begin tiny-vit openvino -->\n"
 
 
 def test_the_default_is_among_the_recipes_and_names_differ() -> None:
