@@ -143,14 +143,16 @@ class _Writer:
     def _attention(self, queried: Any, tokens: Any, block: "FoldedBlock", name: str) -> Any:
         op, attention = self.op, block.attn
 
-        def heads(leaf: str, source: Any, grid: str = "") -> Any:
+        def heads(leaf: str, source: Any, grid: ActivationGrid | None) -> Any:
             product = self._linear(source, f"{name}.{leaf}", getattr(attention, leaf))
-            if f"{name}.{grid}" in self.grids.activations:
-                product = self._on_grid(product, self.grids.activations[f"{name}.{grid}"])
+            if grid is not None:
+                product = self._on_grid(product, grid)
             shape = self._constant([0, 0, attention.num_heads, attention.head_dim], "i64")
             return op.transpose(op.reshape(product, shape, special_zero=True), self._constant([0, 2, 1, 3], "i64"))
 
-        query, key, value = heads("q", queried, "query"), heads("k", tokens, "key"), heads("v", tokens)
+        grids = self.grids.activations
+        query = heads("q", queried, grids.get(f"{name}.query"))
+        key, value = heads("k", tokens, grids.get(f"{name}.key")), heads("v", tokens, None)
         scores = op.matmul(query, key, False, True)
         scores.set_friendly_name(f"{name}.scores")
         attended = op.matmul(op.softmax(scores, 3), value, False, False)
