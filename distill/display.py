@@ -55,11 +55,13 @@ def print_evaluation(screen: "Console", result: "Evaluation") -> None:
     """Tables of what a student keeps."""
     from rich.table import Table
 
-    table = Table("probe", "teacher", "student", "kept (95 % interval)")
+    table = Table("probe", "teacher", "teacher at student's width", "student", "kept (95 % interval)")
     for entry in result.retention:
         kept = f"{entry.retained:.1%} ({entry.retained_low:.1%} … {entry.retained_high:.1%})"
-        table.add_row(entry.method, f"{entry.teacher_score:.3f}", f"{entry.student_score:.3f}", kept)
+        narrowed = "as wide" if entry.narrowed_score is None else f"{entry.narrowed_score:.3f}"
+        table.add_row(entry.method, f"{entry.teacher_score:.3f}", narrowed, f"{entry.student_score:.3f}", kept)
     screen.print(table)
+    screen.print(f"{result.fit_tiles} tiles to fit probes on, {result.tiles} to test")
     if result.movements:
         moved = Table("shift", "teacher moves", "student moves", "student − teacher (95 % interval)")
         for item in result.movements:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.bench.agreement import linear_cka, tile_cosines, unit_rows
-from atlas_edge.bench.drop import AccuracyDrop, accuracy_drop
+from atlas_edge.bench.drop import AccuracyDrop, accuracy_drop, balanced_accuracy
 from atlas_edge.bench.interval import Interval, mean_interval
+from atlas_edge.bench.probe import fit_probe
 from atlas_edge.bench.robustness import RobustnessIndex, robustness_index
 from atlas_edge.bench.stress import STRESSES
 from atlas_edge.bench.tileset import TileSet, pick_tiles
@@ -20,6 +21,8 @@ from atlas_edge.errors import InputError
 from atlas_edge.tiles import fit_tile, open_tiles
 
 _BATCH = 32
+# Random subspaces over which a narrowed teacher's score is averaged: they differ by some points.
+_SUBSPACES = 8
 Method = Literal["linear", "knn"]
 Shift = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
@@ -32,6 +35,8 @@ class Retention:
         method: `linear` or `knn`.
         teacher_score: Balanced accuracy, 0-1.
         student_score: Balanced accuracy, 0-1.
+        narrowed_score: Balanced accuracy, 0-1, of the teacher's own embedding in as many dimensions as the student
+            has (see `narrowed_score`): what width alone costs. None where the student is as wide.
         retained: student / teacher.
         retained_low: Lower end of the 95 % interval, from the paired bootstrap of the drop.
         retained_high: Upper end.
@@ -41,6 +46,7 @@ class Retention:
     method: Method
     teacher_score: float
     student_score: float
+    narrowed_score: float | None
     retained: float
     retained_low: float
     retained_high: float
@@ -157,11 +163,19 @@ def evaluate(
         )
         for method in ("linear", "knn")
     ]
+    labels = [np.array(part.labels) for part in (fitted, tested)]
+    width = features[1].shape[1]
+
+    def narrowed(method: Method) -> float | None:
+        if width >= features[0].shape[1]:
+            return None
+        return narrowed_score(method, (fit_features[0], features[0]), (labels[0], labels[1]), width=width, seed=seed)
+
     shifted = tested.head(stress_limit) if stress_limit else None
     return Evaluation(
         tiles=len(tested.records),
         fit_tiles=len(fitted.records),
-        retention=tuple(_retention(drop) for drop in drops),
+        retention=tuple(_retention(drop, narrowed(drop.method)) for drop in drops),
         cka=linear_cka(features[0], features[1]),
         robustness=_robustness(features, tested),
         movements=() if shifted is None else movements(teacher, student, shifted, STRESSES, seed=seed),
@@ -190,6 +204,36 @@ def embed(encoder: Encoder, tiles: TileSet, shift: Shift | None = None) -> NDArr
         pixels = part.pixels(encoder.spec.tile_px)
         found.append(encoder.encode(pixels if shift is None else np.stack([shift(tile) for tile in pixels])))
     return np.concatenate(found)
+
+
+def narrowed_score(
+    method: Method,
+    features: tuple[NDArray[np.float32], NDArray[np.float32]],
+    labels: tuple[NDArray[np.str_], NDArray[np.str_]],
+    *,
+    width: int,
+    seed: int = 0,
+) -> float:
+    """Balanced accuracy (0-1) of an embedding of which only a random subspace is left, mean of eight subspaces.
+
+    Random orthonormal directions nearly keep angles (Johnson & Lindenstrauss 1984) and favour no class. A student of
+    that width can do better, if its directions are better ones.
+
+    Args:
+        method: `linear` or `knn`; each subspace gets a probe of its own.
+        features: `(M, D)` embeddings to fit on and `(N, D)` to test.
+        labels: `(M,)` and `(N,)` labels.
+        width: Dimensions left, at most D.
+        seed: Seed of the subspaces.
+    """
+    generator = np.random.default_rng(seed)
+    scores = []
+    for _ in range(_SUBSPACES):
+        directions = np.linalg.qr(generator.normal(size=(features[0].shape[1], width)))[0].astype(np.float32)
+        probe = fit_probe(method, features[0] @ directions, labels[0])
+        guessed = probe.probabilities(features[1] @ directions).argmax(axis=1)
+        scores.append(balanced_accuracy(guessed, np.searchsorted(np.array(probe.classes), labels[1])))
+    return float(np.mean(scores))
 
 
 def movements(
@@ -269,12 +313,13 @@ def _robustness(features: Sequence[NDArray[np.float32]], tiles: TileSet) -> Robu
     return Robustness(by=by, teacher=found[0], student=found[1])
 
 
-def _retention(drop: AccuracyDrop) -> Retention:
+def _retention(drop: AccuracyDrop, narrowed: float | None) -> Retention:
     teacher = drop.reference_score
     return Retention(
         method=drop.method,
         teacher_score=teacher,
         student_score=drop.candidate_score,
+        narrowed_score=narrowed,
         retained=drop.candidate_score / teacher,
         retained_low=1.0 - drop.high_pp / 100.0 / teacher,
         retained_high=1.0 - drop.low_pp / 100.0 / teacher,

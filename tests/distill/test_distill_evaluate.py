@@ -1,10 +1,11 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from atlas_edge.bench.robustness import robustness_index
 from atlas_edge.bench.tileset import pick_tiles
-from atlas_edge.distill.evaluate import embed, evaluate
+from atlas_edge.distill.evaluate import embed, evaluate, narrowed_score
 from atlas_edge.encoder import Encoder
 from atlas_edge.models import load_encoder
 from atlas_edge.spec import EncoderSpec
@@ -32,3 +33,29 @@ def test_robustness_by_scanner_where_one_centre_is_named(tiny_model: Path) -> No
     assert result.robustness.student == robustness_index(embed(student, tested), tested.labels, scanners, tested.groups)
     assert result.robustness.teacher != result.robustness.student
     assert result.movements == () and result.scanners is None
+    linear, knn = result.retention
+    for entry in (linear, knn):
+        assert entry.narrowed_score is not None and 0.0 < entry.narrowed_score <= 1.0
+
+
+def test_a_narrowed_embedding_loses_what_its_width_costs() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.array([f"class {number}" for number in range(16)] * 40)
+    centres = np.eye(16, 64, dtype=np.float32)
+    features = np.tile(centres, (40, 1)) + 0.1 * generator.normal(size=(640, 64)).astype(np.float32)
+    fitted, tested = slice(None, 320), slice(320, None)
+
+    def score(width: int) -> float:
+        parts = (features[fitted], features[tested])
+        return narrowed_score("knn", parts, (labels[fitted], labels[tested]), width=width)
+
+    assert score(64) == 1.0  # all dimensions, only rotated: cosines are the same
+    assert score(1) < score(4) < score(16) <= 1.0
+    assert score(1) == pytest.approx(2 / 16, abs=0.06)  # a cosine in one dimension is a sign
+
+
+def test_a_student_as_wide_as_its_teacher_is_not_narrowed(tiny_model: Path) -> None:
+    teacher = load_encoder(str(tiny_model))
+    result = evaluate(teacher, teacher, fit="synthetic:32", tiles="synthetic:32", stress_limit=0)
+    assert [entry.narrowed_score for entry in result.retention] == [None, None]
+    assert [entry.retained for entry in result.retention] == [1.0, 1.0]
