@@ -58,7 +58,7 @@ def print_evaluation(screen: "Console", result: "Evaluation") -> None:
     table = Table("probe", "teacher", "teacher at student's width", "student", "kept (95 % interval)")
     for entry in result.retention:
         kept = f"{entry.retained:.1%} ({entry.retained_low:.1%} … {entry.retained_high:.1%})"
-        narrowed = "as wide" if entry.narrowed_score is None else f"{entry.narrowed_score:.3f}"
+        narrowed = "not narrower" if entry.narrowed_score is None else f"{entry.narrowed_score:.3f}"
         table.add_row(entry.method, f"{entry.teacher_score:.3f}", narrowed, f"{entry.student_score:.3f}", kept)
     screen.print(table)
     screen.print(f"{result.fit_tiles} tiles to fit probes on, {result.tiles} to test")
