@@ -36,7 +36,7 @@ class Retention:
         teacher_score: Balanced accuracy, 0-1.
         student_score: Balanced accuracy, 0-1.
         narrowed_score: Balanced accuracy, 0-1, of the teacher's own embedding in as many dimensions as the student
-            has (see `narrowed_score`): what width alone costs. None where the student is as wide.
+            has (see `narrowed_score`): what width alone costs. None where the student is not narrower.
         retained: student / teacher.
         retained_low: Lower end of the 95 % interval, from the paired bootstrap of the drop.
         retained_high: Upper end.

@@ -33,9 +33,14 @@ def test_robustness_by_scanner_where_one_centre_is_named(tiny_model: Path) -> No
     assert result.robustness.student == robustness_index(embed(student, tested), tested.labels, scanners, tested.groups)
     assert result.robustness.teacher != result.robustness.student
     assert result.movements == () and result.scanners is None
-    linear, knn = result.retention
-    for entry in (linear, knn):
-        assert entry.narrowed_score is not None and 0.0 < entry.narrowed_score <= 1.0
+    fitted = pick_tiles(open_tiles("synthetic:64", role="calibration"), limit=None, fit="resize")
+    teacher = load_encoder(str(tiny_model))
+    features, labels = (
+        (embed(teacher, fitted), embed(teacher, tested)),
+        (np.array(fitted.labels), np.array(tested.labels)),
+    )
+    for entry in result.retention:
+        assert entry.narrowed_score == narrowed_score(entry.method, features, labels, width=3)
 
 
 def test_a_narrowed_embedding_loses_what_its_width_costs() -> None:
