@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas_edge.manifest import TilesProvenance
+from atlas_edge.manifest import ModelProvenance, TilesProvenance
 
 if TYPE_CHECKING:
     from atlas_edge.distill.config import TrainConfig
+    from atlas_edge.distill.fit import FitReport
     from atlas_edge.distill.run import Report
 
 # ruff: noqa: E501 - a Markdown table cannot be wrapped
@@ -36,48 +37,77 @@ encoder = timm.create_model("local-dir:{name}", pretrained=True)  # or atlas-exp
 |---|---|
 | teachers | {teacher_rows} |
 | tiles | {tile_rows} |
-| recipe | {steps} steps of {batch} views, AdamW {lr:g}, {loss} loss, PHI-S {phi_s}, patch tokens × {patch_weight:g}, first weights: {init} |
+| recipe | {recipe} |
 | augmentation | stored {stored}; fresh {fresh} on {fresh_share:.0%} of views |
 {warnings}
 ## Measured
 
-Last training loss {loss_value:.4f}; held-out cosine to the teacher {cosine}. The whole curve is in `metrics.csv` and
-`loss.png`. Run `atlas-distill evaluate {teacher} {name} --fit … --tiles …` for what it keeps of its teacher.
+{measured} Run `atlas-distill evaluate {teacher} {name} --fit … --tiles …` for what it keeps of its teacher.
 """
 
 
 def student_card(
     config: "TrainConfig", report: "Report", tiles: Sequence[TilesProvenance], rows: Sequence[dict[str, Any]]
 ) -> str:
-    """Model card in the Hugging Face form: YAML front matter, then Markdown."""
+    """Model card of a trained student in the Hugging Face form: YAML front matter, then Markdown."""
+    loss = rows[-1]["loss"] if rows else float("nan")
+    cosine = "not measured" if report.held_out_cosine is None else f"{report.held_out_cosine:.4f}"
+    return _card(
+        config,
+        report.teachers,
+        tiles,
+        report.warnings,
+        recipe=f"{config.steps} steps of {config.batch} views, AdamW {config.lr:g}, {config.loss} loss, "
+        f"PHI-S {'on' if config.phi_s else 'off'}, patch tokens × {config.patch_weight:g}, "
+        f"first weights: {_first_weights(config)}",
+        measured=f"Last training loss {loss:.4f}; held-out cosine to the teacher {cosine}. The whole curve is in "
+        "`metrics.csv` and\n`loss.png`.",
+    )
+
+
+def fitted_card(config: "TrainConfig", report: "FitReport", tiles: Sequence[TilesProvenance]) -> str:
+    """Model card of a student that was fitted and not trained, in the same form."""
+    return _card(
+        config,
+        (report.teacher,),
+        tiles,
+        report.warnings,
+        recipe=f"fitted to the teacher in closed form on {report.views} views (atlas-distill fit), not trained",
+        measured=f"Mean cosine of its mapped CLS token to the teacher's {report.cls_cosine:.4f}, on the views of the fit;"
+        f"\n{report.stream_kept:.1%} of the teacher's normalised stream lies in its directions.",
+    )
+
+
+def _card(
+    config: "TrainConfig",
+    teachers: Sequence[ModelProvenance],
+    tiles: Sequence[TilesProvenance],
+    warnings: Sequence[str],
+    *,
+    recipe: str,
+    measured: str,
+) -> str:
     return _TEMPLATE.format(
-        licence=next((teacher.licence for teacher in report.teachers if teacher.licence), "other"),
+        licence=next((teacher.licence for teacher in teachers if teacher.licence), "other"),
         name=config.out.name,
         student=config.student,
-        teachers=" and ".join(teacher.name for teacher in report.teachers),
-        teacher=report.teachers[0].name,
+        teachers=" and ".join(teacher.name for teacher in teachers),
+        teacher=teachers[0].name,
         teacher_rows="<br>".join(
             f"{teacher.name} (licence: {teacher.licence or 'not stated'}, SHA-256 {(teacher.sha256 or 'none')[:12]})"
-            for teacher in report.teachers
+            for teacher in teachers
         ),
         tile_rows="<br>".join(
             f"{entry.name}{'@' + entry.split if entry.split else ''}: {entry.tiles} tiles"
             f"{', procedural' if entry.synthetic else ''} (licence: {entry.licence or 'not stated'})"
             for entry in tiles
         ),
-        steps=config.steps,
-        batch=config.batch,
-        lr=config.lr,
-        loss=config.loss,
-        phi_s="on" if config.phi_s else "off",
-        patch_weight=config.patch_weight,
-        init=_first_weights(config),
+        recipe=recipe,
         stored=config.stored,
         fresh=config.fresh,
         fresh_share=config.fresh_share,
-        warnings="".join(f"\n> {text}\n" for text in report.warnings),
-        loss_value=rows[-1]["loss"] if rows else float("nan"),
-        cosine="not measured" if report.held_out_cosine is None else f"{report.held_out_cosine:.4f}",
+        warnings="".join(f"\n> {text}\n" for text in warnings),
+        measured=measured,
     )
 
 

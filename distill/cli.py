@@ -210,12 +210,13 @@ def fit(
     precision: Literal["bf16", "fp32"] = "bf16",
     seed: int = 0,
     threads: int | None = None,
+    half: Flag = False,
     overwrite: Flag = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Fit a student's first weights to a teacher in closed form, once for any number of runs.
+    """Fit a student to a teacher in closed form: an encoder as it is, and the first weights of any number of runs.
 
     Train from them with --student FOLDER. A run of its own does the same with --init teacher.
 
@@ -231,6 +232,7 @@ def fit(
         precision: Of the activations.
         seed: Seed of the views.
         threads: PyTorch's threads.
+        half: Save float16 weights: what an encoder needs that is trained no further.
         overwrite: Replace an existing folder.
         json: Print where it is as JSON on stdout.
         quiet: Print errors only.
@@ -240,13 +242,17 @@ def fit(
     set_verbosity(quiet=quiet, verbose=verbose)
     require_module("timm", extra="torch")
     config = train_config({**options, "teachers": (teacher,), "init": "teacher", "batch": 1})
-    from atlas_edge.distill.fit import fit_student
+    from atlas_edge.distill.fit import as_json, fit_student
 
-    done = fit_student(config, overwrite=overwrite)
+    screen = console(quiet=quiet)
+    done = fit_student(config, overwrite=overwrite, warn=lambda text: screen.print(f"warning: {text}", style="yellow"))
     if json:
-        print_json({"student": str(done)})
-    elif not quiet:
-        console().print(f"{done}: fitted to {teacher}; train it with --student {done}")
+        print_json(as_json(done))
+    else:
+        screen.print(
+            f"{out}: fitted to {teacher} on {done.views} views, CLS cosine {done.cls_cosine:.3f} there; "
+            f"train it with --student {out}"
+        )
 
 
 app.command(evaluate)

@@ -1,17 +1,45 @@
 """A student's first weights, fitted to a teacher in closed form, kept for any number of runs."""
 
-from pathlib import Path
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 from atlas_edge.atomic import atomic_folder, check_vacant
+from atlas_edge.distill.card import fitted_card
 from atlas_edge.distill.config import TrainConfig
+from atlas_edge.manifest import ModelProvenance
 
 
-def fit_student(config: TrainConfig, *, overwrite: bool = False) -> Path:
-    """Write the folder of a fitted student, to be trained with `--student FOLDER`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitReport:
+    """What a fit did, as printed with `--json` and kept in the student's `report.json`.
+
+    Attributes:
+        student: Its folder.
+        views: Views of the tiles that were used.
+        cls_cosine: Mean cosine of the mapped CLS token with the teacher's, on those views.
+        stream_kept: Share of the teacher's normalised stream energy inside the student's directions, 0-1.
+        teacher: Whom the student imitates.
+        warnings: What was warned about.
+    """
+
+    student: str
+    views: int
+    cls_cosine: float
+    stream_kept: float
+    teacher: ModelProvenance
+    warnings: tuple[str, ...]
+
+
+def fit_student(
+    config: TrainConfig, *, overwrite: bool = False, warn: Callable[[str], None] = lambda _: None
+) -> FitReport:
+    """Write the folder of a fitted student, to be used as it is or trained with `--student FOLDER`.
 
     Args:
         config: Whom to fit to is `teachers[0]`; the options on student, tiles, views and seed are as in training.
         overwrite: Replace an existing folder.
+        warn: Called with each warning.
 
     Raises:
         UsageError: The teacher is no folder of a ViT, or the two networks do not fit each other.
@@ -21,15 +49,37 @@ def fit_student(config: TrainConfig, *, overwrite: bool = False) -> Path:
     from atlas_edge.distill.run import open_stream, training_tiles
     from atlas_edge.distill.state import fit_to_teacher
     from atlas_edge.distill.student import build_student, save_head, save_student
+    from atlas_edge.distill.teachers import licence_warning
 
     check_vacant(config.out, overwrite=overwrite)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    stream = open_stream(config, training_tiles(config))
+    tiles = training_tiles(config)
+    stream = open_stream(config, tiles)
+    teacher = stream.targets[0].teacher
+    warning = licence_warning(teacher)
+    if warning is not None:
+        warn(warning)
     backbone, architecture = build_student(config.student, seed=config.seed)
-    head = fit_to_teacher(config, stream, backbone, architecture)
-    licence = next((target.teacher.licence for target in stream.targets if target.teacher.licence), "other")
+    fitted = fit_to_teacher(config, stream, backbone, architecture)
+    report = FitReport(
+        student=str(config.out),
+        views=min(config.init_tiles, stream.views),
+        cls_cosine=fitted.cls_cosine,
+        stream_kept=fitted.stream_kept,
+        teacher=teacher,
+        warnings=() if warning is None else (warning,),
+    )
     with atomic_folder(config.out, overwrite=overwrite) as folder:
-        save_student(folder, backbone.state_dict(), architecture, licence=licence, half=False)
-        save_head(folder, head)
-    return config.out
+        save_student(folder, backbone.state_dict(), architecture, licence=teacher.licence or "other", half=config.half)
+        save_head(folder, fitted.head)
+        record = {"config": config.model_dump(mode="json"), **as_json(report)}
+        record["tiles"] = [entry.model_dump() for entry in tiles.provenance()]
+        (folder / "report.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(fitted_card(config, report, tiles.provenance()), encoding="utf-8")
+    return report
+
+
+def as_json(report: FitReport) -> dict[str, object]:
+    """The report as plain data."""
+    return {**asdict(report), "teacher": report.teacher.model_dump()}

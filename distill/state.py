@@ -19,7 +19,7 @@ from atlas_edge.distill.stream import ViewStream
 from atlas_edge.distill.student import (
     Architecture,
     Distiller,
-    FittedHead,
+    Fitted,
     build_student,
     inherit_from,
     make_heads,
@@ -104,7 +104,7 @@ def start(
     if not going_on:
         fitted = read_head(Path(config.student))
         if config.init == "teacher":
-            fitted = fit_to_teacher(config, stream, backbone, architecture)
+            fitted = fit_to_teacher(config, stream, backbone, architecture).head
         if fitted is not None and fitted.weight.shape == heads[0].cls.weight.shape:
             heads[0].start_from(fitted.weight, fitted.bias, *transforms[0])
     model = Distiller(backbone, heads)
@@ -166,12 +166,10 @@ def _stored_transforms(run: Path) -> list[tuple[TargetTransform, TargetTransform
     raise AssertionError
 
 
-def fit_to_teacher(
-    config: TrainConfig, stream: ViewStream, backbone: nn.Module, architecture: Architecture
-) -> FittedHead:
-    """Give a student the weights that a configuration's `init` options ask for; returns the map to teacher tokens."""
+def fit_to_teacher(config: TrainConfig, stream: ViewStream, backbone: nn.Module, architecture: Architecture) -> Fitted:
+    """Give a student the weights that a configuration's `init` options ask for."""
     shown, fresh = stream.sample_views(config.init_tiles)
-    weight, bias, _ = inherit_from(
+    return inherit_from(
         config.init_from or config.teachers[0],
         backbone,
         architecture,
@@ -179,7 +177,6 @@ def fit_to_teacher(
         teacher_views=shown,
         half=config.precision == "bf16",
     )
-    return FittedHead(weight=weight, bias=bias)
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -61,6 +61,21 @@ class FittedHead:
     bias: Tensor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """What `inherit_from` achieved.
+
+    Attributes:
+        head: Linear map to the teacher's tokens.
+        stream_kept: Share of the teacher's normalised stream energy inside the student's subspace, 0-1.
+        cls_cosine: Mean cosine of the mapped CLS token with the teacher's on the fitted views.
+    """
+
+    head: FittedHead
+    stream_kept: float
+    cls_cosine: float
+
+
 class Distiller(nn.Module):
     """The student's backbone and one head a teacher.
 
@@ -135,8 +150,8 @@ def inherit_from(
     student_views: "NDArray[Any]",
     teacher_views: "NDArray[Any]",
     half: bool = False,
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Give the student weights fitted to a ViT teacher (see `inherit`), and the linear map to its tokens.
+) -> Fitted:
+    """Give the student weights fitted to a ViT teacher (see `inherit`).
 
     Args:
         teacher: A folder in timm's form.
@@ -179,8 +194,8 @@ def inherit_from(
         raise UsageError(f"the student cannot inherit from {teacher}: {error}", hint="use --init random") from error
     finally:
         backbone.train()
-    figures = {"stream_kept": found.stream_kept, "cls_cosine": found.cls_cosine}
-    return found.head_weight.clone(), found.head_bias.clone(), figures
+    head = FittedHead(weight=found.head_weight.clone(), bias=found.head_bias.clone())
+    return Fitted(head=head, stream_kept=found.stream_kept, cls_cosine=found.cls_cosine)
 
 
 def save_head(folder: Path, head: FittedHead) -> None:

@@ -1,10 +1,16 @@
 # ruff: noqa: E501 - tables of command lines read best unwrapped
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
+
+from atlas_edge.models import load_encoder
 
 RunCommand = Callable[..., object]
 
@@ -38,6 +44,30 @@ def test_cache_train_and_evaluate_from_the_command_line(
     assert len(figures["movements"]) == 8
     assert figures["scanners"]["crops"] == 5
     assert figures["robustness"] is None  # neither centres nor scanners are named
+
+
+def test_a_fitted_student_is_an_encoder_with_a_card_of_its_own(
+    run_command: RunCommand, tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    teacher, out = tmp_path / "virchow2", tmp_path / "fitted"
+    shutil.copytree(tiny_model, teacher)
+    fitted = run_command(
+        "atlas-distill", "fit", teacher, tile_folder, "--out", out, "--student", tiny_student, "--views", "2", "--init-tiles", "40",
+        "--half", "--threads", "1", "--json",
+    )  # fmt: skip
+    assert fitted.returncode == 0, fitted.stderr
+    report = json.loads(fitted.stdout)
+    assert report["views"] == 40
+    assert report["teacher"]["name"] == "virchow2"
+    assert "virchow2" in fitted.stderr and "virchow2" in report["warnings"][0]
+    assert json.loads((out / "report.json").read_text())["cls_cosine"] == report["cls_cosine"]
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "in closed form on 40 views" in card
+    assert f"teacher's {report['cls_cosine']:.4f}" in card
+    assert report["warnings"][0] in card
+    assert all(value.dtype == torch.float16 for value in load_file(out / "model.safetensors").values())
+    encoder = load_encoder(str(out))
+    assert np.isfinite(encoder.encode(np.full((2, 32, 32, 3), 128, np.uint8))).all()
 
 
 @pytest.mark.parametrize(
