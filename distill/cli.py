@@ -37,6 +37,7 @@ def train(
     init: Literal["teacher", "random"] = "random",
     init_from: str | None = None,
     init_tiles: int = 384,
+    whitening: float = 0.5,
     steps: int = 2_000,
     batch: int = 32,
     lr: float = 1e-4,
@@ -77,6 +78,7 @@ def train(
         init: First weights: fitted to the first ViT teacher in closed form, or random.
         init_from: Folder of the ViT to inherit from, where the teacher is a cache.
         init_tiles: Views used for that fit.
+        whitening: How far that fit evens out the embedding's channels: 0 leaves the teacher's spread, 1 whitens.
         steps: Optimiser steps.
         batch: Views a step, over all processes.
         lr: Peak learning rate.
@@ -204,6 +206,7 @@ def fit(
     out: Path,
     student: str = "vit_tiny_patch16_224",
     init_tiles: int = 384,
+    whitening: float = 0.5,
     views: int = 4,
     stored: AugmentationName = "weak",
     fresh: AugmentationName = "strong",
@@ -226,6 +229,7 @@ def fit(
         out: Folder of the fitted student.
         student: Registry name or timm architecture with the teacher's depth and head size.
         init_tiles: Views used for the fit.
+        whitening: How far the embedding's channels are evened out: 0 leaves the teacher's spread, 1 whitens.
         views: Stored views of each tile, among which those are spread.
         stored: Augmentation that teacher and student see.
         fresh: Augmentation that only the student sees.
@@ -234,7 +238,7 @@ def fit(
         threads: PyTorch's threads.
         half: Save float16 weights: what an encoder needs that is trained no further.
         overwrite: Replace an existing folder.
-        json: Print where it is as JSON on stdout.
+        json: Print the report as JSON on stdout.
         quiet: Print errors only.
         verbose: Print what the libraries say, too.
     """

@@ -21,6 +21,7 @@ class TrainConfig(BaseModel):
         init: `teacher` fits the first weights to the first ViT teacher in closed form, `random` draws them.
         init_from: Folder of the ViT to inherit from, where the teacher is a cache; the first teacher when None.
         init_tiles: Views used for that fit.
+        whitening: How far that fit evens out the spread of the embedding's channels: 0 leaves the teacher's, 1 whitens.
         steps: Optimiser steps.
         batch: Views a step, over all processes.
         lr: Peak learning rate.
@@ -56,6 +57,7 @@ class TrainConfig(BaseModel):
     init: Literal["teacher", "random"] = "random"
     init_from: str | None = None
     init_tiles: int = Field(default=384, ge=2)
+    whitening: float = Field(default=0.5, ge=0, le=1)
     steps: int = Field(default=2_000, ge=1)
     batch: int = Field(default=32, ge=1)
     lr: float = Field(default=1e-4, gt=0)

@@ -176,6 +176,7 @@ def fit_to_teacher(config: TrainConfig, stream: ViewStream, backbone: nn.Module,
         student_views=fresh,
         teacher_views=shown,
         half=config.precision == "bf16",
+        whitening=config.whitening,
     )
 
 

@@ -150,6 +150,7 @@ def inherit_from(
     student_views: "NDArray[Any]",
     teacher_views: "NDArray[Any]",
     half: bool = False,
+    whitening: float = 0.5,
 ) -> Fitted:
     """Give the student weights fitted to a ViT teacher (see `inherit`).
 
@@ -160,6 +161,7 @@ def inherit_from(
         student_views: `(N, H, W, 3)` uint8 as the student sees them.
         teacher_views: The same views without the fresh half.
         half: Compute activations in bfloat16.
+        whitening: See `inherit`.
 
     Raises:
         UsageError: The teacher is no folder, or the two networks do not fit each other.
@@ -189,7 +191,7 @@ def inherit_from(
 
     try:
         backbone.eval()
-        found = inherit(backbone, clone, batches(), half=half)
+        found = inherit(backbone, clone, batches(), half=half, whitening=whitening)
     except ValueError as error:
         raise UsageError(f"the student cannot inherit from {teacher}: {error}", hint="use --init random") from error
     finally:

@@ -59,6 +59,34 @@ def test_layer_scale_does_not_shrink_what_was_fitted() -> None:
     assert _cosine(student, teacher, images, found) > 0.98
 
 
+def test_the_output_is_turned_to_its_principal_directions_centred_and_evened_out() -> None:
+    torch.manual_seed(2)
+    # Brightness differs most between these images: it dominates what the networks say of them.
+    images = torch.randn(96, 3, 32, 32) + 2 * torch.randn(96, 1, 1, 1)
+    pairs = list(zip(images.split(16), images.split(16), strict=True))
+    teacher, students = _vit(64, 2), {power: _vit(32, 1, seed=1) for power in (0.0, 0.5, 1.0)}
+    outputs, mapped = {}, {}
+    for power, student in students.items():
+        found = inherit(student, teacher, pairs, whitening=power)
+        with torch.inference_mode():
+            outputs[power] = student.forward_features(images)[:, 0]
+        mapped[power] = outputs[power] @ found.head_weight.T + found.head_bias
+    raw = {power: (outputs[power] - student.norm.bias) / student.norm.weight for power, student in students.items()}
+    for power, output in outputs.items():
+        # The network computes the same whatever the scale, and its head takes the scale away again.
+        torch.testing.assert_close(raw[power], raw[0.0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(mapped[power], mapped[0.0], rtol=1e-3, atol=1e-2)
+        assert output.mean(0).abs().max() < 1e-3
+        assert float(output.square().mean()) == pytest.approx(1.0, abs=1e-3)
+        assert output.T.corrcoef().tril(-1).abs().sum() / (32 * 31 / 2) < 0.05
+    # In descending order; the first direction lives in two channels.
+    spread = outputs[0.0].std(0)[1:]
+    assert (spread[:-1] > 0.95 * spread[1:]).all()
+    ratios = {power: float(output.std(0).max() / output.std(0).min()) for power, output in outputs.items()}
+    assert ratios[0.5] < ratios[0.0] ** 0.6
+    assert ratios[1.0] < ratios[0.5] ** 0.6
+
+
 @pytest.mark.parametrize(("width", "heads", "more"), [(64, 4, {}), (32, 1, {"reg_tokens": 2}), (32, 1, {"depth": 3})])
 def test_networks_that_do_not_fit_are_refused(width: int, heads: int, more: dict[str, int]) -> None:
     torch.manual_seed(0)
