@@ -9,6 +9,12 @@ from atlas_edge.distill.card import fitted_card
 from atlas_edge.distill.config import TrainConfig
 from atlas_edge.manifest import ModelProvenance
 
+# What of a training configuration a fit reads.
+_OPTIONS = {
+    "teachers", "tiles", "out", "student", "init_from", "init_tiles", "whitening", "views", "stored", "fresh",
+    "fresh_share", "precision", "seed", "threads", "half"
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitReport:
@@ -73,7 +79,7 @@ def fit_student(
     with atomic_folder(config.out, overwrite=overwrite) as folder:
         save_student(folder, backbone.state_dict(), architecture, licence=teacher.licence or "other", half=config.half)
         save_head(folder, fitted.head)
-        record = {"config": config.model_dump(mode="json"), **as_json(report)}
+        record = {"config": config.model_dump(mode="json", include=_OPTIONS), **as_json(report)}
         record["tiles"] = [entry.model_dump() for entry in tiles.provenance()]
         (folder / "report.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(fitted_card(config, report, tiles.provenance()), encoding="utf-8")

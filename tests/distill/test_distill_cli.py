@@ -60,7 +60,9 @@ def test_a_fitted_student_is_an_encoder_with_a_card_of_its_own(
     assert report["views"] == 40
     assert report["teacher"]["name"] == "virchow2"
     assert "virchow2" in fitted.stderr and "virchow2" in report["warnings"][0]
-    assert json.loads((out / "report.json").read_text())["cls_cosine"] == report["cls_cosine"]
+    kept = json.loads((out / "report.json").read_text())
+    assert kept["cls_cosine"] == report["cls_cosine"]
+    assert kept["config"]["init_tiles"] == 40 and "steps" not in kept["config"]
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "in closed form on 40 views" in card
     assert f"teacher's {report['cls_cosine']:.4f}" in card
