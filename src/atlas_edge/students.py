@@ -66,7 +66,7 @@ EMBEDDED: dict[str, EmbeddedStudent] = {
     for student in (
         EmbeddedStudent(
             name="atlas2-demo",
-            weights_sha256="8c96b0f87be09ff2552fb6c0adac76efdbeab29a7a71ddbcd41c9f4bee0d659a",
+            weights_sha256="021df2388f2cc4fb4a5019b7d75fb8dee63f03e70c7844567609baa73813a036",
             config_sha256="c1aefcc8a6c2acc1ceea3d89a30c8341ef2bc28c18f611b7930ad061b274f581",
             summary="ViT-Ti/16, 5.5 M parameters, a demonstration",
         ),
