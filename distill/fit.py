@@ -67,16 +67,17 @@ def fit_student(
     if warning is not None:
         warn(warning)
     backbone, architecture = build_student(config.student, seed=config.seed)
-    fitted = fit_to_teacher(config, stream, backbone, architecture)
-    report = FitReport(
-        student=str(config.out),
-        views=min(config.init_tiles, stream.views),
-        cls_cosine=fitted.cls_cosine,
-        stream_kept=fitted.stream_kept,
-        teacher=teacher,
-        warnings=() if warning is None else (warning,),
-    )
+    # Opened first, so that a place that cannot be written is told before the minutes of the fit.
     with atomic_folder(config.out, overwrite=overwrite) as folder:
+        fitted = fit_to_teacher(config, stream, backbone, architecture)
+        report = FitReport(
+            student=str(config.out),
+            views=min(config.init_tiles, stream.views),
+            cls_cosine=fitted.cls_cosine,
+            stream_kept=fitted.stream_kept,
+            teacher=teacher,
+            warnings=() if warning is None else (warning,),
+        )
         save_student(folder, backbone.state_dict(), architecture, licence=teacher.licence or "other", half=config.half)
         save_head(folder, fitted.head)
         record = {"config": config.model_dump(mode="json", include=_OPTIONS), **as_json(report)}

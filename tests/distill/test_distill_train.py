@@ -217,6 +217,17 @@ def test_weights_inherited_from_the_teacher_start_closer(
         distill(tiny_config(tiny_model, tile_folder, tmp_path / "fitted", tmp_path / "again"))
 
 
+def test_a_place_that_cannot_be_written_is_told_before_the_fit(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    begun: list[object] = []
+    monkeypatch.setattr("atlas_edge.distill.state.fit_to_teacher", lambda *arguments: begun.append(arguments))
+    with pytest.raises(OSError, match="file"):
+        fit_student(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "file" / "out", init="teacher"))
+    assert begun == []
+
+
 @pytest.mark.parametrize(
     "options",
     [{"loss": "l1"}, {"matryoshka": (8, 16)}, {"relational_weight": 1.0}, {"patch_weight": 0.0}, {"phi_s": False}, {"precision": "bf16"}],
