@@ -27,6 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atlas_edge.distill.whitening import even_out
+
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
@@ -40,8 +42,6 @@ _PATCH_STEP = 4
 _NEURON_BATCHES = 16
 # CLS tokens carry this share of every fit: there is one for some 200 patch tokens.
 _CLS_SHARE = 0.1
-# Deviations below this share of the largest are taken for that share: few views tell little of such directions.
-_SMALLEST_DEVIATION = 1e-2
 # Root mean square that fc2's weights get: our choice, the order of a trained ViT's.
 _WRITER_SIZE = 0.04
 
@@ -113,7 +113,7 @@ def inherit(
         F.cosine_similarity(student.norm(part.own[:, :1]) @ weight.T + bias, teacher.norm(part.teacher[:, :1]), dim=-1)
         for part in streams
     ]
-    turn = _even_out(student, torch.cat([student.norm(part.own[:, 0]) for part in streams]), whitening)
+    turn = even_out(student, torch.cat([student.norm(part.own[:, 0]) for part in streams]), whitening)
     weight = weight @ turn.T / student.norm.weight
     bias = bias - weight @ student.norm.bias
     return Inherited(stream_kept=kept, head_weight=weight, head_bias=bias, cls_cosine=float(torch.cat(cosines).mean()))
@@ -372,64 +372,6 @@ def _rescale(student: "VisionTransformer") -> None:
     for tensor in [*tokens, *(parameter for writer in writers for parameter in writer.parameters())]:
         if tensor is not None:
             tensor.mul_(scale)
-
-
-def _even_out(student: "VisionTransformer", outputs: Tensor, power: float) -> Tensor:
-    """Turn the stream to the output's principal directions, and let the last LayerNorm centre and scale them.
-
-    Args:
-        student: Every norm's scale is 1 and its shift 0; changed in place.
-        outputs: `(tiles, width)` CLS tokens after the last norm.
-        power: Of the deviations by which channels are divided.
-
-    Returns:
-        The turn, `(width, width)`, orthogonal.
-    """
-    outputs = outputs.double()
-    axes = _helmert(outputs.shape[1])
-    directions = torch.linalg.eigh((outputs @ axes).T.cov())[1].flip(1)
-    # The mean over channels stays what it is, so that a LayerNorm of turned tokens is the turned LayerNorm.
-    turn = axes @ directions.T @ axes.T + 1 / outputs.shape[1]
-    _turn(student, turn.float())
-    outputs = outputs @ turn.T
-    deviations = outputs.std(0)
-    scale = deviations.clamp_min(_SMALLEST_DEVIATION * float(deviations.max())).clamp_min(1e-12) ** -power
-    # The size is that of a LayerNorm without scale: root mean square 1.
-    scale /= ((outputs - outputs.mean(0)) * scale).square().mean().sqrt().clamp_min(1e-12)
-    student.norm.weight.copy_(scale)
-    student.norm.bias.copy_(-scale * outputs.mean(0))
-    return turn.float()
-
-
-def _helmert(width: int) -> Tensor:
-    """Helmert's orthonormal basis `(width, width - 1)` of the vectors of zero mean.
-
-    The first column lives in the first two channels, and each that follows takes one more: directions that are given
-    to it in descending order of variance leave no more than a trace of themselves in the channels of later ones.
-    """
-    rows = torch.arange(width, dtype=torch.float64)[:, None]
-    columns = torch.arange(1, width, dtype=torch.float64)
-    basis = torch.where(rows < columns, -1.0, torch.where(rows == columns, columns, 0.0))
-    return basis / (columns * (columns + 1)).sqrt()
-
-
-def _turn(student: "VisionTransformer", turn: Tensor) -> None:
-    """Turn the residual stream by an orthogonal map that leaves the mean over channels alone.
-
-    Every norm's scale must be 1 and its shift 0: the network then computes the same, turned.
-    """
-    projection = student.patch_embed.proj
-    projection.weight.copy_(torch.einsum("od,dihw->oihw", turn, projection.weight))
-    projection.bias.copy_(turn @ projection.bias)
-    for token in (student.cls_token, student.pos_embed, student.reg_token):
-        if token is not None:
-            token.copy_(token @ turn.T)
-    for block in student.blocks:
-        for reader in (block.attn.qkv, block.mlp.fc1):
-            reader.weight.copy_(reader.weight @ turn.T)
-        for writer in (block.attn.proj, block.mlp.fc2):
-            writer.weight.copy_(turn @ writer.weight)
-            writer.bias.copy_(turn @ writer.bias)
 
 
 def _damped(gram: Tensor) -> Tensor:

@@ -87,6 +87,17 @@ def test_the_output_is_turned_to_its_principal_directions_centred_and_evened_out
     assert ratios[1.0] < ratios[0.5] ** 0.6
 
 
+@pytest.mark.parametrize("views", [1, 4])
+def test_views_that_are_all_the_same_leave_the_scale_alone(views: int) -> None:
+    torch.manual_seed(2)
+    images = torch.randn(1, 3, 32, 32).expand(views, -1, -1, -1)
+    student = _vit(32, 1, seed=1)
+    inherit(student, _vit(64, 2), [(images, images)])
+    assert (student.norm.weight == 1).all()
+    with torch.inference_mode():
+        assert torch.isfinite(student.half().float().forward_features(torch.randn(2, 3, 32, 32))).all()
+
+
 @pytest.mark.parametrize(("width", "heads", "more"), [(64, 4, {}), (32, 1, {"reg_tokens": 2}), (32, 1, {"depth": 3})])
 def test_networks_that_do_not_fit_are_refused(width: int, heads: int, more: dict[str, int]) -> None:
     torch.manual_seed(0)

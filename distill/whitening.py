@@ -1,0 +1,75 @@
+"""A student's output evened out without a change to what the network computes: by a turn and the last LayerNorm."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+# Deviations below this share of the largest are taken for that share: few views tell little of such directions.
+_SMALLEST_DEVIATION = 1e-2
+# Views that differ by less than this, of outputs whose root mean square is 1, are the same view.
+_NO_DEVIATION = 1e-4
+
+
+def even_out(student: "VisionTransformer", outputs: Tensor, power: float) -> Tensor:
+    """Turn the stream to the output's principal directions, and let the last LayerNorm centre and scale them.
+
+    Args:
+        student: Every norm's scale is 1 and its shift 0; changed in place.
+        outputs: `(tiles, width)` CLS tokens after the last norm.
+        power: Of the deviations by which channels are divided.
+
+    Returns:
+        The turn, `(width, width)`, orthogonal.
+    """
+    outputs = outputs.double()
+    axes = _helmert(outputs.shape[1])
+    directions = torch.linalg.eigh((outputs @ axes).T.cov(correction=0))[1].flip(1)
+    # The mean over channels stays what it is, so that a LayerNorm of turned tokens is the turned LayerNorm.
+    turn = axes @ directions.T @ axes.T + 1 / outputs.shape[1]
+    _turn(student, turn.float())
+    outputs = outputs @ turn.T
+    deviations, centre = outputs.std(0, correction=0), outputs.mean(0)
+    largest = float(deviations.max())
+    scale = torch.ones_like(deviations)
+    if largest > _NO_DEVIATION:
+        scale = deviations.clamp_min(_SMALLEST_DEVIATION * largest) ** -power
+        # The size is that of a LayerNorm without scale: root mean square 1.
+        scale /= ((outputs - centre) * scale).square().mean().sqrt()
+    student.norm.weight.copy_(scale)
+    student.norm.bias.copy_(-scale * centre)
+    return turn.float()
+
+
+def _helmert(width: int) -> Tensor:
+    """Helmert's orthonormal basis `(width, width - 1)` of the vectors of zero mean.
+
+    The first column lives in the first two channels, and each that follows takes one more: directions that are given
+    to it in descending order of variance leave no more than a trace of themselves in the channels of later ones.
+    """
+    rows = torch.arange(width, dtype=torch.float64)[:, None]
+    columns = torch.arange(1, width, dtype=torch.float64)
+    basis = torch.where(rows < columns, -1.0, torch.where(rows == columns, columns, 0.0))
+    return basis / (columns * (columns + 1)).sqrt()
+
+
+def _turn(student: "VisionTransformer", turn: Tensor) -> None:
+    """Turn the residual stream by an orthogonal map that leaves the mean over channels alone.
+
+    Every norm's scale must be 1 and its shift 0: the network then computes the same, turned.
+    """
+    projection = student.patch_embed.proj
+    projection.weight.copy_(torch.einsum("od,dihw->oihw", turn, projection.weight))
+    projection.bias.copy_(turn @ projection.bias)
+    for token in (student.cls_token, student.pos_embed, student.reg_token):
+        if token is not None:
+            token.copy_(token @ turn.T)
+    for block in student.blocks:
+        for reader in (block.attn.qkv, block.mlp.fc1):
+            reader.weight.copy_(reader.weight @ turn.T)
+        for writer in (block.attn.proj, block.mlp.fc2):
+            writer.weight.copy_(turn @ writer.weight)
+            writer.bias.copy_(turn @ writer.bias)
