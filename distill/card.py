@@ -72,7 +72,8 @@ def fitted_card(config: "TrainConfig", report: "FitReport", tiles: Sequence[Tile
         (report.teacher,),
         tiles,
         report.warnings,
-        recipe=f"fitted to the teacher in closed form on {report.views} views (atlas-distill fit), not trained",
+        recipe=f"fitted to the teacher in closed form on {report.views} views (atlas-distill fit), "
+        f"output evened out (whitening {config.whitening:g}), not trained",
         measured=f"Mean cosine of its mapped CLS token to the teacher's {report.cls_cosine:.4f}, on the views of the fit;"
         f"\n{report.stream_kept:.1%} of the teacher's normalised stream lies in its directions.",
     )

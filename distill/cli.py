@@ -78,7 +78,7 @@ def train(
         init: First weights: fitted to the first ViT teacher in closed form, or random.
         init_from: Folder of the ViT to inherit from, where the teacher is a cache.
         init_tiles: Views used for that fit.
-        whitening: How far that fit evens out the embedding's channels: 0 leaves the teacher's spread, 1 whitens.
+        whitening: How far that fit evens out the spread of the embedding's channels: 0 leaves it as it is, 1 whitens.
         steps: Optimiser steps.
         batch: Views a step, over all processes.
         lr: Peak learning rate.
@@ -229,7 +229,7 @@ def fit(
         out: Folder of the fitted student.
         student: Registry name or timm architecture with the teacher's depth and head size.
         init_tiles: Views used for the fit.
-        whitening: How far the embedding's channels are evened out: 0 leaves the teacher's spread, 1 whitens.
+        whitening: How far the spread of the embedding's channels is evened out: 0 leaves it as it is, 1 whitens.
         views: Stored views of each tile, among which those are spread.
         stored: Augmentation that teacher and student see.
         fresh: Augmentation that only the student sees.

@@ -21,7 +21,8 @@ class TrainConfig(BaseModel):
         init: `teacher` fits the first weights to the first ViT teacher in closed form, `random` draws them.
         init_from: Folder of the ViT to inherit from, where the teacher is a cache; the first teacher when None.
         init_tiles: Views used for that fit.
-        whitening: How far that fit evens out the spread of the embedding's channels: 0 leaves the teacher's, 1 whitens.
+        whitening: How far that fit evens out the spread of the embedding's channels: 0 leaves it as it is, 1
+            whitens.
         steps: Optimiser steps.
         batch: Views a step, over all processes.
         lr: Peak learning rate.

@@ -83,8 +83,8 @@ def inherit(
         batches: Student's and teacher's images of the same tiles, `(B, 3, H, W)` float32, normalised. A few hundred
             tiles at least: the fit of the CLS token sees one row a tile.
         half: Compute activations in bfloat16, about twice as fast where the CPU has it; the fits stay float64.
-        whitening: The output's channels are divided by their deviation to this power: 0 leaves the teacher's spread,
-            1 whitens.
+        whitening: The output's channels are divided by their deviation to this power: 0 leaves their spread as
+            it is, 1 whitens.
 
     Raises:
         ValueError: The two networks do not fit each other.

@@ -233,10 +233,9 @@ def save_student(
         licence: SPDX name for the weights.
         half: Store float16 instead of float32.
     """
-    from safetensors.torch import save_file
-
     kind = torch.float16 if half else torch.float32
-    save_file({name: value.detach().to(kind).contiguous() for name, value in state.items()}, folder / WEIGHTS)
+    stored = save({name: value.detach().to(kind).contiguous() for name, value in state.items()})
+    (folder / WEIGHTS).write_bytes(stored)
     width = next(value.shape[-1] for name, value in state.items() if name == "cls_token")
     config = {
         "architecture": architecture.name,

@@ -18,7 +18,7 @@ def even_out(student: "VisionTransformer", outputs: Tensor, power: float) -> Ten
     """Turn the stream to the output's principal directions, and let the last LayerNorm centre and scale them.
 
     Args:
-        student: Every norm's scale is 1 and its shift 0; changed in place.
+        student: Every norm's scale is 1 and its shift 0, and a LayerScale is one number; changed in place.
         outputs: `(tiles, width)` CLS tokens after the last norm.
         power: Of the deviations by which channels are divided.
 

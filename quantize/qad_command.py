@@ -129,10 +129,10 @@ def _report(result: QadResult, recipe: Recipe, options: QadOptions, tiles: int, 
 
 def _write_weights(model: "LoadedModel", result: QadResult, folder: Path) -> None:
     """The backbone's own tensors, without what the quantizers added; `write_quantized` has put them on their grid."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from atlas_edge.models import WEIGHTS
 
     names = model.module.backbone.state_dict().keys()
     found = result.module.get_submodule("backbone").state_dict()
-    save_file({name: found[name].detach().clone().contiguous() for name in names}, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(save({name: found[name].detach().clone().contiguous() for name in names}))

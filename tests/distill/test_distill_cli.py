@@ -1,5 +1,6 @@
 # ruff: noqa: E501 - tables of command lines read best unwrapped
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,12 +65,34 @@ def test_a_fitted_student_is_an_encoder_with_a_card_of_its_own(
     assert kept["cls_cosine"] == report["cls_cosine"]
     assert kept["config"]["init_tiles"] == 40 and "steps" not in kept["config"]
     card = (out / "README.md").read_text(encoding="utf-8")
-    assert "in closed form on 40 views" in card
+    assert "in closed form on 40 views" in card and "whitening 0.5" in card
     assert f"teacher's {report['cls_cosine']:.4f}" in card
     assert report["warnings"][0] in card
     assert all(value.dtype == torch.float16 for value in load_file(out / "model.safetensors").values())
+    assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     encoder = load_encoder(str(out))
     assert np.isfinite(encoder.encode(np.full((2, 32, 32, 3), 128, np.uint8))).all()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a limit on file sizes is POSIX")
+def test_a_full_disk_leaves_no_fitted_student(
+    run_command: RunCommand, tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    # A limit on the size of a file stands for a full disk: writing fails in the middle of the weights.
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        done = run_command(
+            "atlas-distill", "fit", tiny_model, tile_folder, "--out", tmp_path / "fitted", "--student", tiny_student,
+            "--views", "2", "--init-tiles", "40", "--threads", "1",
+        )  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.returncode == 5, done.stderr
+    assert "check free disk space" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import timm
 import torch
 from torch.nn import functional as F
 
 from atlas_edge.distill.inherit import inherit
+from atlas_edge.distill.whitening import even_out
 
 
 def _vit(width: int, heads: int, *, patch: int = 8, img: int = 32, seed: int = 0, **more: object) -> torch.nn.Module:
@@ -85,6 +87,27 @@ def test_the_output_is_turned_to_its_principal_directions_centred_and_evened_out
     ratios = {power: float(output.std(0).max() / output.std(0).min()) for power, output in outputs.items()}
     assert ratios[0.5] < ratios[0.0] ** 0.6
     assert ratios[1.0] < ratios[0.5] ** 0.6
+
+
+@pytest.mark.parametrize("more", [{}, {"reg_tokens": 2, "init_values": 0.3}])
+def test_a_turned_network_computes_the_same_turned(more: dict[str, float]) -> None:
+    torch.manual_seed(2)
+    images = torch.randn(48, 3, 32, 32)
+    student = _vit(32, 1, **more)
+    with torch.no_grad():
+        for token in (student.cls_token, student.pos_embed, student.reg_token):
+            if token is not None:
+                torch.nn.init.normal_(token)
+        before = student.forward_features(images)
+        turn = even_out(student, before[:, 0], 0.5)
+        after = student.forward_features(images)
+    scale, shift = student.norm.weight, student.norm.bias
+    torch.testing.assert_close(turn @ turn.T, torch.eye(32), rtol=0, atol=1e-5)
+    torch.testing.assert_close(turn.sum(1), torch.ones(32), rtol=0, atol=1e-5)
+    torch.testing.assert_close((after - shift) / scale, before @ turn.T, rtol=0, atol=1e-3)
+    # Principal directions, by NumPy, of what the network said before.
+    vectors = np.linalg.eigh(np.cov(before[:, 0].double().numpy().T))[1]
+    assert abs(vectors[:, -1] @ turn[:2].double().numpy().T @ [-1, 1]) / 2**0.5 == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("views", [1, 4])
