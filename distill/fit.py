@@ -25,6 +25,7 @@ class FitReport:
         views: Views of the tiles that were used.
         cls_cosine: Mean cosine of the mapped CLS token with the teacher's, on those views.
         stream_kept: Share of the teacher's normalised stream energy inside the student's directions, 0-1.
+        peak_memory_mb: Largest resident memory of this process, MB; None where the system does not tell.
         teacher: Whom the student imitates.
         warnings: What was warned about.
     """
@@ -33,6 +34,7 @@ class FitReport:
     views: int
     cls_cosine: float
     stream_kept: float
+    peak_memory_mb: float | None
     teacher: ModelProvenance
     warnings: tuple[str, ...]
 
@@ -52,7 +54,7 @@ def fit_student(
     """
     import torch
 
-    from atlas_edge.distill.run import open_stream, training_tiles
+    from atlas_edge.distill.run import open_stream, peak_memory_mb, training_tiles
     from atlas_edge.distill.state import fit_to_teacher
     from atlas_edge.distill.student import build_student, save_head, save_student
     from atlas_edge.distill.teachers import licence_warning
@@ -75,6 +77,7 @@ def fit_student(
             views=min(config.init_tiles, stream.views),
             cls_cosine=fitted.cls_cosine,
             stream_kept=fitted.stream_kept,
+            peak_memory_mb=peak_memory_mb(),
             teacher=teacher,
             warnings=() if warning is None else (warning,),
         )

@@ -182,16 +182,14 @@ def inherit_from(
     state["pos_embed"] = _resize_positions(state["pos_embed"], clone)
     clone.load_state_dict(state)
 
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(teacher_views), _BATCH):
-            part = slice(start, start + _BATCH)
-            images = _normalise(teacher_views[part], own.spec.mean, own.spec.std)
-            images = F.interpolate(images, size=side, mode="bicubic", antialias=True, align_corners=False)
-            yield _normalise(student_views[part], architecture.mean, architecture.std), images
+    def teacher_images() -> Iterator[Tensor]:
+        for images in _batches(teacher_views, own.spec.mean, own.spec.std):
+            yield F.interpolate(images, size=side, mode="bicubic", antialias=True, align_corners=False)
 
     try:
         backbone.eval()
-        found = inherit(backbone, clone, batches(), half=half, whitening=whitening)
+        images = _batches(student_views, architecture.mean, architecture.std)
+        found = inherit(backbone, clone, images, teacher_images(), half=half, whitening=whitening)
     except ValueError as error:
         raise UsageError(f"the student cannot inherit from {teacher}: {error}", hint="use --init random") from error
     finally:
@@ -257,9 +255,11 @@ def save_student(
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _normalise(views: "NDArray[Any]", mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    images = torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255.0
-    return (images - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+def _batches(views: "NDArray[Any]", mean: tuple[float, ...], std: tuple[float, ...]) -> Iterator[Tensor]:
+    """Normalised `(B, 3, H, W)` batches, made one at a time."""
+    for start in range(0, len(views), _BATCH):
+        images = torch.from_numpy(views[start : start + _BATCH]).permute(0, 3, 1, 2).float() / 255.0
+        yield (images - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
 
 
 def _resize_positions(positions: Tensor, vit: Any) -> Tensor:

@@ -59,6 +59,7 @@ def test_a_fitted_student_is_an_encoder_with_a_card_of_its_own(
     assert fitted.returncode == 0, fitted.stderr
     report = json.loads(fitted.stdout)
     assert report["views"] == 40
+    assert report["peak_memory_mb"] is None or report["peak_memory_mb"] > 50
     assert report["teacher"]["name"] == "virchow2"
     assert "virchow2" in fitted.stderr and "virchow2" in report["warnings"][0]
     kept = json.loads((out / "report.json").read_text())

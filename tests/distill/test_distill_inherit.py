@@ -39,7 +39,7 @@ def test_a_student_almost_as_wide_reproduces_its_teacher_on_new_tiles() -> None:
     images = torch.randn(64, 3, 32, 32)
     teacher = _vit(64, 2, reg_tokens=1)
     twin = _vit(64, 2, seed=1, reg_tokens=1)
-    found = inherit(twin, teacher, list(zip(images[:48].split(16), images[:48].split(16), strict=True)))
+    found = inherit(twin, teacher, images[:48].split(16), images[:48].split(16))
     assert found.stream_kept > 0.99
     assert _cosine(twin, teacher, images[48:], found) > 0.98
 
@@ -48,7 +48,7 @@ def test_half_the_width_is_far_better_than_random_weights() -> None:
     torch.manual_seed(2)
     images = torch.randn(96, 3, 32, 32)
     teacher, student, fresh = _vit(64, 2), _vit(32, 1, seed=1), _vit(32, 1, seed=1)
-    found = inherit(student, teacher, list(zip(images[:64].split(16), images[:64].split(16), strict=True)))
+    found = inherit(student, teacher, images[:64].split(16), images[:64].split(16))
     fitted = _cosine(student, teacher, images[64:], found)
     assert fitted > _cosine(fresh, teacher, images[64:], found) + 0.2
 
@@ -57,7 +57,7 @@ def test_layer_scale_does_not_shrink_what_was_fitted() -> None:
     torch.manual_seed(2)
     images = torch.randn(48, 3, 32, 32)
     teacher, student = _vit(64, 2), _vit(64, 2, seed=1, init_values=1e-5)
-    found = inherit(student, teacher, list(zip(images.split(16), images.split(16), strict=True)))
+    found = inherit(student, teacher, images.split(16), images.split(16))
     assert _cosine(student, teacher, images, found) > 0.98
 
 
@@ -65,11 +65,10 @@ def test_the_output_is_turned_to_its_principal_directions_centred_and_evened_out
     torch.manual_seed(2)
     # Brightness differs most between these images: it dominates what the networks say of them.
     images = torch.randn(96, 3, 32, 32) + 2 * torch.randn(96, 1, 1, 1)
-    pairs = list(zip(images.split(16), images.split(16), strict=True))
     teacher, students = _vit(64, 2), {power: _vit(32, 1, seed=1) for power in (0.0, 0.5, 1.0)}
     outputs, mapped = {}, {}
     for power, student in students.items():
-        found = inherit(student, teacher, pairs, whitening=power)
+        found = inherit(student, teacher, images.split(16), images.split(16), whitening=power)
         with torch.inference_mode():
             outputs[power] = student.forward_features(images)[:, 0]
         mapped[power] = outputs[power] @ found.head_weight.T + found.head_bias
@@ -115,7 +114,7 @@ def test_views_that_are_all_the_same_leave_the_scale_alone(views: int) -> None:
     torch.manual_seed(2)
     images = torch.randn(1, 3, 32, 32).expand(views, -1, -1, -1)
     student = _vit(32, 1, seed=1)
-    inherit(student, _vit(64, 2), [(images, images)])
+    inherit(student, _vit(64, 2), [images], [images])
     assert (student.norm.weight == 1).all()
     with torch.inference_mode():
         assert torch.isfinite(student.half().float().forward_features(torch.randn(2, 3, 32, 32))).all()
@@ -131,4 +130,4 @@ def test_networks_that_do_not_fit_are_refused(width: int, heads: int, more: dict
     )
     images = torch.randn(2, 3, 32, 32)
     with pytest.raises(ValueError, match="student has"):
-        inherit(student, _vit(64, 2), list(zip(images.split(16), images.split(16), strict=True)))
+        inherit(student, _vit(64, 2), images.split(16), images.split(16))
