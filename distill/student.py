@@ -107,7 +107,7 @@ def build_student(
     import timm
 
     if name in STUDENTS or Path(name).is_dir():
-        loaded = load_model(name, seed=seed)
+        loaded = load_model(name if name in STUDENTS else f"local-dir:{name}", seed=seed)
         backbone, spec = loaded.module.backbone, loaded.spec
         shape = _shape_arguments(backbone) if name in STUDENTS else _folder_arguments(Path(name))
         architecture = Architecture(

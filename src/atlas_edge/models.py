@@ -5,6 +5,7 @@ the installed timm knows, and only arguments that shape the network are taken fr
 """
 
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from atlas_edge.encoder_module import EncoderModule
 
+_LOGGER = logging.getLogger("atlas_edge")
 DEFAULT_MODEL = "atlas2-demo"
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -91,6 +93,8 @@ def load_model(
         InputError: A file is missing, truncated, or does not fit the architecture.
         RuntimeMissing: PyTorch or timm is not installed.
     """
+    if name in {*STUDENTS, *EMBEDDED} and (Path(name) / CONFIG).is_file():
+        _LOGGER.warning("%s is a model of atlas-edge's own; to read the folder of that name, write ./%s", name, name)
     if name in STUDENTS:
         return _registry_student(name, patch=patch, registers=registers, pooling=pooling, seed=seed)
     if patch is not None or registers is not None:

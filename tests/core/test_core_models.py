@@ -55,6 +55,19 @@ def test_cls_and_mean_are_concatenated(tiny_model: Path, tiny_tiles: NDArray[np.
     assert model.spec.embed_dim == 128
 
 
+def test_a_folder_with_the_name_of_an_own_model_is_not_read_silently(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_model("atlas2-demo").spec.embed_dim == 192
+    assert not caplog.records
+    shutil.copytree(tiny_model, "atlas2-demo")
+    assert load_model("./atlas2-demo").spec.embed_dim == load_model("local-dir:atlas2-demo").spec.embed_dim == 64
+    assert not caplog.records
+    assert load_model("atlas2-demo").spec.embed_dim == 192
+    assert "write ./atlas2-demo" in caplog.text
+
+
 def test_registry_student_is_deterministic_and_says_random() -> None:
     import torch
 
