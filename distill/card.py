@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atlas_edge.distill.student import student_folder
 from atlas_edge.manifest import ModelProvenance, TilesProvenance
 
 if TYPE_CHECKING:
@@ -12,14 +13,7 @@ if TYPE_CHECKING:
     from atlas_edge.distill.run import Report
 
 # ruff: noqa: E501 - a Markdown table cannot be wrapped
-_TEMPLATE = """---
-license: {licence}
-library_name: timm
-pipeline_tag: image-feature-extraction
-tags:
-- pathology
-- distillation
----
+_TEMPLATE = """{front_matter}
 
 # {name}
 
@@ -88,10 +82,18 @@ def _card(
     recipe: str,
     measured: str,
 ) -> str:
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        license=next((teacher.licence for teacher in teachers if teacher.licence), "other"),
+        library_name="timm",
+        pipeline_tag="image-feature-extraction",
+        tags=["pathology", "distillation"],
+    )
     return _TEMPLATE.format(
-        licence=next((teacher.licence for teacher in teachers if teacher.licence), "other"),
+        front_matter=f"---\n{data.to_yaml()}\n---",
         name=config.out.name,
-        student=config.student,
+        student=Path(config.student).name,
         teachers=" and ".join(teacher.name for teacher in teachers),
         teacher=teachers[0].name,
         teacher_rows="<br>".join(
@@ -115,5 +117,5 @@ def _card(
 def _first_weights(config: "TrainConfig") -> str:
     if config.init == "teacher":
         return "fitted to the teacher"
-    folder = Path(config.student)
-    return f"those of the folder {folder.name}" if folder.is_dir() else "random"
+    folder = student_folder(config.student)
+    return "random" if folder is None else f"those of the folder {folder.name}"

@@ -12,6 +12,7 @@ from atlas_edge.distill.judging_commands import compare, evaluate, throughput
 from atlas_edge.distill.options import AugmentationName, Many, train_config
 from atlas_edge.errors import UsageError
 from atlas_edge.options import Flag, Json, Quiet, Verbose
+from atlas_edge.students import OWN_NAMES
 
 HELP = """Distil a small student from a large teacher, on unlabelled tiles.
 
@@ -74,11 +75,12 @@ def train(
         teachers: Teacher folders, hf-hub:organisation/name, or folders of cached features.
         tiles: Tile sets (those with splits give train) and slides, such as scan.svs@0.5,1 for two µm per pixel.
         out: Folder of the student.
-        student: Registry name, timm architecture, or a folder to go on from.
+        student: Registry name, timm architecture, or a folder to go on from (./NAME where it has a registry name).
         init: First weights: fitted to the first ViT teacher in closed form, or random.
         init_from: Folder of the ViT to inherit from, where the teacher is a cache.
-        init_tiles: Views used for that fit.
-        whitening: How far that fit evens out the spread of the embedding's channels: 0 leaves it as it is, 1 whitens.
+        init_tiles: Views used for the fit of --init teacher.
+        whitening: How far that fit evens out the CLS embedding's channels: 0 turns and centres them, 1 gives them equal
+            deviations.
         steps: Optimiser steps.
         batch: Views a step, over all processes.
         lr: Peak learning rate.
@@ -215,6 +217,7 @@ def fit(
     threads: int | None = None,
     half: Flag = False,
     overwrite: Flag = False,
+    dry_run: Flag = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -227,17 +230,19 @@ def fit(
         teacher: Folder of a ViT.
         tiles: Tile sets and slides, as for training.
         out: Folder of the fitted student.
-        student: Registry name or timm architecture with the teacher's depth and head size.
-        init_tiles: Views used for the fit.
-        whitening: How far the spread of the embedding's channels is evened out: 0 leaves it as it is, 1 whitens.
-        views: Stored views of each tile, among which those are spread.
+        student: Registry name, timm architecture, or folder of a ViT with the teacher's depth and head size.
+        init_tiles: Views used for the fit, spread over all views of all tiles.
+        whitening: How far the CLS embedding's channels are evened out: 0 turns and centres them, 1 gives them equal
+            deviations.
+        views: Stored views of each tile.
         stored: Augmentation that teacher and student see.
         fresh: Augmentation that only the student sees.
         precision: Of the activations.
         seed: Seed of the views.
         threads: PyTorch's threads.
-        half: Save float16 weights: what an encoder needs that is trained no further.
+        half: Save float16 weights: enough to embed with; leave it out where training follows.
         overwrite: Replace an existing folder.
+        dry_run: Check the options, print them, write nothing.
         json: Print the report as JSON on stdout.
         quiet: Print errors only.
         verbose: Print what the libraries say, too.
@@ -246,8 +251,11 @@ def fit(
     set_verbosity(quiet=quiet, verbose=verbose)
     require_module("timm", extra="torch")
     config = train_config({**options, "teachers": (teacher,), "init": "teacher", "batch": 1})
-    from atlas_edge.distill.fit import as_json, fit_student
+    from atlas_edge.distill.fit import OPTIONS, as_json, fit_student
 
+    if dry_run:
+        print_json(config.model_dump(mode="json", include=OPTIONS))
+        return
     screen = console(quiet=quiet)
     done = fit_student(config, overwrite=overwrite, warn=lambda text: screen.print(f"warning: {text}", style="yellow"))
     if json:
@@ -255,7 +263,7 @@ def fit(
     else:
         screen.print(
             f"{out}: fitted to {teacher} on {done.views} views, CLS cosine {done.cls_cosine:.3f} there; "
-            f"train it with --student {out}"
+            f"train it with --student {'./' if str(out) in OWN_NAMES else ''}{out}"
         )
 
 

@@ -21,8 +21,8 @@ class TrainConfig(BaseModel):
         init: `teacher` fits the first weights to the first ViT teacher in closed form, `random` draws them.
         init_from: Folder of the ViT to inherit from, where the teacher is a cache; the first teacher when None.
         init_tiles: Views used for that fit.
-        whitening: How far that fit evens out the spread of the embedding's channels: 0 leaves it as it is, 1
-            whitens.
+        whitening: How far that fit evens out the CLS embedding's channels: 0 turns and centres them, 1 gives them
+            equal deviations.
         steps: Optimiser steps.
         batch: Views a step, over all processes.
         lr: Peak learning rate.

@@ -10,7 +10,7 @@ from atlas_edge.distill.config import TrainConfig
 from atlas_edge.manifest import ModelProvenance
 
 # What of a training configuration a fit reads.
-_OPTIONS = {
+OPTIONS = {
     "teachers", "tiles", "out", "student", "init_from", "init_tiles", "whitening", "views", "stored", "fresh",
     "fresh_share", "precision", "seed", "threads", "half"
 }  # fmt: skip
@@ -50,7 +50,10 @@ def fit_student(
         warn: Called with each warning.
 
     Raises:
-        UsageError: The teacher is no folder of a ViT, or the two networks do not fit each other.
+        UsageError: The teacher is no folder of a ViT, the two networks do not fit each other, or `half` cannot hold a
+            weight.
+        InputError: Tiles or teacher cannot be read.
+        OSError: The folder cannot be written.
     """
     import torch
 
@@ -83,7 +86,7 @@ def fit_student(
         )
         save_student(folder, backbone.state_dict(), architecture, licence=teacher.licence or "other", half=config.half)
         save_head(folder, fitted.head)
-        record = {"config": config.model_dump(mode="json", include=_OPTIONS), **as_json(report)}
+        record = {"config": config.model_dump(mode="json", include=OPTIONS), **as_json(report)}
         record["tiles"] = [entry.model_dump() for entry in tiles.provenance()]
         (folder / "report.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(fitted_card(config, report, tiles.provenance()), encoding="utf-8")

@@ -12,7 +12,7 @@ are not copied channel by channel (weight selection, Xu et al., ICLR 2024, arXiv
 3. The output is centred and its spread evened out. A teacher's CLS tokens of stained tissue differ most by colour and
    density: a few directions hold nearly all variance, and cosines say little else. The student's channels are turned
    to the principal directions of its own CLS tokens, and the last LayerNorm takes the mean away and divides each by a
-   power of its deviation (whitening, Kessy et al., 2018, arXiv:1512.00809, is power 1).
+   power of its deviation (see `whitening`).
 
 Nothing is trained: a few hundred tiles and a few minutes on a CPU give a student whose embeddings already follow the
 teacher's, from which distillation starts.
@@ -85,8 +85,7 @@ def inherit(
             CLS token sees one row a tile.
         teacher_images: Teacher's batches of the same tiles.
         half: Compute activations in bfloat16, about twice as fast where the CPU has it; the fits stay float64.
-        whitening: The output's channels are divided by their deviation to this power: 0 leaves their spread as
-            it is, 1 whitens.
+        whitening: 0-1: the CLS embedding's channels are divided by their deviation to this power (see `even_out`).
 
     Raises:
         ValueError: The two networks do not fit each other.

@@ -24,6 +24,7 @@ from atlas_edge.distill.student import (
     inherit_from,
     make_heads,
     read_head,
+    student_folder,
 )
 
 # Views from which the target statistics are taken, and patch tokens of each: neighbours are alike.
@@ -102,7 +103,8 @@ def start(
     transforms = _stored_transforms(run) if going_on else _target_transforms(config, stream, statistics_views)
     heads = make_heads(backbone, transforms)
     if not going_on:
-        fitted = read_head(Path(config.student))
+        folder = student_folder(config.student)
+        fitted = None if folder is None else read_head(folder)
         if config.init == "teacher":
             fitted = fit_to_teacher(config, stream, backbone, architecture).head
         if fitted is not None and fitted.weight.shape == heads[0].cls.weight.shape:

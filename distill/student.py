@@ -17,7 +17,7 @@ from atlas_edge.distill.losses import TeacherHead
 from atlas_edge.distill.phis import TargetTransform
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.models import CONFIG, WEIGHTS, load_model
-from atlas_edge.students import STUDENTS
+from atlas_edge.students import EMBEDDED, STUDENTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,17 +99,18 @@ class Distiller(nn.Module):
 def build_student(
     name: str, *, arguments: dict[str, Any] | None = None, seed: int = 0
 ) -> tuple[nn.Module, Architecture]:
-    """A student to train: a registry name, a folder to go on from, or any timm ViT by its architecture's name.
+    """A student to train: a registry name, `atlas2-demo` or a folder to go on from, or any timm ViT by its name.
 
     Raises:
         UsageError: No such student, or a network without patch tokens.
     """
     import timm
 
-    if name in STUDENTS or Path(name).is_dir():
-        loaded = load_model(name if name in STUDENTS else f"local-dir:{name}", seed=seed)
+    folder = student_folder(name)
+    if name in STUDENTS or folder is not None:
+        loaded = load_model(name, seed=seed)
         backbone, spec = loaded.module.backbone, loaded.spec
-        shape = _shape_arguments(backbone) if name in STUDENTS else _folder_arguments(Path(name))
+        shape = _shape_arguments(backbone) if folder is None else _folder_arguments(folder)
         architecture = Architecture(
             name=spec.architecture, arguments=shape, mean=spec.mean, std=spec.std, tile_px=spec.tile_px, mpp=spec.mpp
         )
@@ -122,11 +123,21 @@ def build_student(
     else:
         raise UsageError(
             f"no student is called {name!r}",
-            hint=f"give {', '.join(STUDENTS)}, a folder, or a timm architecture such as vit_tiny_patch16_224",
+            hint=f"give {', '.join([*EMBEDDED, *STUDENTS])}, a folder, or a timm architecture such as "
+            "vit_tiny_patch16_224",
         )
     if not hasattr(backbone, "patch_embed") or not getattr(backbone, "num_prefix_tokens", 0):
         raise UsageError(f"{name} has no CLS and patch tokens", hint="choose a ViT as student")
     return backbone.train(), architecture
+
+
+def student_folder(name: str) -> Path | None:
+    """The folder whose weights a student begins with; None where they are random. Names of our own come first."""
+    if name in STUDENTS:
+        return None
+    if name in EMBEDDED:
+        return EMBEDDED[name].folder
+    return Path(name) if Path(name).is_dir() else None
 
 
 def patch_grid(backbone: nn.Module) -> int:
@@ -230,10 +241,16 @@ def save_student(
         architecture: Of the student.
         licence: SPDX name for the weights.
         half: Store float16 instead of float32.
+
+    Raises:
+        UsageError: A weight is too large for float16, whose largest is 65,504.
     """
     kind = torch.float16 if half else torch.float32
-    stored = save({name: value.detach().to(kind).contiguous() for name, value in state.items()})
-    (folder / WEIGHTS).write_bytes(stored)
+    stored = {name: value.detach().to(kind).contiguous() for name, value in state.items()}
+    overflown = [name for name, value in stored.items() if not value.isfinite().all()]
+    if half and overflown:
+        raise UsageError(f"{overflown[0]} holds weights that float16 cannot", hint="leave --half out")
+    (folder / WEIGHTS).write_bytes(save(stored))
     width = next(value.shape[-1] for name, value in state.items() if name == "cls_token")
     config = {
         "architecture": architecture.name,

@@ -16,7 +16,15 @@ from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing, UsageEr
 from atlas_edge.interrupts import held_interrupts
 from atlas_edge.manifest import ModelProvenance
 from atlas_edge.spec import EncoderSpec, Pooling
-from atlas_edge.students import EMBEDDED, STUDENT_MPP, STUDENT_TILE_PX, STUDENTS, EmbeddedStudent, find_student
+from atlas_edge.students import (
+    EMBEDDED,
+    OWN_NAMES,
+    STUDENT_MPP,
+    STUDENT_TILE_PX,
+    STUDENTS,
+    EmbeddedStudent,
+    find_student,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,7 +101,7 @@ def load_model(
         InputError: A file is missing, truncated, or does not fit the architecture.
         RuntimeMissing: PyTorch or timm is not installed.
     """
-    if name in {*STUDENTS, *EMBEDDED} and (Path(name) / CONFIG).is_file():
+    if name in OWN_NAMES and (Path(name) / CONFIG).is_file():
         _LOGGER.warning("%s is a model of atlas-edge's own; to read the folder of that name, write ./%s", name, name)
     if name in STUDENTS:
         return _registry_student(name, patch=patch, registers=registers, pooling=pooling, seed=seed)

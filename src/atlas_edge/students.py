@@ -73,6 +73,9 @@ EMBEDDED: dict[str, EmbeddedStudent] = {
     )
 }
 
+# These are meant wherever a model is named; a folder of such a name is written with ./ before it.
+OWN_NAMES = frozenset({*STUDENTS, *EMBEDDED})
+
 
 def find_student(name: str, *, patch: int | None = None, registers: int | None = None) -> Student:
     """Look a student up, with its patch side or register tokens changed where asked.

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -75,6 +76,38 @@ def test_a_fitted_student_is_an_encoder_with_a_card_of_its_own(
     assert np.isfinite(encoder.encode(np.full((2, 32, 32, 3), 128, np.uint8))).all()
 
 
+def test_whitening_reaches_the_weights(
+    run_command: RunCommand, tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    scales = {}
+    for power in ("0", "1"):
+        done = run_command(
+            "atlas-distill", "fit", tiny_model, tile_folder, "--out", tmp_path / power, "--student", tiny_student, "--init-tiles", "40",
+            "--whitening", power, "--threads", "1",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        scales[power] = load_file(tmp_path / power / "model.safetensors")["norm.weight"]
+    assert scales["0"].std() == 0
+    assert scales["1"].max() > 2 * scales["1"].min()
+
+
+def test_a_foreign_licence_cannot_break_a_card_s_front_matter(
+    run_command: RunCommand, tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    teacher, out = tmp_path / "teacher", tmp_path / "fitted"
+    shutil.copytree(tiny_model, teacher)
+    config = json.loads((teacher / "config.json").read_text())
+    config["pretrained_cfg"]["license"] = "mit\nbase_model: other\n---"
+    (teacher / "config.json").write_text(json.dumps(config))
+    done = run_command(
+        "atlas-distill", "fit", teacher, tile_folder, "--out", out, "--student", tiny_student, "--init-tiles", "40", "--threads", "1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    card = (out / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(card.split("\n---\n")[0].removeprefix("---\n"))
+    assert set(front) == {"license", "library_name", "pipeline_tag", "tags"}
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a limit on file sizes is POSIX")
 def test_a_full_disk_leaves_no_fitted_student(
     run_command: RunCommand, tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path
@@ -107,6 +140,8 @@ def test_a_full_disk_leaves_no_fitted_student(
         (["TEACHER", "--tiles", "TILES", "--out", "x", "--student", "STUDENT", "--batch", "4000"], 2, "lower --batch"),
         (["--tiles", "TILES", "--out", "x"], 2, "--teachers"),
         (["cache", "TEACHER", "--out", "x"], 2, "at least one tile set"),
+        (["fit", "TEACHER", "TILES", "--out", "IN_A_FILE", "--student", "STUDENT"], 5, "config.json"),
+        (["fit", "TEACHER", "TILES", "--out", "x", "--whitening", "2"], 2, "--whitening is 2"),
         (["evaluate", "TEACHER", "TEACHER", "--fit", "TILES", "--scans", "missing.png"], 5, "at least two"),
     ],
 )  # fmt: skip
@@ -121,6 +156,7 @@ def test_mistakes_are_told_with_their_remedy(
     tmp_path: Path,
 ) -> None:
     names = {"TEACHER": tiny_model, "TILES": tile_folder, "STUDENT": tiny_student}
+    names["IN_A_FILE"] = tiny_student / "config.json" / "x"
     result = run_command("atlas-distill", *(names.get(part, part) for part in arguments), cwd=tmp_path)
     assert result.returncode == code, result.stderr
     assert said in result.stderr
@@ -146,6 +182,12 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["matryoshka"] == [64, 128]
+    fit = run_command(
+        "atlas-distill", "fit", tiny_model, "synthetic:8", "--out", "x", "--views", "3", "--dry-run", cwd=tmp_path
+    )
+    assert fit.returncode == 0, fit.stderr
+    options = json.loads(fit.stdout)
+    assert options["views"] == 3 and "steps" not in options
     assert not list(tmp_path.iterdir())
 
 

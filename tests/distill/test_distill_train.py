@@ -23,10 +23,12 @@ from atlas_edge.distill.checkpoint import NAME
 from atlas_edge.distill.fit import fit_student
 from atlas_edge.distill.metrics import read_metrics
 from atlas_edge.distill.run import distill, run_folder
+from atlas_edge.distill.student import build_student, save_student, student_folder
 from atlas_edge.distill.teachers import open_teacher
 from atlas_edge.distill.tileset import open_training_tiles
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.models import load_model
+from atlas_edge.students import EMBEDDED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -217,13 +219,39 @@ def test_weights_inherited_from_the_teacher_start_closer(
         distill(tiny_config(tiny_model, tile_folder, tmp_path / "fitted", tmp_path / "again"))
 
 
+def test_a_name_of_our_own_is_never_a_folder_that_lies_there(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("atlas2-s", "atlas2-demo"):
+        fit_student(tiny_config(tiny_model, tile_folder, tiny_student, Path(name), init="teacher"))
+        assert student_folder(f"./{name}") == Path(name)
+    # Whoever has no folder begins without its head and says random weights.
+    assert student_folder("atlas2-s") is None
+    assert student_folder("atlas2-demo") == EMBEDDED["atlas2-demo"].folder
+    backbone, architecture = build_student("atlas2-demo")
+    assert architecture.name == "vit_tiny_patch16_224" and architecture.mpp == 0.5
+    expected = load_file(EMBEDDED["atlas2-demo"].folder / "model.safetensors")
+    assert all(torch.equal(value, expected[name].float()) for name, value in backbone.state_dict().items())
+
+
+def test_weights_that_float16_cannot_hold_are_refused(tiny_student: Path, tmp_path: Path) -> None:
+    backbone, architecture = build_student(str(tiny_student))
+    with torch.no_grad():
+        backbone.norm.weight[0] = 1e5
+    with pytest.raises(UsageError, match=r"norm\.weight holds weights that float16 cannot"):
+        save_student(tmp_path, backbone.state_dict(), architecture, licence="other", half=True)
+    save_student(tmp_path, backbone.state_dict(), architecture, licence="other", half=False)
+    assert load_file(tmp_path / "model.safetensors")["norm.weight"].max() == 1e5
+
+
 def test_a_place_that_cannot_be_written_is_told_before_the_fit(
     tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     begun: list[object] = []
     monkeypatch.setattr("atlas_edge.distill.state.fit_to_teacher", lambda *arguments: begun.append(arguments))
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(FileExistsError):
         fit_student(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "file" / "out", init="teacher"))
     assert begun == []
 
