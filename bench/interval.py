@@ -94,6 +94,38 @@ def class_mean_interval(
     )
 
 
+def over_replicates(interval: Interval, *replicates: NDArray[np.float64]) -> Interval:
+    """The same estimate's interval over replicates, too, such as students of several seeds, judged on the same units.
+
+    The variance is that over the units, given these replicates, and s² / n of each set of n replicates; degrees of
+    freedom after Welch (Biometrika 34, 1947) and Satterthwaite (Biometrics Bulletin 2, 1946). What replicates and units
+    do together is in both parts: the interval errs to the safe side.
+
+    Args:
+        interval: Over the units, from `class_mean_interval`.
+        replicates: `(n,)` figures of single replicates whose mean enters the estimate, in its unit: differences of
+            pairs, or the figures of either side. A set of one tells nothing of its spread and is passed over.
+    """
+    if interval.units < 2:
+        return interval
+    parts = [((interval.high - interval.low) / 2 / _student_t(interval.units - 1)) ** 2]
+    degrees = [interval.units - 1]
+    for figures in replicates:
+        if len(figures) > 1:
+            parts.append(float(np.var(figures, ddof=1)) / len(figures))
+            degrees.append(len(figures) - 1)
+    variance = sum(parts)
+    shares = sum(part**2 / count for part, count in zip(parts, degrees, strict=True))
+    half = _student_t(variance**2 / shares) * math.sqrt(variance) if shares else 0.0
+    return Interval(
+        estimate=interval.estimate,
+        low=interval.estimate - half,
+        high=interval.estimate + half,
+        units=interval.units,
+        unit=interval.unit,
+    )
+
+
 def share_interval(events: NDArray[np.bool_], groups: NDArray[np.int64] | None = None, *, seed: int = 0) -> Interval:
     """Interval of the share of tiles for which an event happened, clipped to 0-1; see `class_mean_interval`."""
     found = class_mean_interval(events.astype(np.float64), np.zeros(len(events), np.int64), groups, seed=seed)
@@ -238,7 +270,7 @@ def _share_difference(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return difference
 
 
-def _student_t(degrees: int) -> float:
+def _student_t(degrees: float) -> float:
     from scipy import stats
 
     # One unit says nothing about spread between units.

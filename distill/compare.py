@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.bench.interval import Interval, class_mean_interval
+from atlas_edge.bench.interval import Interval, class_mean_interval, over_replicates
 from atlas_edge.bench.probe import ProbeMethod, fit_probe
 from atlas_edge.bench.tileset import TileSet
 from atlas_edge.distill.evaluate import embed, labelled_tiles
@@ -25,13 +25,16 @@ class Comparison:
         scores: Balanced accuracy of each student, 0-1.
         other_scores: The same of each student of the other recipe.
         advantage_pp: Mean of the first minus mean of the second, percentage points, with its 95 % interval: a paired
-            bootstrap over the tiles, conditional on these students. How much seeds matter is seen in the scores.
+            bootstrap over the tiles, given these students: what is known of them, not of their recipes.
+        recipe_advantage_pp: The same mean with an interval over tiles and students (`over_replicates`); None where
+            neither side has several students. Sides of the same number are taken for pairs of a seed each.
     """
 
     method: ProbeMethod
     scores: tuple[float, ...]
     other_scores: tuple[float, ...]
     advantage_pp: Interval
+    recipe_advantage_pp: Interval | None
 
 
 def compare(
@@ -48,7 +51,7 @@ def compare(
 
     Args:
         students: Of the recipe that is judged.
-        against: Of the other one.
+        against: Of the other one; where there are as many, in the same order of seeds.
         fit: Labelled tiles to fit probes on (their `train` split).
         tiles: Labelled tiles to test on (their `test` split).
         fit_limit: Most tiles to fit on.
@@ -75,10 +78,23 @@ def compare(
             discrete=len(students) == len(against) == 1,
             seed=seed,
         )
+        interval = interval.scaled(100)
         found.append(
-            Comparison(method=method, scores=scores[0], other_scores=scores[1], advantage_pp=interval.scaled(100))
+            Comparison(
+                method=method,
+                scores=scores[0],
+                other_scores=scores[1],
+                advantage_pp=interval,
+                recipe_advantage_pp=_over_students(interval, *(100 * np.array(group) for group in scores)),
+            )
         )
     return tuple(found)
+
+
+def _over_students(interval: Interval, scores: NDArray[np.float64], others: NDArray[np.float64]) -> Interval | None:
+    if len(scores) == len(others) == 1:
+        return None
+    return over_replicates(interval, *([scores - others] if len(scores) == len(others) else [scores, others]))
 
 
 def _right(

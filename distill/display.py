@@ -89,11 +89,14 @@ def print_comparison(screen: "Console", found: "Sequence[Comparison]") -> None:
     """Table of two recipes' students."""
     from rich.table import Table
 
-    table = Table("probe", "students", "against", "advantage, pp (95 % interval)")
+    several = any(item.recipe_advantage_pp is not None for item in found)
+    of_recipes = ["of the recipes (95 %, over tiles and students)"] if several else []
+    table = Table("probe", "students", "against", "advantage, pp (95 %, over tiles)", *of_recipes)
     for item in found:
-        gain = item.advantage_pp
         scores = [" ".join(f"{score:.3f}" for score in group) for group in (item.scores, item.other_scores)]
-        table.add_row(item.method, *scores, f"{gain.estimate:+.1f} ({gain.low:+.1f} … {gain.high:+.1f})")
+        gains = [gain for gain in (item.advantage_pp, item.recipe_advantage_pp) if gain is not None]
+        texts = [f"{gain.estimate:+.1f} ({gain.low:+.1f} … {gain.high:+.1f})" for gain in gains]
+        table.add_row(item.method, *scores, *texts)
     screen.print(table)
 
 

@@ -88,7 +88,8 @@ def compare(
 
     Args:
         students: Of the recipe that is judged, one a seed; as for evaluate.
-        against: Of the other recipe; random:ARCHITECTURE:SEED is one that has learned nothing.
+        against: Of the other recipe, its seeds in the same order; random:ARCHITECTURE:SEED is one that has learned
+            nothing.
         fit: Labelled tiles to fit probes on (their train split).
         tiles: Labelled tiles to test on (their test split); those of --fit when left out.
         fit_limit: Most tiles to fit on.

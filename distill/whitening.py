@@ -8,8 +8,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-# Channels whose deviation is below this share of the largest are scaled as if they had that share: what is left there
-# is mostly what the fit could not predict. Of the 192 channels of `atlas2-demo` these are 97.
+# Channels whose deviation is below this share of the largest are scaled as if they had that share, so that what hardly
+# varies is not blown up further. Of the 192 channels of `atlas2-demo` these are 97.
 _SMALLEST_DEVIATION = 1e-2
 # Views that differ by less than this, of outputs whose root mean square is 1, are the same view.
 _NO_DEVIATION = 1e-3

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from atlas_edge.bench.interval import class_mean_interval, geometric_mean_interval, quantile_interval, share_interval
+from atlas_edge.bench.interval import (
+    class_mean_interval,
+    geometric_mean_interval,
+    over_replicates,
+    quantile_interval,
+    share_interval,
+)
 
 Draw = Callable[[np.random.Generator], tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64] | None]]
 SIMULATIONS = 600
@@ -91,6 +97,39 @@ def test_few_slides_widen_the_interval_over_tiles() -> None:
 def test_one_slide_knows_nothing_about_other_slides() -> None:
     found = class_mean_interval(np.array([1.0, 0.0, 0.0, 0.0]), np.zeros(4, np.int64), np.zeros(4, np.int64))
     assert found.high == np.inf
+
+
+@pytest.mark.parametrize("sides", [(3, 3), (6, 6), (1, 4), (5, 3)])
+def test_students_of_several_seeds_are_part_of_a_recipe_s_doubt(sides: tuple[int, int]) -> None:
+    # 300 tiles of their own difficulty in 3 classes; a seed moves a student's accuracy by 2.5 points, the recipe by 2.
+    rng = np.random.default_rng(20261126)
+    classes, truth = np.arange(300) % 3, 0.02
+    given, over = 0, 0
+    for _ in range(SIMULATIONS):
+        difficulty = rng.beta(4, 2, size=300)
+        right = []
+        for number, shift in zip(sides, (truth, 0.0), strict=True):
+            # A side of one is that very student, not a draw from a recipe.
+            spread = 0.025 if number > 1 else 0.0
+            chance = difficulty + shift + rng.normal(0, spread, (number, 1))
+            right.append((rng.random((number, 300)) < chance).astype(np.float64))
+        found = class_mean_interval(right[0].mean(0) - right[1].mean(0), classes, discrete=False, resamples=300)
+        scores = [side.mean(1) for side in right]
+        wider = over_replicates(found, *([scores[0] - scores[1]] if sides[0] == sides[1] else scores))
+        assert wider.estimate == found.estimate and wider.low < found.low
+        given += found.low <= truth <= found.high
+        over += wider.low <= truth <= wider.high
+    assert given / SIMULATIONS < 0.92
+    assert 0.94 <= over / SIMULATIONS <= 0.995
+
+
+def test_without_replicates_or_with_one_unit_an_interval_stays_as_it_is() -> None:
+    values = np.array([1.0, -1.0, 0.0, 1.0])
+    found = class_mean_interval(values, np.zeros(4, np.int64))
+    alone = over_replicates(found, np.array([0.25]))
+    assert (alone.low, alone.high) == (pytest.approx(found.low), pytest.approx(found.high))
+    one = class_mean_interval(values, np.zeros(4, np.int64), np.zeros(4, np.int64))
+    assert over_replicates(one, np.array([0.0, 0.5])) == one
 
 
 def test_share_stays_between_0_and_1() -> None:

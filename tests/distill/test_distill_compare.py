@@ -39,7 +39,10 @@ def test_the_better_recipe_is_found_and_equal_ones_are_not_told_apart(tiles: Pat
         assert 0 < found.advantage_pp.low < found.advantage_pp.estimate
         means = [100 * np.mean(group) for group in (found.scores, found.other_scores)]
         assert found.advantage_pp.estimate == pytest.approx(means[0] - means[1])
+        assert found.recipe_advantage_pp is not None
+        assert found.recipe_advantage_pp.low < found.advantage_pp.low
     for found in compare([Colour()], [Colour()], fit=str(tiles), tiles=str(tiles)):
+        assert found.recipe_advantage_pp is None
         assert found.advantage_pp.estimate == 0 and found.advantage_pp.low < 0 < found.advantage_pp.high
 
 
