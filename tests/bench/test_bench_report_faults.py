@@ -15,7 +15,7 @@ from atlas_edge.bench.cli import app
 from atlas_edge.bench.report_files import check_report_folder, write_report
 from atlas_edge.cli import run_app
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
-from support import ROOT, heed_ctrl_c
+from support import ROOT, disk_full_after, heed_ctrl_c
 
 QUICK = ("--rounds", "2", "--block-seconds", "0.02", "--threads", "1")
 ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests/bench")])}
@@ -29,18 +29,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_full_disk_keeps_the_old_report_and_the_figures(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A limit on the size of a file stands for a full disk: writing fails in the middle of report.html.
-    import resource
-
+    # Writing fails in the middle of report.html.
     write_report(report(), tmp_path / "r")
     old = contents(tmp_path / "r")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, before[1]))
-    try:
+    with disk_full_after(15_000):
         words = ["speed", str(bundle), *QUICK, "--report", str(tmp_path / "r"), "--overwrite", "--json"]
         code = run_app(app, words)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     printed = capsys.readouterr()
     assert code == 5 and "check free disk space" in printed.err and "written:" not in printed.err
     assert [path.name for path in tmp_path.iterdir()] == ["r"]

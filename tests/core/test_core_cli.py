@@ -11,7 +11,7 @@ import pytest
 
 from atlas_edge.cli import make_app, require_module, run_app
 from atlas_edge.errors import AtlasError, ChecksumError, GateFailed, InputError, RuntimeMissing, UsageError
-from support import ROOT, RunCommand, heed_ctrl_c
+from support import ROOT, RunCommand, disk_full_after, heed_ctrl_c
 
 
 @pytest.mark.parametrize(
@@ -110,18 +110,12 @@ def test_interrupt_exits_130_and_leaves_nothing(tiny_model: Path, tmp_path: Path
 
 @pytest.mark.skipif(os.name == "nt", reason="a limit on file sizes is POSIX")
 def test_full_disk_is_a_clear_error(tiny_model: Path, tmp_path: Path, run_command: RunCommand) -> None:
-    # A limit on the size of a file stands for a full disk: writing fails in the middle of the model.
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-    try:
+    # Writing fails in the middle of the model.
+    with disk_full_after(50_000):
         done = run_command(
             "atlas-export", tiny_model, "--target", "onnx", "--precision", "fp32", "--tile-fit", "resize",
             "--out", tmp_path / "bundle", "--no-speed",
         )  # fmt: skip
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert done.returncode == 5, done.stderr
     assert "check free disk space" in done.stderr
     assert list(tmp_path.iterdir()) == []

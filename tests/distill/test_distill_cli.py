@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
 from atlas_edge.models import load_encoder
+from support import disk_full_after
 
 RunCommand = Callable[..., object]
 
@@ -104,7 +105,7 @@ def test_a_foreign_licence_cannot_break_a_card_s_front_matter(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     card = (out / "README.md").read_text(encoding="utf-8")
-    front = yaml.safe_load(card.split("\n---\n")[0].removeprefix("---\n"))
+    front = ModelCard(card).data.to_dict()
     assert set(front) == {"license", "library_name", "pipeline_tag", "tags"}
 
 
@@ -112,18 +113,12 @@ def test_a_foreign_licence_cannot_break_a_card_s_front_matter(
 def test_a_full_disk_leaves_no_fitted_student(
     run_command: RunCommand, tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path
 ) -> None:
-    # A limit on the size of a file stands for a full disk: writing fails in the middle of the weights.
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    try:
+    # Writing fails in the middle of the weights.
+    with disk_full_after(20_000):
         done = run_command(
             "atlas-distill", "fit", tiny_model, tile_folder, "--out", tmp_path / "fitted", "--student", tiny_student,
             "--views", "2", "--init-tiles", "40", "--threads", "1",
         )  # fmt: skip
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert done.returncode == 5, done.stderr
     assert "check free disk space" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -226,7 +226,6 @@ def test_a_name_of_our_own_is_never_a_folder_that_lies_there(
     for name in ("atlas2-s", "atlas2-demo"):
         fit_student(tiny_config(tiny_model, tile_folder, tiny_student, Path(name), init="teacher"))
         assert student_folder(f"./{name}") == Path(name)
-    # Whoever has no folder begins without its head and says random weights.
     assert student_folder("atlas2-s") is None
     assert student_folder("atlas2-demo") == EMBEDDED["atlas2-demo"].folder
     backbone, architecture = build_student("atlas2-demo")
