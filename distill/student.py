@@ -249,7 +249,10 @@ def save_student(
     stored = {name: value.detach().to(kind).contiguous() for name, value in state.items()}
     overflown = [name for name, value in stored.items() if not value.isfinite().all()]
     if half and overflown:
-        raise UsageError(f"{overflown[0]} holds weights that float16 cannot", hint="leave --half out")
+        raise UsageError(
+            f"{overflown[0]} holds weights that float16 cannot",
+            hint="store float32: --no-half in training, a fit without --half",
+        )
     (folder / WEIGHTS).write_bytes(save(stored))
     width = next(value.shape[-1] for name, value in state.items() if name == "cls_token")
     config = {
