@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our wheel, built from a copy of the tree: a build writes beside the sources, and other tests run meanwhile."""
+    scratch = tmp_path_factory.mktemp("wheel")
+    kept_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "bundles", "tests")
+    shutil.copytree(ROOT, scratch / "tree", symlinks=True, ignore=kept_out)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", scratch, scratch / "tree"]
+    subprocess.run(build, check=True, capture_output=True)
+    return next(scratch.glob("*.whl"))
 
 
 @pytest.fixture

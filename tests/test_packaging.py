@@ -5,23 +5,10 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-
 from support import ROOT
 
 SHIPPED = {".py", ".typed", ".jinja", ".css", ".safetensors", ".json", ".md"}
 STAGES = ("bench", "distill", "export", "quantize")
-
-
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT],
-        check=True,
-        capture_output=True,
-    )
-    return next(out.glob("*.whl"))
 
 
 def test_wheel_holds_the_tree(wheel: Path) -> None:
