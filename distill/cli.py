@@ -39,6 +39,7 @@ def train(
     init_from: str | None = None,
     init_tiles: int = 384,
     whitening: float = 0.5,
+    fit_heads: bool = True,
     steps: int = 2_000,
     batch: int = 32,
     lr: float = 1e-4,
@@ -81,6 +82,7 @@ def train(
         init_tiles: Views used for the fit of --init teacher.
         whitening: How far that fit evens out the CLS embedding's channels: 0 turns and centres them, 1 gives them equal
             deviations.
+        fit_heads: Begin with heads fitted to what the student sees, where its weights are not random.
         steps: Optimiser steps.
         batch: Views a step, over all processes.
         lr: Peak learning rate.

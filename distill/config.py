@@ -23,6 +23,7 @@ class TrainConfig(BaseModel):
         init_tiles: Views used for that fit.
         whitening: How far that fit evens out the CLS embedding's channels: 0 turns and centres them, 1 gives them
             equal deviations.
+        fit_heads: Begin with heads fitted to what the student sees, where its weights are not random.
         steps: Optimiser steps.
         batch: Views a step, over all processes.
         lr: Peak learning rate.
@@ -59,6 +60,7 @@ class TrainConfig(BaseModel):
     init_from: str | None = None
     init_tiles: int = Field(default=384, ge=2)
     whitening: float = Field(default=0.5, ge=0, le=1)
+    fit_heads: bool = True
     steps: int = Field(default=2_000, ge=1)
     batch: int = Field(default=32, ge=1)
     lr: float = Field(default=1e-4, gt=0)

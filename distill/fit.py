@@ -59,7 +59,7 @@ def fit_student(
 
     from atlas_edge.distill.run import open_stream, peak_memory_mb, training_tiles
     from atlas_edge.distill.state import fit_to_teacher
-    from atlas_edge.distill.student import build_student, save_head, save_student
+    from atlas_edge.distill.student import build_student, save_student
     from atlas_edge.distill.teachers import licence_warning
 
     check_vacant(config.out, overwrite=overwrite)
@@ -85,7 +85,6 @@ def fit_student(
             warnings=() if warning is None else (warning,),
         )
         save_student(folder, backbone.state_dict(), architecture, licence=teacher.licence or "other", half=config.half)
-        save_head(folder, fitted.head)
         record = {"config": config.model_dump(mode="json", include=OPTIONS), **as_json(report)}
         record["tiles"] = [entry.model_dump() for entry in tiles.provenance()]
         (folder / "report.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -29,15 +29,6 @@ class TeacherHead(nn.Module):
         self.cls = nn.Linear(width, len(cls.mean))
         self.patches = None if patches is None else nn.Linear(width, len(patches.mean))
 
-    @torch.no_grad()
-    def start_from(self, weight: Tensor, bias: Tensor, cls: TargetTransform, patches: TargetTransform | None) -> None:
-        """Begin with a known linear map to the teacher's raw tokens (`inherit`), seen through the target transforms."""
-        for linear, transform in ((self.cls, cls), (self.patches, patches)):
-            if linear is not None and transform is not None:
-                matrix = torch.tensor(transform.matrix, dtype=torch.float32)
-                linear.weight.copy_(matrix @ weight)
-                linear.bias.copy_(matrix @ (bias - torch.tensor(transform.mean, dtype=torch.float32)))
-
 
 def feature_loss(predicted: Tensor, target: Tensor, name: LossName = "cosine") -> Tensor:
     """Distance of `(…, D)` predictions from their targets, a scalar.

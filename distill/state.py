@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from atlas_edge.distill.checkpoint import NAME, load_checkpoint, load_extra, save_checkpoint
 from atlas_edge.distill.config import TrainConfig
-from atlas_edge.distill.phis import FeatureStatistics, TargetTransform, identity, phi_s
+from atlas_edge.distill.first_look import look_over
+from atlas_edge.distill.held_out import normalised
+from atlas_edge.distill.phis import TargetTransform
 from atlas_edge.distill.sharding import whole
 from atlas_edge.distill.stream import ViewStream
 from atlas_edge.distill.student import (
@@ -23,13 +26,11 @@ from atlas_edge.distill.student import (
     build_student,
     inherit_from,
     make_heads,
-    read_head,
     student_folder,
 )
 
-# Views from which the target statistics are taken, and patch tokens of each: neighbours are alike.
+# Views that are looked at before the first step.
 _STATISTICS_VIEWS = 2048
-_SAMPLED_PATCHES = 16
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,15 +101,17 @@ def start(
     if not torch.cuda.is_available():
         _attend_by_products(backbone)
     going_on = (run / NAME).is_file()
-    transforms = _stored_transforms(run) if going_on else _target_transforms(config, stream, statistics_views)
-    heads = make_heads(backbone, transforms)
+    if not going_on and config.init == "teacher":
+        fit_to_teacher(config, stream, backbone, architecture)
+    look = None
     if not going_on:
-        folder = student_folder(config.student)
-        fitted = None if folder is None else read_head(folder)
-        if config.init == "teacher":
-            fitted = fit_to_teacher(config, stream, backbone, architecture).head
-        if fitted is not None and fitted.weight.shape == heads[0].cls.weight.shape:
-            heads[0].start_from(fitted.weight, fitted.bias, *transforms[0])
+        sees = config.init == "teacher" or student_folder(config.student) is not None
+        eyes = _eyes(config, backbone, architecture, on_host=on_host) if sees and config.fit_heads else None
+        look = look_over(stream, statistics_views, patches=config.patch_weight > 0, student=eyes)
+    transforms = _stored_transforms(run) if look is None else look.transforms(normalise=config.phi_s)
+    heads = make_heads(backbone, transforms)
+    if look is not None:
+        look.fit(heads, transforms)
     model = Distiller(backbone, heads)
     optimiser = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr, fused=True)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -119,7 +122,7 @@ def start(
         model=model, architecture=architecture, optimiser=optimiser, average=average, transforms=transforms, step=step
     )
     if torch.cuda.is_available() and not on_host:
-        state.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
+        state.to(_device())
     return state
 
 
@@ -131,23 +134,28 @@ def _attend_by_products(backbone: nn.Module) -> None:
             module.fused_attn = False
 
 
-def _target_transforms(
-    config: TrainConfig, stream: ViewStream, views: int
-) -> list[tuple[TargetTransform, TargetTransform | None]]:
-    make = phi_s if config.phi_s else identity
-    # A few views at a time: patch tokens of all would take gigabytes.
-    cls: list[list[NDArray[np.float32]]] = [[] for _ in stream.targets]
-    patches: list[list[NDArray[np.float32]]] = [[] for _ in stream.targets]
-    for chunk in stream.sample(views):
-        for number, found in enumerate(chunk):
-            cls[number].append(found.cls)
-            if found.patches is not None and config.patch_weight:
-                step = max(found.patches.shape[1] // _SAMPLED_PATCHES, 1)
-                patches[number].append(found.patches[:, ::step].reshape(-1, found.patches.shape[-1]))
-    return [
-        (make(FeatureStatistics.of(ours)), make(FeatureStatistics.of(tokens)) if tokens else None)
-        for ours, tokens in zip(cls, patches, strict=True)
-    ]
+def _eyes(
+    config: TrainConfig, backbone: nn.Module, architecture: Architecture, *, on_host: bool
+) -> Callable[[NDArray[np.uint8]], Tensor]:
+    """The student as it is before the first step: its CLS and patch tokens `(B, 1 + grid², width)` of some tiles."""
+    device = torch.device("cpu") if on_host else _device()
+    backbone.to(device)
+
+    def see(pixels: NDArray[np.uint8]) -> Tensor:
+        images = normalised(pixels, architecture).to(device)
+        autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
+        with torch.no_grad(), autocast:
+            tokens: Tensor = backbone.eval().forward_features(images)
+        backbone.train()
+        return torch.cat([tokens[:, :1], tokens[:, int(backbone.num_prefix_tokens) :]], dim=1).float().cpu()
+
+    return see
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _stored_transforms(run: Path) -> list[tuple[TargetTransform, TargetTransform | None]]:

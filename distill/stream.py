@@ -140,13 +140,13 @@ class ViewStream:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def sample(self, count: int) -> Generator[tuple[Features, ...], None, None]:
-        """Features of at most `count` views spread over all, a few at a time: for statistics before training."""
+    def sample(self, count: int) -> Generator[tuple[NDArray[np.uint8], tuple[Features, ...]], None, None]:
+        """At most `count` views spread over all and their features, a few at a time: what is needed before training."""
         views = self._spread(count)
         for start in range(0, len(views), _SAMPLED_AT_ONCE):
             part = views[start : start + _SAMPLED_AT_ONCE]
             shown, hashes = self._stored(part)
-            yield tuple(target.of(part, hashes, shown) for target in self.targets)
+            yield shown, tuple(target.of(part, hashes, shown) for target in self.targets)
 
     def sample_views(self, count: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """At most `count` views spread over all: as a teacher sees them, and as the student does."""

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlas_edge.distill.inherit import inherit
 from atlas_edge.distill.losses import TeacherHead
 from atlas_edge.distill.phis import TargetTransform
-from atlas_edge.errors import InputError, UsageError
+from atlas_edge.errors import UsageError
 from atlas_edge.models import CONFIG, WEIGHTS, load_model
 from atlas_edge.students import EMBEDDED, STUDENTS
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BATCH = 32
-_HEAD = "head.safetensors"
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -49,29 +47,14 @@ class Architecture:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FittedHead:
-    """The linear map from a fitted student's tokens to its teacher's: `head.safetensors` of a folder to go on from.
-
-    Attributes:
-        weight: `(teacher width, student width)`.
-        bias: `(teacher width,)`.
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
     """What `inherit_from` achieved.
 
     Attributes:
-        head: Linear map to the teacher's tokens.
         stream_kept: Share of the teacher's normalised stream energy inside the student's subspace, 0-1.
         cls_cosine: Mean cosine of the mapped CLS token with the teacher's on the fitted views.
     """
 
-    head: FittedHead
     stream_kept: float
     cls_cosine: float
 
@@ -205,29 +188,7 @@ def inherit_from(
         raise UsageError(f"the student cannot inherit from {teacher}: {error}", hint="use --init random") from error
     finally:
         backbone.train()
-    head = FittedHead(weight=found.head_weight.clone(), bias=found.head_bias.clone())
-    return Fitted(head=head, stream_kept=found.stream_kept, cls_cosine=found.cls_cosine)
-
-
-def save_head(folder: Path, head: FittedHead) -> None:
-    """Write the map beside a student's weights, so that training can start with it."""
-    (folder / _HEAD).write_bytes(save({"weight": head.weight.contiguous(), "bias": head.bias.contiguous()}))
-
-
-def read_head(folder: Path) -> FittedHead | None:
-    """The map that lies beside a student's weights, or None.
-
-    Raises:
-        InputError: It cannot be read.
-    """
-    path = folder / _HEAD
-    if not path.is_file():
-        return None
-    try:
-        found = load_file(path)
-        return FittedHead(weight=found["weight"], bias=found["bias"])
-    except (SafetensorError, KeyError) as error:
-        raise InputError(f"{path} cannot be read: {error}", hint="make the folder again") from error
+    return Fitted(stream_kept=found.stream_kept, cls_cosine=found.cls_cosine)
 
 
 def save_student(

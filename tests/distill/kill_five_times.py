@@ -76,6 +76,7 @@ def _config(teacher: str, tiles: str, student: str, out: Path, threads: int) -> 
         out=out,
         steps=STEPS,
         batch=8,
+        fit_heads=False,
         lr=1e-3,
         warmup=10,
         views=2,

@@ -207,16 +207,26 @@ def test_weights_inherited_from_the_teacher_start_closer(
     tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
 ) -> None:
     for init in ("random", "teacher"):
-        distill(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / init, init=init, steps=2, lr=1e-6))
+        options = {"init": init, "fit_heads": init == "teacher", "steps": 2, "lr": 1e-6}
+        distill(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / init, **options))
     losses = losses_of(tmp_path / "teacher")
     assert losses[1] < 0.8 * losses_of(tmp_path / "random")[1]
     fit_student(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "fitted", init="teacher"))
     distill(tiny_config(tiny_model, tile_folder, tmp_path / "fitted", tmp_path / "from-fitted", steps=2, lr=1e-6))
     assert losses_of(tmp_path / "from-fitted") == losses
     assert "first weights: those of the folder fitted" in (tmp_path / "from-fitted" / "README.md").read_text()
-    (tmp_path / "fitted" / "head.safetensors").write_bytes(b"torn")
-    with pytest.raises(InputError, match=r"head\.safetensors cannot be read"):
-        distill(tiny_config(tiny_model, tile_folder, tmp_path / "fitted", tmp_path / "again"))
+
+
+def test_heads_are_fitted_to_a_student_that_sees_and_to_no_other(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
+) -> None:
+    first = {}
+    for fit in (True, False):
+        out = tmp_path / str(fit)
+        config = tiny_config(tiny_model, tile_folder, tiny_student, out, steps=1, lr=1e-9, fit_heads=fit)
+        distill(config.model_copy(update={"teachers": (str(tiny_model), str(tiny_student))}))
+        first[fit] = losses_of(out)[1]
+    assert first[True] < 0.5 * first[False]
 
 
 def test_a_name_of_our_own_is_never_a_folder_that_lies_there(
@@ -263,7 +273,7 @@ def test_every_variant_of_the_loss_trains(
     options: dict[str, Any], tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
 ) -> None:
     out = tmp_path / "student"
-    distill(tiny_config(tiny_model, tile_folder, tiny_student, out, steps=15, **options))
+    distill(tiny_config(tiny_model, tile_folder, tiny_student, out, steps=15, fit_heads=False, **options))
     losses = losses_of(out)
     assert losses[15] < losses[1]
     rows = read_metrics(run_folder(out))
