@@ -82,7 +82,7 @@ def train(
         init_tiles: Views used for the fit of --init teacher.
         whitening: How far that fit evens out the CLS embedding's channels: 0 turns and centres them, 1 gives them equal
             deviations.
-        fit_heads: Begin with heads fitted to what the student sees, where its weights are not random.
+        fit_heads: Begin with heads fitted on some 2,000 views, where the student's weights are not random.
         steps: Optimiser steps.
         batch: Views a step, over all processes.
         lr: Peak learning rate.

@@ -23,7 +23,7 @@ class TrainConfig(BaseModel):
         init_tiles: Views used for that fit.
         whitening: How far that fit evens out the CLS embedding's channels: 0 turns and centres them, 1 gives them
             equal deviations.
-        fit_heads: Begin with heads fitted to what the student sees, where its weights are not random.
+        fit_heads: Begin with heads fitted on at most 2,048 stored views, where the student's weights are not random.
         steps: Optimiser steps.
         batch: Views a step, over all processes.
         lr: Peak learning rate.

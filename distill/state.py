@@ -101,13 +101,15 @@ def start(
     if not torch.cuda.is_available():
         _attend_by_products(backbone)
     going_on = (run / NAME).is_file()
-    if not going_on and config.init == "teacher":
-        fit_to_teacher(config, stream, backbone, architecture)
     look = None
     if not going_on:
-        sees = config.init == "teacher" or student_folder(config.student) is not None
-        eyes = _eyes(config, backbone, architecture, on_host=on_host) if sees and config.fit_heads else None
-        look = look_over(stream, statistics_views, patches=config.patch_weight > 0, student=eyes)
+        if config.init == "teacher":
+            fit_to_teacher(config, stream, backbone, architecture)
+        pretrained = config.init == "teacher" or student_folder(config.student) is not None
+        student = _features(config, backbone, architecture) if pretrained and config.fit_heads else None
+        look = look_over(stream, statistics_views, patches=config.patch_weight > 0, student=student)
+        if on_host:
+            backbone.cpu()
     transforms = _stored_transforms(run) if look is None else look.transforms(normalise=config.phi_s)
     heads = make_heads(backbone, transforms)
     if look is not None:
@@ -134,14 +136,14 @@ def _attend_by_products(backbone: nn.Module) -> None:
             module.fused_attn = False
 
 
-def _eyes(
-    config: TrainConfig, backbone: nn.Module, architecture: Architecture, *, on_host: bool
+def _features(
+    config: TrainConfig, backbone: nn.Module, architecture: Architecture
 ) -> Callable[[NDArray[np.uint8]], Tensor]:
     """The student as it is before the first step: its CLS and patch tokens `(B, 1 + grid², width)` of some tiles."""
-    device = torch.device("cpu") if on_host else _device()
+    device = _device()
     backbone.to(device)
 
-    def see(pixels: NDArray[np.uint8]) -> Tensor:
+    def compute(pixels: NDArray[np.uint8]) -> Tensor:
         images = normalised(pixels, architecture).to(device)
         autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
         with torch.no_grad(), autocast:
@@ -149,7 +151,7 @@ def _eyes(
         backbone.train()
         return torch.cat([tokens[:, :1], tokens[:, int(backbone.num_prefix_tokens) :]], dim=1).float().cpu()
 
-    return see
+    return compute
 
 
 def _device() -> torch.device:

@@ -61,7 +61,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our wheel, built from a copy of the tree: a build writes beside the sources, and other tests run meanwhile."""
     scratch = tmp_path_factory.mktemp("wheel")
-    kept_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "bundles", "tests")
+    kept_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "bundles", "dist", "reports", "tests")
     shutil.copytree(ROOT, scratch / "tree", symlinks=True, ignore=kept_out)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", scratch, scratch / "tree"]
     subprocess.run(build, check=True, capture_output=True)

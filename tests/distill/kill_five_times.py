@@ -2,7 +2,7 @@
 
     python tests/distill/kill_five_times.py TEACHER TILES STUDENT SCRATCH [SEED] [THREADS]
 
-Prints JSON: when each kill came (seconds after that run's first step), the last step that the killed run had logged,
+Prints JSON: when each kill came (so many steps into that run, and seconds more), the last step that it had logged,
 and whether every step's loss and every weight equal those of the run left alone. The runs are forked from one process
 that has imported everything but computed nothing, so that a run's start costs little.
 """
@@ -36,19 +36,21 @@ def main(teacher: str, tiles: str, student: str, scratch: Path, seed: int, threa
     whole, broken = (_config(teacher, tiles, student, scratch / name, threads) for name in ("whole", "broken"))
     process = _start(whole)
     begun = time.monotonic()
-    _wait(process)
+    _wait(process[0])
     took = time.monotonic() - begun
     kills = []
     for _ in range(KILLS):
-        # All five together stay below the time that a whole run takes, so that each of them meets a run under way.
-        moment = generator.uniform(0.0, 0.95 / KILLS) * took
-        process = _start(broken)
+        # Steps of all five together stay below those of a whole run, so that each of them meets a run under way.
+        steps, moment = generator.randint(1, STEPS // KILLS - 2), generator.uniform(0.0, took / STEPS)
+        process, reading = _start(broken)
+        for _ in range(steps - 1):
+            os.read(reading, 1)
         time.sleep(moment)
         os.kill(process, signal.SIGKILL)
         killed = os.WIFSIGNALED(os.waitpid(process, 0)[1])
         last = read_metrics(run_folder(broken.out))[-1]["step"]
-        kills.append({"after_s": round(moment, 3), "killed": killed, "logged": last})
-    _wait(_start(broken))
+        kills.append({"after_steps": steps, "after_s": round(moment, 3), "killed": killed, "logged": last})
+    _wait(_start(broken)[0])
     losses = [{row["step"]: row["loss"] for row in read_metrics(run_folder(run.out))} for run in (whole, broken)]
     weights = [load_file(run.out / "model.safetensors") for run in (whole, broken)]
     print(
@@ -86,8 +88,8 @@ def _config(teacher: str, tiles: str, student: str, out: Path, threads: int) -> 
     )
 
 
-def _start(config: TrainConfig) -> int:
-    """Fork a run; returns its process once it has done its first step."""
+def _start(config: TrainConfig) -> tuple[int, int]:
+    """Fork a run; returns, once it has done its first step, its process and what to read a byte a further step from."""
     reading, writing = os.pipe()
     process = os.fork()
     if process == 0:
@@ -96,7 +98,7 @@ def _start(config: TrainConfig) -> int:
         os._exit(0)
     os.close(writing)
     os.read(reading, 1)  # and left open: the run goes on writing
-    return process
+    return process, reading
 
 
 def _wait(process: int) -> None:

@@ -203,21 +203,41 @@ def test_a_full_disk_is_explained_and_leaves_the_checkpoint_before(
     assert distill(tiny_config(tiny_model, tile_folder, tiny_student, out)).resumed_from == 5
 
 
-def test_weights_inherited_from_the_teacher_start_closer(
+def test_training_begins_with_the_weights_that_a_fit_gives(
     tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
 ) -> None:
-    for init in ("random", "teacher"):
-        options = {"init": init, "fit_heads": init == "teacher", "steps": 2, "lr": 1e-6}
-        distill(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / init, **options))
-    losses = losses_of(tmp_path / "teacher")
-    assert losses[1] < 0.8 * losses_of(tmp_path / "random")[1]
+    tiny = {"steps": 2, "lr": 1e-6}
+    distill(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "inherited", init="teacher", **tiny))
     fit_student(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "fitted", init="teacher"))
-    distill(tiny_config(tiny_model, tile_folder, tmp_path / "fitted", tmp_path / "from-fitted", steps=2, lr=1e-6))
-    assert losses_of(tmp_path / "from-fitted") == losses
+    distill(tiny_config(tiny_model, tile_folder, tmp_path / "fitted", tmp_path / "from-fitted", **tiny))
+    assert losses_of(tmp_path / "from-fitted") == losses_of(tmp_path / "inherited")
+    inherited, fitted, given = (
+        load_file(folder / "model.safetensors")
+        for folder in (tmp_path / "inherited", tmp_path / "fitted", tiny_student)
+    )
+    for name, value in fitted.items():
+        assert torch.allclose(inherited[name], value, atol=1e-5)
+    assert max(float((value - given[name]).abs().max()) for name, value in fitted.items()) > 0.01
     assert "first weights: those of the folder fitted" in (tmp_path / "from-fitted" / "README.md").read_text()
 
 
-def test_heads_are_fitted_to_a_student_that_sees_and_to_no_other(
+def test_heads_are_not_fitted_to_random_weights(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def looked(*arguments: Any, student: Any, **options: Any) -> Any:
+        seen.append(student is not None)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr("atlas_edge.distill.state.look_over", looked)
+    for student in (Path("vit_tiny_patch16_224"), tiny_student):
+        with pytest.raises(UsageError, match="far enough"):
+            distill(tiny_config(tiny_model, tile_folder, student, tmp_path / "student"))
+    assert seen == [False, True]
+
+
+def test_heads_are_fitted_to_every_teacher(
     tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
 ) -> None:
     first = {}
@@ -276,6 +296,9 @@ def test_every_variant_of_the_loss_trains(
     distill(tiny_config(tiny_model, tile_folder, tiny_student, out, steps=15, fit_heads=False, **options))
     losses = losses_of(out)
     assert losses[15] < losses[1]
+    # From the same weights, with heads that are fitted to them.
+    distill(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "fitted", steps=1, **options))
+    assert losses_of(tmp_path / "fitted")[1] < 0.5 * losses[1]
     rows = read_metrics(run_folder(out))
     assert (rows[0]["patch_loss"] is None) == (options.get("patch_weight") == 0.0)
 

@@ -1,11 +1,17 @@
 """Heads that are fitted before the first step."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from atlas_edge.distill.first_look import FirstLook, TargetTransforms
+from atlas_edge.distill.first_look import FirstLook, TargetTransforms, look_over
 from atlas_edge.distill.losses import TeacherHead
+from atlas_edge.distill.teachers import Features
+from atlas_edge.errors import UsageError
 
 WIDTH, VIEWS, PATCHES = 8, 200, 4
 
@@ -14,7 +20,7 @@ def _look(*, sees: bool) -> FirstLook:
     """Two teachers, each a linear map of the student's tokens; the second one has no patch tokens."""
     generator = np.random.default_rng(0)
     own_cls, own_patches = (
-        generator.normal(size=(rows, WIDTH)).astype(np.float32) for rows in (VIEWS, VIEWS * PATCHES)
+        generator.normal(size=shape).astype(np.float32) for shape in ((VIEWS, WIDTH), (VIEWS, PATCHES, WIDTH))
     )
     maps = [generator.normal(size=(WIDTH, width)).astype(np.float32) for width in (16, 12)]
     return FirstLook(
@@ -51,3 +57,42 @@ def test_a_student_that_does_not_see_keeps_its_random_heads() -> None:
     before = [head.cls.weight.clone() for head in heads]
     look.fit(heads, transforms)
     assert all(torch.equal(head.cls.weight, weight) for head, weight in zip(heads, before, strict=True))
+
+
+@pytest.mark.parametrize("side", [8, 14, 16, 32])
+def test_patches_are_looked_at_all_over_the_grid_and_at_the_same_places(side: int) -> None:
+    places = np.arange(side * side, dtype=np.float32)[:, None]
+
+    class Views:
+        """Teachers with and without patch tokens, each patch token the number of its place."""
+
+        targets = (None, None)
+
+        def sample(self, count: int) -> Iterator[tuple[object, tuple[Features, Features]]]:
+            cls = np.zeros((2, 1), dtype=np.float32)
+            for _ in range(count // 2):
+                patches = np.stack([places, places])
+                yield (
+                    np.zeros((2, 1, 1, 3), dtype=np.uint8),
+                    (Features(cls=cls, patches=patches), Features(cls=cls, patches=None)),
+                )
+
+    def student(pixels: NDArray[np.uint8]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([np.concatenate([[[-1.0]], places])] * len(pixels)).astype(np.float32))
+
+    stream: Any = Views()
+    look = look_over(stream, 128, patches=True, student=student)
+    fitted = np.concatenate(look.patches[0])[:, :4]
+    assert np.array_equal(np.concatenate(look.own_patches)[:, :4], fitted)
+    assert (np.concatenate(look.own_cls) == -1).all()
+    assert len(np.unique(fitted // side)) == len(np.unique(fitted % side)) == side
+    assert look.patches[1] == []
+    assert look_over(stream, 4, patches=False, student=student).own_patches == []
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    look = _look(sees=True)
+    transforms = look.transforms(normalise=True)
+    look.own_cls[0][3, 2] = np.nan
+    with pytest.raises(UsageError, match="not finite"):
+        look.fit(_heads(transforms), transforms)
