@@ -117,7 +117,7 @@ def measure(
 def _ours(config: TrainConfig, tiles: TrainingTiles, run: Path, steps: int, losses: list[float]) -> _Turn:
     run.mkdir()
     stream = open_stream(config, tiles)
-    # What the targets are scaled by does not change how long a step takes.
+    # What targets are scaled by and heads begin with does not change how long a step takes.
     state = start(config, stream, run, statistics_views=64)
 
     def turn(number: int) -> float:
