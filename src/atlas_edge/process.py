@@ -1,0 +1,79 @@
+"""Which process left something behind, and whether it still runs."""
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A process, told from every other one that ever ran: here, in another container, on another machine.
+
+    Its text fits into a file name: `PID-STARTED-MACHINE`.
+
+    Attributes:
+        pid: Process id.
+        started: When it started, on a clock that is not set: ticks since the boot on Linux, else seconds.
+        machine: Boot and PID namespace on Linux, else the host's name; process ids mean something within it only.
+    """
+
+    pid: int
+    started: int
+    machine: str
+
+    @classmethod
+    def current(cls) -> "ProcessId":
+        """This process."""
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> "ProcessId":
+        """A process that runs here now."""
+        return cls(pid, _started(pid), _machine())
+
+    @classmethod
+    def parse(cls, text: str) -> "ProcessId | None":
+        """Read what `str` wrote; None where that is something else."""
+        pid, _, rest = text.partition("-")
+        started, _, machine = rest.partition("-")
+        return cls(int(pid), int(started), machine) if pid.isdecimal() and started.isdecimal() and machine else None
+
+    def is_running(self) -> bool | None:
+        """Whether it runs; None where that cannot be known from here."""
+        if self.machine != _machine():
+            return None
+        try:
+            # A process id is given out again; container after container starts as number 1.
+            return abs(_started(self.pid) - self.started) <= _CLOCK_SLACK
+        except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            return False
+        except (psutil.AccessDenied, PermissionError):
+            return None
+
+    def __str__(self) -> str:
+        return f"{self.pid}-{self.started}-{self.machine}"
+
+
+# psutil rounds what Windows and macOS say.
+_CLOCK_SLACK = 0 if sys.platform == "linux" else 1
+
+
+def _started(pid: int) -> int:
+    if sys.platform == "linux":
+        # psutil adds the time of the boot, which moves when somebody sets the clock.
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    return int(psutil.Process(pid).create_time())
+
+
+def _machine() -> str:
+    if sys.platform == "linux":
+        try:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+            return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
+        except OSError:
+            pass
+    return socket.gethostname()
