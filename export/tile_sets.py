@@ -7,8 +7,8 @@ from atlas_edge.bench.tileset import TileSet
 from atlas_edge.errors import UsageError
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.manifest import TilesProvenance
-from atlas_edge.quantize.calibration import check_disjoint, halves
 from atlas_edge.tiles import TileRecord, TileSource, open_tiles, provenance, select_records
+from atlas_edge.tiles.overlap import check_disjoint, halves
 
 SAMPLE = "synthetic"
 # Tiles to choose calibration tiles from, for each that may be used.

@@ -1,6 +1,5 @@
-"""Choosing the tiles that set the quantization scales: balanced, in focus, of tissue, and none that judges."""
+"""Choosing the tiles that set the quantization scales: balanced, in focus, and of tissue."""
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from atlas_edge.errors import InputError
 from atlas_edge.quantize.screening import LEAST_SHARPNESS, LEAST_TISSUE, TileLook, look_at
 from atlas_edge.tiles import TileFit, TileRecord, TileSource, fit_tile, select_records
+from atlas_edge.tiles.sample import draw_rank
 
 # Columns that say what a tile shows, and under which conditions; the most important first.
 COLUMNS = ("label", "scanner", "stain", "group")
@@ -106,7 +106,7 @@ def choose_calibration(
     drawn = select_records(source if records is None else records, CANDIDATES_A_TILE * limit, seed=seed)
     pixels = [fit_tile(source.read(record), tile_px, fit, name=record.id) for record in drawn]
     # Read in the source's order, which may be the only fast one; chosen in one that does not depend on it.
-    shuffled = sorted(range(len(drawn)), key=lambda index: _rank(seed, drawn[index].id))
+    shuffled = sorted(range(len(drawn)), key=lambda index: draw_rank(seed, drawn[index].id))
     drawn, pixels = [drawn[index] for index in shuffled], [pixels[index] for index in shuffled]
     looks = [look_at(tile) for tile in pixels]
     tissue = [index for index, look in enumerate(looks) if look.tissue >= LEAST_TISSUE]
@@ -117,7 +117,7 @@ def choose_calibration(
         )
     kept = _in_focus(tissue, drawn, looks)
     fields, strata = _strata([drawn[index] for index in kept], [looks[index] for index in kept], seed)
-    order = _take_turns(strata, [_rank(seed, drawn[index].id) for index in kept])[:limit]
+    order = _take_turns(strata, [draw_rank(seed, drawn[index].id) for index in kept])[:limit]
     chosen = [kept[position] for position in order]
     return CalibrationChoice(
         records=tuple(drawn[index] for index in chosen),
@@ -129,54 +129,6 @@ def choose_calibration(
         blurred=len(tissue) - len(kept),
         looks=tuple(looks[index] for index in chosen),
     )
-
-
-def check_disjoint(
-    calibration: tuple[TileSource, Sequence[TileRecord]], evaluation: tuple[TileSource, Sequence[TileRecord]]
-) -> None:
-    """Refuse calibration tiles whose slides (or themselves, where no slides are known) are also evaluated.
-
-    Slides of two sources are compared by name; two synthetic sources name their slides alike and are compared only
-    where they are the same.
-
-    Raises:
-        InputError: A slide or tile is in both.
-    """
-    (source, records), (other, others) = calibration, evaluation
-    if source.synthetic and other.synthetic and source.name != other.name:
-        return
-    what = "slides" if all(record.group for record in (*records, *others)) else "tiles"
-    shared = _units(records) & _units(others)
-    if shared:
-        raise InputError(
-            f"{len(shared)} {what} (such as {min(shared)}) are in both the calibration tiles and the evaluation tiles: "
-            "the figures would flatter",
-            hint="give --calib and --eval other slides, or PATH@train and PATH@test",
-        )
-
-
-def halves(records: Sequence[TileRecord], *, seed: int = 0) -> tuple[list[TileRecord], list[TileRecord]]:
-    """Part tiles without splits into two halves that share no slide (or no tile, where no slides are known).
-
-    Each class is parted in halves where slides allow it.
-
-    Returns:
-        Tiles to calibrate and fit on, and tiles to evaluate on, both in their order.
-
-    Raises:
-        InputError: All tiles are of one slide.
-    """
-    label_of: dict[str, str] = {}
-    for record in records:
-        label_of.setdefault(_unit(record), str(record.label))
-    units = sorted(label_of, key=lambda unit: (label_of[unit], _rank(seed, unit)))
-    if len(units) < 2:
-        raise InputError(
-            "all tiles are of one slide: none is left to judge what was calibrated on the others",
-            hint="give --eval tiles of another slide",
-        )
-    first = set(units[::2])
-    return [r for r in records if _unit(r) in first], [r for r in records if _unit(r) not in first]
 
 
 def _in_focus(indices: Sequence[int], records: Sequence[TileRecord], looks: Sequence[TileLook]) -> list[int]:
@@ -233,15 +185,3 @@ def _take_turns(strata: Sequence[tuple[str, ...]], ranks: Sequence[int]) -> list
         return [position for turn in zip_longest(*queues) for position in turn if position is not None]
 
     return ordered(list(range(len(strata))), 0)
-
-
-def _units(records: Iterable[TileRecord]) -> set[str]:
-    return {_unit(record) for record in records}
-
-
-def _unit(record: TileRecord) -> str:
-    return record.group or record.id
-
-
-def _rank(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest(), "big")

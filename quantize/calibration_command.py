@@ -5,9 +5,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas_edge.quantize.calibration import CalibrationChoice, check_disjoint, choose_calibration
+from atlas_edge.quantize.calibration import CalibrationChoice, choose_calibration
 from atlas_edge.quantize.convergence import Convergence, watch_ranges
 from atlas_edge.tiles import TileFit, open_tiles, provenance
+from atlas_edge.tiles.overlap import check_disjoint
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,7 +15,7 @@ from atlas_edge.bench.tileset import TileSet, embed_tiles
 from atlas_edge.encoder import Encoder
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.models import LoadedModel, load_model
-from atlas_edge.quantize.calibration import CalibrationChoice, check_disjoint, choose_calibration
+from atlas_edge.quantize.calibration import CalibrationChoice, choose_calibration
 from atlas_edge.quantize.convergence import watch_ranges
 from atlas_edge.quantize.deploy import Material, build_plan, open_plan, open_reference
 from atlas_edge.quantize.journal import Journal, code_fingerprint, key_of
@@ -25,6 +25,7 @@ from atlas_edge.quantize.plan import Plan
 from atlas_edge.quantize.race import PlanSpeed, race
 from atlas_edge.spec import Precision, Target
 from atlas_edge.tiles import TileFit, open_tiles, provenance, select_records
+from atlas_edge.tiles.overlap import check_disjoint
 
 Say = Callable[[str], None]
 

@@ -1,4 +1,4 @@
-"""Which tiles calibrate: balance, background, blur, disjointness, convergence, and the command that shows it."""
+"""Which tiles calibrate: balance, background, blur, convergence, and the command that shows it."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from atlas_edge.errors import InputError
-from atlas_edge.quantize.calibration import check_disjoint, choose_calibration, halves
+from atlas_edge.quantize.calibration import choose_calibration
 from atlas_edge.quantize.convergence import FITTED_TILES, watch_ranges
 from atlas_edge.quantize.screening import look_at
 from atlas_edge.tiles import TileRecord, TileSource, open_tiles
@@ -94,31 +94,6 @@ def test_a_choice_does_not_depend_on_the_order() -> None:
         for order in (tiles, tiles[::-1])
     ]
     assert ids[0] == ids[1]
-
-
-def test_shared_slides_are_refused() -> None:
-    def source(*groups: str) -> tuple[TileSource, list[TileRecord]]:
-        tiles = [(TileRecord(id=f"{group}-{n}", group=group), _tissue(n)) for group in groups for n in range(2)]
-        listed = ListedTiles(tiles)
-        return listed, list(listed.records())
-
-    check_disjoint(source("a", "b"), source("c"))
-    with pytest.raises(InputError, match=r"1 slides \(such as b\)"):
-        check_disjoint(source("a", "b"), source("b", "c"))
-
-
-@pytest.mark.parametrize("slides", [True, False])
-def test_halves_share_no_slide_and_keep_the_classes(slides: bool) -> None:
-    records = [
-        TileRecord(id=f"{n:02d}", label="ab"[n // 20], group=f"s{n // 5}" if slides else None) for n in range(40)
-    ]
-    first, second = halves(records)
-    assert {r.id for r in first} | {r.id for r in second} == {r.id for r in records}
-    assert not {r.group or r.id for r in first} & {r.group or r.id for r in second}
-    for half in (first, second):
-        assert Counter(r.label for r in half) == {"a": 10, "b": 10}
-    with pytest.raises(InputError, match="one slide"):
-        halves([TileRecord(id=str(n), group="only") for n in range(5)])
 
 
 def test_scales_converge_and_an_outlier_moves_them(tiny_onnx: Path) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from atlas_edge.errors import InputError
-from atlas_edge.quantize.calibration import halves
 from atlas_edge.tiles import batches, open_tiles, provenance
+from atlas_edge.tiles.overlap import halves
 
 pytest.importorskip("openslide")
 

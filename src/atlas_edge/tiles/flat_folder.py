@@ -42,6 +42,10 @@ class FlatFolder(TileSource):
         """Decode one file; see `TileSource.read`."""
         return decode_tile(read_inside(self.root, record.id), name=record.id)
 
+    def place(self, record: TileRecord) -> tuple[str, str]:
+        """Each tile is a file of its own."""
+        return f"{self.root}/{record.id}", ""
+
     def splits(self) -> frozenset[str]:
         """The split folders that are there."""
         return frozenset(self._split_folders)

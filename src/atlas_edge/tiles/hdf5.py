@@ -64,6 +64,11 @@ class Hdf5Tiles(TileSource):
                 ) from error
         return check_pixels(np.asarray(pixels), name=record.id)
 
+    def place(self, record: TileRecord) -> tuple[str, str]:
+        """The file, and its key or row."""
+        number, key = record.locator
+        return str(self._paths[int(number)]), str(key)
+
     def splits(self) -> frozenset[str]:
         """PatchCamelyon's splits; PLISM has none."""
         return frozenset(split for split in map(_pcam_split, self._paths) if split is not None)

@@ -55,14 +55,19 @@ class Pack(TileSource):
         Raises:
             ChecksumError: The tile differs from the manifest.
         """
-        shard, sha256 = str(record.locator[0]), str(record.locator[1])
-        data = self._shards.read(shard, record.id) if shard else read_inside(self.root, record.id)
+        shard, name, sha256 = (str(part) for part in record.locator)
+        data = self._shards.read(shard, name) if shard else read_inside(self.root, name)
         if sha256 and hashlib.sha256(data).hexdigest() != sha256:
             raise ChecksumError(
-                f"tile {record.id} of {shard or self.name} differs from the manifest's SHA-256",
+                f"tile {name} of {shard or self.name} differs from the manifest's SHA-256",
                 hint="copy the pack again",
             )
         return decode_tile(data, name=record.id)
+
+    def place(self, record: TileRecord) -> tuple[str, str]:
+        """The shard and the name in it."""
+        shard, name, _ = (str(part) for part in record.locator)
+        return (f"{self.root}/{shard}", name) if shard else (f"{self.root}/{name}", "")
 
     def splits(self) -> frozenset[str]:
         """Values of the `split` column."""
@@ -74,7 +79,7 @@ class Pack(TileSource):
         """SHA-256 over ids and stored hashes."""
         digest = hashlib.sha256()
         for record in self.records():
-            digest.update(f"{record.id}\0{record.locator[1]}\n".encode())
+            digest.update(f"{record.id}\0{record.locator[2]}\n".encode())
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -147,7 +152,8 @@ def _record(row: dict[str, str | None], where: str) -> TileRecord:
     checked_name(name)
     split = given.get("split")
     return TileRecord(
-        id=name,
+        # Two shards may both hold a 0001.png.
+        id=f"{shard}/{name}" if shard else name,
         label=given.get("label"),
         group=given.get("group"),
         split=SPLIT_NAMES.get(split.lower(), split) if split else None,
@@ -156,7 +162,7 @@ def _record(row: dict[str, str | None], where: str) -> TileRecord:
         center=given.get("center"),
         position=given.get("position"),
         mpp=_mpp(given.get("mpp"), where),
-        locator=(shard, given.get("sha256", "").lower()),
+        locator=(shard, name, given.get("sha256", "").lower()),
     )
 
 

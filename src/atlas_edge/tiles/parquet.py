@@ -66,6 +66,11 @@ class ParquetTiles(TileSource):
             raise InputError(f"tile {record.id} has {len(data):,} bytes, expected at most {MAX_TILE_BYTES:,}")
         return decode_tile(data, name=record.id)
 
+    def place(self, record: TileRecord) -> tuple[str, str]:
+        """The file, and its row group and row."""
+        file, group, row = (int(part) for part in record.locator[:3])
+        return str(self._paths[file]), f"{group}:{row}"
+
     def splits(self) -> frozenset[str]:
         """Values of the split column, or splits that the file names begin with."""
         if self._splits is None:

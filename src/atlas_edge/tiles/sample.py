@@ -45,7 +45,7 @@ def select_records(
     records = source.records() if isinstance(source, TileSource) else source
     for index, record in enumerate(records):
         # Negated, so that the heap's smallest is the one to drop. The index breaks ties and keeps the order.
-        ranked = (-_rank(seed, record.id), -index, record)
+        ranked = (-draw_rank(seed, record.id), -index, record)
         held = strata[tuple(str(getattr(record, field)) for field in by)]
         if len(held) < limit:
             heapq.heappush(held, ranked)
@@ -87,6 +87,11 @@ def provenance(source: TileSource, used: Iterable[TileRecord] | None = None) -> 
     )
 
 
+def draw_rank(seed: int, name: str) -> int:
+    """Where a name comes in the draw of a seed: the smallest of these numbers are drawn first."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest(), "big")
+
+
 def _share(strata: dict[tuple[str, ...], list[_Ranked]], limit: int, *, depth: int, seed: int) -> list[_Ranked]:
     total = sum(len(held) for held in strata.values())
     if total <= limit:
@@ -109,7 +114,7 @@ def _quotas(sizes: dict[str, int], limit: int, seed: int) -> dict[str, int]:
     quotas = dict.fromkeys(sizes, 0)
     left = limit
     while left:
-        open_names = sorted((n for n in sizes if quotas[n] < sizes[n]), key=lambda name: _rank(seed, name))
+        open_names = sorted((n for n in sizes if quotas[n] < sizes[n]), key=lambda name: draw_rank(seed, name))
         if not open_names:
             break
         each = max(left // len(open_names), 1)
@@ -118,7 +123,3 @@ def _quotas(sizes: dict[str, int], limit: int, seed: int) -> dict[str, int]:
             quotas[name] += more
             left -= more
     return quotas
-
-
-def _rank(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest(), "big")

@@ -90,6 +90,10 @@ class SlideTiles(TileSource):
         tile: NDArray[np.uint8] = found.pixels[0]
         return tile
 
+    def place(self, record: TileRecord) -> tuple[str, str]:
+        """The slide, µm per pixel and corner."""
+        return str(self.path), f"{record.mpp} {record.locator[1]} {record.locator[2]}"
+
     def splits(self) -> frozenset[str]:
         """A slide has none."""
         return frozenset()
@@ -146,6 +150,10 @@ class SlideFolder(TileSource):
     def read(self, record: TileRecord) -> NDArray[np.uint8]:
         """See `TileSource.read`; may be called from several threads."""
         return self._slides[int(record.locator[0])].read(replace(record, locator=record.locator[1:]))
+
+    def place(self, record: TileRecord) -> tuple[str, str]:
+        """See `SlideTiles.place`."""
+        return self._slides[int(record.locator[0])].place(replace(record, locator=record.locator[1:]))
 
     def splits(self) -> frozenset[str]:
         """Slides have none."""

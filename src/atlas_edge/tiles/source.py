@@ -84,6 +84,10 @@ class TileSource(ABC):
             InputError: The tile is missing, truncated or not an RGB image.
         """
 
+    def place(self, record: TileRecord) -> tuple[str, str]:
+        """The file (or generator) that holds a tile's pixels, and where in it: the same however a set is opened."""
+        return self.name, record.id
+
     @abstractmethod
     def splits(self) -> frozenset[str]:
         """Names of the splits that the source knows; empty where it has none."""

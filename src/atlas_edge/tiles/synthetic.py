@@ -66,6 +66,10 @@ class SyntheticTiles(TileSource):
         eosin *= np.float32(slide.uniform(0.85, 1.25) * rng.uniform(0.97, 1.03))
         return render(haematoxylin, eosin, stain=stain, scanner=scanner, noise=noise)
 
+    def place(self, record: TileRecord) -> tuple[str, str]:
+        """The seed and the index: however many tiles there are, the first ones are the same."""
+        return f"synthetic {self.seed}", str(record.locator[0])
+
     def splits(self) -> frozenset[str]:
         """`train` and, from two tiles on, `test`."""
         return frozenset(_SPLITS[: min(self.count, 2)])
