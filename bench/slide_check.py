@@ -104,7 +104,8 @@ def check_slides(
     """
     theirs, ours, medians, counts, drawn = [], [], {}, {}, []
     for file in files:
-        slide = open_slide(slides / str(file.attributes["slide"]), mpp=None)
+        overridden = file.attributes["slide_mpp"] if file.attributes.get("slide_mpp_source") == "--mpp" else None
+        slide = open_slide(slides / str(file.attributes["slide"]), mpp=overridden, override=True)
         try:
             grid = _grid_of(file, slide)
             rows = np.random.default_rng(seed).permutation(len(file.coords))[:most_tiles]
@@ -131,7 +132,7 @@ def compare_scans(one: SlideFeatures, two: SlideFeatures) -> PlismBench:
     Raises:
         InputError: Fewer than two tiles lie at the same place on both.
     """
-    places = [file.coords * float(file.attributes["slide_mpp"]) for file in (one, two)]
+    places = [file.coords * _mpps(file) for file in (one, two)]
     distance = np.abs(places[0][:, None] - places[1][None]).max(axis=2)
     pairs = np.argwhere(distance <= _SAME_PLACE_UM)
     features = np.concatenate([one.features[pairs[:, 0]], two.features[pairs[:, 1]]])
@@ -145,6 +146,11 @@ def compare_scans(one: SlideFeatures, two: SlideFeatures) -> PlismBench:
             hint="embed both with --no-tissue and the same --tile-mpp",
         )
     return found
+
+
+def _mpps(file: SlideFeatures) -> NDArray[np.float64]:
+    x = float(file.attributes["slide_mpp"])
+    return np.array([x, float(file.attributes.get("slide_mpp_y", x))])
 
 
 def draw_outlines(slide: Slide, grid: TileGrid, path: Path) -> Path:

@@ -6,7 +6,8 @@ AtlasError                   1   a bug: anything that is not one of the below
 ├── GateFailed               3   an accuracy budget is missed, or the interval straddles it (files are kept)
 ├── RuntimeMissing           4   a device, driver or runtime that the job needs is not here
 └── InputError               5   a missing or corrupt file, a wrong size, a checksum that does not match
-    └── ChecksumError        5
+    ├── ChecksumError        5
+    └── NoTissue             5   a whole slide with nothing on it: beside other slides a result, not a fault
 ```
 
 An interrupt (Ctrl-C) exits 130. Every message says what was found, what was expected, and what mends it.
@@ -60,3 +61,7 @@ class InputError(AtlasError):
 
 class ChecksumError(InputError):
     """A file's SHA-256 or size differs from the one in the manifest."""
+
+
+class NoTissue(InputError):
+    """A slide can be read and has no tissue: there is nothing to embed, and nothing to try again."""

@@ -62,7 +62,7 @@ def test_finds_tissue_and_keeps_its_tiles(tmp_path: Path) -> None:
     slide.close()
 
 
-def test_refuses_to_guess_or_contradict_mpp(tmp_path: Path) -> None:
+def test_mpp_is_for_slides_that_do_not_say_it_or_overrides(tmp_path: Path) -> None:
     silent = write_tiff(tmp_path / "silent.tif", pixels(), None)
     with pytest.raises(InputError, match=r"(?s)µm a pixel is.*--mpp"):
         open_slide(silent)
@@ -71,8 +71,12 @@ def test_refuses_to_guess_or_contradict_mpp(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="smaller than one tile"):
         plan_grid(slide, None, tile_px=5000, mpp=0.25)
     slide.close()
-    with pytest.raises(UsageError, match="leave --mpp out"):
-        open_slide(write_tiff(tmp_path / "says.tif", pixels(), 0.5), mpp=0.25)
+    says = write_tiff(tmp_path / "says.tif", pixels(), 0.5)
+    for override, mpp, source in ((False, 0.5, "slide"), (True, 0.25, "--mpp")):
+        slide = open_slide(says, mpp=0.25, override=override)
+        assert (slide.mpp_x, slide.mpp_y, slide.mpp_source) == (pytest.approx(mpp), pytest.approx(mpp), source)
+        assert slide.stated_mpp == (pytest.approx(0.5), pytest.approx(0.5))
+        slide.close()
     with pytest.raises(UsageError, match="out of range"):
         open_slide(silent, mpp=0)
 

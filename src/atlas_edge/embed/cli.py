@@ -60,7 +60,7 @@ def embed(
         bundle: Bundle folder (or a model, which then runs in PyTorch).
         out: For one slide the file: .h5, .parquet, or .zarr, a folder. For several a folder.
         form: Form of the files in that folder: h5, zarr or parquet.
-        mpp: µm per pixel of slides that do not say it.
+        mpp: µm per pixel of slides that do not say it; of a slide that is named alone, whatever it says.
         tile_mpp: µm per pixel of tiles; the encoder's own by default.
         min_tissue: Least share of tissue in a tile, 0-1.
         tissue: Look for tissue; --no-tissue embeds the whole grid.
@@ -78,6 +78,7 @@ def embed(
     set_verbosity(quiet=quiet, verbose=verbose)
     config = make_config(
         mpp=mpp,
+        override_mpp=len(slides) == 1,
         tile_mpp=tile_mpp,
         min_tissue=min_tissue,
         tissue=tissue,

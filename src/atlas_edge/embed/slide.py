@@ -16,7 +16,7 @@ from atlas_edge.embed.lock import output_lock
 from atlas_edge.embed.output import check_form, check_room, explained_disk_full, write_output
 from atlas_edge.embed.pipeline import StageClock, StageSeconds, embedded
 from atlas_edge.encoder import Encoder
-from atlas_edge.errors import InputError, UsageError
+from atlas_edge.errors import InputError, NoTissue, UsageError
 from atlas_edge.slides import Slide, TileGrid, TileReader, TissueMask, find_tissue, open_slide, plan_grid
 from atlas_edge.slides.open import check_file
 from atlas_edge.spec import EncoderSpec
@@ -30,6 +30,7 @@ class EmbedConfig(BaseModel):
 
     Attributes:
         mpp: µm per pixel of slides that do not say it.
+        override_mpp: `mpp` holds for slides that say another, too.
         tile_mpp: µm per pixel of tiles; the encoder's own when None.
         min_tissue: Least share of tissue in a tile.
         tissue: Look for tissue; False embeds the whole grid.
@@ -41,6 +42,7 @@ class EmbedConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mpp: float | None = Field(default=None, gt=0)
+    override_mpp: bool = False
     tile_mpp: float | None = Field(default=None, gt=0)
     min_tissue: float = Field(default=0.1, ge=0, le=1)
     tissue: bool = True
@@ -95,7 +97,7 @@ def plan_slide(path: Path, spec: EncoderSpec, config: EmbedConfig) -> SlidePlan:
         InputError: See `embed_slide`.
         UsageError: See `embed_slide`.
     """
-    slide = open_slide(path, mpp=config.mpp)
+    slide = open_slide(path, mpp=config.mpp, override=config.override_mpp)
     try:
         _, grid = _lay_grid(slide, spec, config)
         return SlidePlan(
@@ -151,12 +153,12 @@ def _embed_locked(
     check_form(out)
     check_file(path)
     before = _identity(path)
-    slide = open_slide(path, mpp=config.mpp)
+    slide = open_slide(path, mpp=config.mpp, override=config.override_mpp)
     try:
         mask, grid = _lay_grid(slide, encoder.spec, config)
         _save_mask(mask, out)
         if len(grid.coords) == 0:
-            raise InputError(f"{path} has no tissue", hint="look at the mask beside the output, or add --no-tissue")
+            raise NoTissue(f"{path} has no tissue", hint="look at the mask beside the output, or add --no-tissue")
         dim = encoder.spec.embed_dim
         journal = Journal(out, _plan_of(before, encoder, grid, config, bundle_sha256), dim)
         resumed = journal.rows
@@ -266,6 +268,8 @@ def _attributes(slide: Slide, encoder: Encoder, grid: TileGrid, bundle_sha256: s
     return {
         "slide": slide.path.name,
         "slide_mpp": slide.mpp_x,
+        "slide_mpp_y": slide.mpp_y,
+        "slide_mpp_source": slide.mpp_source,
         "slide_width": slide.levels[0].width,
         "slide_height": slide.levels[0].height,
         "vendor": slide.vendor,

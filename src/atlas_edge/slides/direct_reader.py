@@ -54,7 +54,8 @@ class _DirectTiff(TiffSlide):
         super().__init__(slide.path, cache_bytes=cache_bytes)
 
     def _describe(self) -> None:
-        self.vendor, self.levels = self._slide.vendor, self._slide.levels
+        for name in ("vendor", "levels", "stated_mpp", "bounds", "objective", "icc_sha256", "quickhash"):
+            setattr(self, name, getattr(self._slide, name))
         self._pages = []
         for level in self.levels:
             size = (level.width, level.height)
@@ -62,7 +63,6 @@ class _DirectTiff(TiffSlide):
             if not pages or not _is_plain(pages[0]):
                 raise InputError(f"{self.path} is not made of JPEG tiles")
             self._pages.append(pages[0])
-        self.stated_mpp = self._slide.stated_mpp
 
 
 def _is_plain(page: Any) -> bool:

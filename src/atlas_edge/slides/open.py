@@ -4,32 +4,32 @@ from pathlib import Path
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.slides.mpp import settle_mpp
 from atlas_edge.slides.slide import Slide
 
-MPP_RANGE = (0.05, 20.0)
-"""µm per pixel that a scanner could have: a file that says 352.8 (72 dpi) says nothing."""
-
-_SAME_MPP = 0.02
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def open_slide(path: Path, *, mpp: float | None = None, cache_bytes: int = 128 * 2**20) -> Slide:
+def open_slide(
+    path: Path, *, mpp: float | None = None, override: bool = False, cache_bytes: int = 128 * 2**20
+) -> Slide:
     """Open a slide with OpenSlide, or with tifffile where it is a TIFF that OpenSlide cannot read.
 
     Args:
         path: SVS, NDPI, MRXS, SCN, BIF, generic or OME-TIFF, DICOM (one `.dcm` of the slide).
         mpp: µm per pixel of level 0, for a slide that does not say it.
+        override: `mpp` holds, whatever the slide says.
         cache_bytes: Decoded tiles that the reader keeps.
 
     Raises:
         InputError: Missing, empty, a folder, damaged, of an unknown form, or without µm per pixel.
-        UsageError: `mpp` contradicts the slide.
+        UsageError: `mpp` is no scanner's.
         RuntimeMissing: OpenSlide or tifffile is not installed.
     """
     check_file(path)
-    slide, found = _open(path, cache_bytes)
+    slide = _open(path, cache_bytes)
     try:
-        slide.mpp_x, slide.mpp_y = _resolve_mpp(path, found, mpp)
+        settle_mpp(slide, mpp, override=override)
     except (InputError, UsageError):
         slide.close()
         raise
@@ -48,15 +48,14 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path} is empty (0 bytes), expected a slide", hint="copy the slide again")
 
 
-def _open(path: Path, cache_bytes: int) -> tuple[Slide, tuple[float | None, float | None]]:
+def _open(path: Path, cache_bytes: int) -> Slide:
     from atlas_edge.slides.direct_reader import open_direct
     from atlas_edge.slides.openslide_reader import OpenSlideFile, detect_format
 
     require_module("openslide", extra="slides")
     if detect_format(path) is not None:
         slide = OpenSlideFile(path, cache_bytes=cache_bytes)
-        stated = slide.stated_mpp
-        return open_direct(slide, cache_bytes=cache_bytes) or slide, stated
+        return open_direct(slide, cache_bytes=cache_bytes) or slide
     with path.open("rb") as file:
         is_tiff = file.read(4) in _TIFF_STARTS
     if not is_tiff:
@@ -67,22 +66,4 @@ def _open(path: Path, cache_bytes: int) -> tuple[Slide, tuple[float | None, floa
     from atlas_edge.slides.tiff_reader import TiffSlide, check_chain
 
     check_chain(path)
-    tiff = TiffSlide(path, cache_bytes=cache_bytes)
-    return tiff, tiff.stated_mpp
-
-
-def _resolve_mpp(path: Path, found: tuple[float | None, float | None], given: float | None) -> tuple[float, float]:
-    low, high = MPP_RANGE
-    if given is not None and not low <= given <= high:
-        raise UsageError(f"--mpp {given} is out of range, expected {low} to {high} µm per pixel", hint="try --mpp 0.25")
-    x, y = found
-    if x is None or y is None or not (low <= x <= high and low <= y <= high):
-        if given is None:
-            said = "does not say" if x is None else f"says {x:g}, which is no scanner's,"
-            raise InputError(
-                f"{path} {said} how many µm a pixel is", hint="add --mpp VALUE (0.25 for most 40x scans, 0.5 for 20x)"
-            )
-        return given, given
-    if given is not None and abs(given - x) > _SAME_MPP * x:
-        raise UsageError(f"{path} says {x:g} µm per pixel, --mpp says {given:g}", hint="leave --mpp out")
-    return x, y
+    return TiffSlide(path, cache_bytes=cache_bytes)

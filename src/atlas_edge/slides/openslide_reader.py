@@ -1,7 +1,8 @@
 """Slides through OpenSlide."""
 
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError
-from atlas_edge.slides.slide import Level, Slide
+from atlas_edge.slides.mpp import described_mpp, is_plausible
+from atlas_edge.slides.slide import Level, Slide, sha256_of
 
 
 def detect_format(path: Path) -> str | None:
@@ -52,10 +54,12 @@ class OpenSlideFile(Slide):
         self._handle = self._open()
         properties = self._handle.properties
         self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
-        self.stated_mpp = (
-            _number(properties.get(openslide.PROPERTY_NAME_MPP_X)),
-            _number(properties.get(openslide.PROPERTY_NAME_MPP_Y)),
-        )
+        self.stated_mpp = _stated_mpp(properties)
+        self.objective = _number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
+        self.quickhash = properties.get(openslide.PROPERTY_NAME_QUICKHASH1)
+        self.bounds = _bounds(properties)
+        # As it lies in the file: `color_profile` parses it, and raises where it is damaged.
+        self.icc_sha256 = sha256_of(getattr(self._handle, "_profile", None))
         full_width, full_height = self._handle.dimensions
         self.levels = tuple(
             Level(width=width, height=height, downsample_x=full_width / width, downsample_y=full_height / height)
@@ -132,8 +136,23 @@ class OpenSlideFile(Slide):
         return rgb
 
 
+def _stated_mpp(properties: Mapping[str, str]) -> tuple[float | None, float | None]:
+    stated = _number(properties.get("openslide.mpp-x")), _number(properties.get("openslide.mpp-y"))
+    if all(map(is_plausible, stated)):
+        return stated
+    described = described_mpp(properties.get("tiff.ImageDescription"))
+    return (described, described) if described else stated
+
+
+def _bounds(properties: Mapping[str, str]) -> tuple[int, int, int, int] | None:
+    found = [_number(properties.get(f"openslide.bounds-{name}")) for name in ("x", "y", "width", "height")]
+    left, top, width, height = (-1 if value is None else round(value) for value in found)
+    return (left, top, width, height) if min(left, top) >= 0 and min(width, height) > 0 else None
+
+
 def _number(text: str | None) -> float | None:
     try:
-        return None if text is None else float(text)
+        number = None if text is None else float(text)
     except ValueError:
         return None
+    return number if number is not None and math.isfinite(number) else None

@@ -1,5 +1,6 @@
 """What a slide is: a pyramid of RGB levels at a known µm per pixel."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +31,29 @@ class Slide(ABC):
     Attributes:
         path: File.
         vendor: As the reader calls it: `aperio`, `hamamatsu`, `generic-tiff`, `ome-tiff`.
+        stated_mpp: µm per pixel of level 0 across and downwards, as the file says them.
         mpp_x: µm per pixel of level 0.
         mpp_y: The same, downwards.
+        mpp_source: Who said so: `slide`, or `--mpp`.
         levels: From the finest to the coarsest.
+        bounds: Left, top, width and height of what was scanned, level-0 pixels; None where the file does not say it.
+            QuPath counts its coordinates from there.
+        objective: Magnification of the scanner's objective.
+        icc_sha256: Of the ICC profile, which is not applied: encoders are trained on pixels as they are stored.
+        quickhash: OpenSlide's hash of the slide's header and its coarsest level.
     """
 
     path: Path
     vendor: str
+    stated_mpp: tuple[float | None, float | None]
     mpp_x: float
     mpp_y: float
+    mpp_source: str
     levels: tuple[Level, ...]
+    bounds: tuple[int, int, int, int] | None = None
+    objective: float | None = None
+    icc_sha256: str | None = None
+    quickhash: str | None = None
 
     @property
     def name(self) -> str:
@@ -118,3 +132,8 @@ class Slide(ABC):
             if max(self.mpp_x * level.downsample_x, self.mpp_y * level.downsample_y) <= mpp * (1 + tolerance)
         ]
         return max(fine, default=0)
+
+
+def sha256_of(profile: bytes | None) -> str | None:
+    """SHA-256 of an ICC profile, None where there is none."""
+    return hashlib.sha256(profile).hexdigest() if profile else None

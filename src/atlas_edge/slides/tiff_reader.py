@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
-from atlas_edge.slides.slide import Level, Slide
+from atlas_edge.slides.slide import Level, Slide, sha256_of
 
 _UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "pm": 1e-6}
 _UM_A_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
@@ -101,6 +101,8 @@ class TiffSlide(Slide):
             for page in self._pages
         )
         self.stated_mpp = _ome_mpp(self._file.ome_metadata) or _tag_mpp(page)
+        profile = page.tags.get("InterColorProfile")
+        self.icc_sha256 = sha256_of(profile.value if profile is not None else None)
 
     @staticmethod
     def _segment_shape(page: Any) -> tuple[int, int]:
