@@ -203,7 +203,7 @@ def distill(
     /,
     *,
     recipe: Path | None = None,
-    weight_bits: int = 4,
+    weight_bits: int = 8,
     steps: int = 120,
     lr: float = 1e-5,
     range_lr: float = 0.02,
@@ -224,7 +224,7 @@ def distill(
         model: Model folder.
         tiles: A folder, pack, parquet or HDF5; labels are not read.
         out: Folder to write: a model that atlas-export takes, with its quantized ONNX.
-        recipe: Saved recipe to begin with; fitted weights of --weight-bits when left out.
+        recipe: Saved recipe to begin with; weights of --weight-bits when left out, fitted where the network allows it.
         weight_bits: Bits of a weight where no recipe is given.
         steps: Training steps of 8 tiles.
         lr: Largest change of a weight, norm or bias in a step, as a share of the size of its channel.
@@ -239,14 +239,15 @@ def distill(
         verbose: Print what the libraries say, too.
     """
     from atlas_edge.quantize.qad import QadOptions
-    from atlas_edge.quantize.qad_command import check_distillation, default_start, distill_model
+    from atlas_edge.quantize.qad_command import check_distillation, distill_model
     from atlas_edge.quantize.recipe import load_recipe
 
     set_verbosity(quiet=quiet, verbose=verbose)
     screen = console(quiet=quiet)
-    chosen = load_recipe(recipe) if recipe is not None else default_start(weight_bits)
-    check_distillation(model, out, recipe=chosen, overwrite=overwrite)
+    chosen = None if recipe is None else load_recipe(recipe)
+    options = QadOptions(steps=steps, weight_lr=lr, other_lr=lr, range_lr=range_lr, seed=seed)
     if dry_run:
+        check_distillation(model, out, chosen, options, weight_bits=weight_bits, overwrite=overwrite)
         screen.print(f"would train {steps} steps and write {out}; nothing was written")
         return
     report = distill_model(
@@ -254,7 +255,8 @@ def distill(
         tiles,
         out,
         recipe=chosen,
-        options=QadOptions(steps=steps, weight_lr=lr, other_lr=lr, range_lr=range_lr, seed=seed),
+        options=options,
+        weight_bits=weight_bits,
         limit=limit,
         fit=tile_fit,
         overwrite=overwrite,

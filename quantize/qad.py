@@ -4,8 +4,9 @@ For what post-training quantization cannot hold. Rounding stays in the forward p
 pass (straight-through, as ModelOpt's quantizers do); the ranges of inputs are trained, too (`learned_ranges`).
 """
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,7 @@ def distill_quantized(
     *,
     recipe: Recipe,
     options: QadOptions | None = None,
+    slides: Sequence[str] | None = None,
     folder: Path | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> QadResult:
@@ -94,34 +96,22 @@ def distill_quantized(
         tiles: `(N, H, W, 3)` uint8, no labels; they calibrate, too.
         recipe: How it is quantized to begin with.
         options: See `QadOptions`.
+        slides: Slide of each tile, at least two of them: those that judge are of slides that none is trained on. None:
+            tiles are held out one by one.
         folder: Where the state is kept; a run that was killed goes on from it, to the same result. None keeps none.
         progress: Called with the step and its loss.
 
     Raises:
-        UsageError: Too few tiles, an impossible learning rate, or `folder` holds a run with other options.
-        InputError: The state in `folder` cannot be read.
+        UsageError: Too few tiles or steps, an impossible learning rate, or `folder` holds a run with other options.
+        InputError: The state in `folder` cannot be read, or the network has no tokens to compare.
     """
     import torch
 
     options = options or QadOptions()
-    if not 0 < options.weight_lr < 1:
-        raise UsageError(
-            f"a learning rate of {options.weight_lr:g}, expected more than 0 and less than 1",
-            hint=f"leave --lr out for {QadOptions().weight_lr:g}",
-        )
-    if not 0 <= options.range_lr < 1:
-        raise UsageError(
-            f"a learning rate of {options.range_lr:g} for ranges, expected 0 or more and less than 1",
-            hint=f"leave --range-lr out for {QadOptions().range_lr:g}",
-        )
-    if len(tiles) < options.held_out + options.batch:
-        raise UsageError(
-            f"{len(tiles)} tiles are too few to hold {options.held_out} out and train on batches of {options.batch}",
-            hint="give more tiles, or hold fewer out",
-        )
-    held = np.zeros(len(tiles), dtype=bool)
-    held[np.linspace(0, len(tiles) - 1, options.held_out).astype(int)] = True
-    train, judge = tiles[~held], [tiles[held][at : at + _PIECE] for at in range(0, options.held_out, _PIECE)]
+    check_options(options)
+    trained, held = _part(len(tiles), slides, options)
+    train, judge = tiles[trained], [tiles[held[at : at + _PIECE]] for at in range(0, len(held), _PIECE)]
+    _check_tokens(module, train[:1])
     reference = embed(module, judge)
     pieces = [train[at : at + _PIECE] for at in range(0, len(train), _PIECE)]
     student = fake_quantize(module, pieces, recipe, multiply=False, trainable=True)
@@ -129,7 +119,7 @@ def distill_quantized(
         learn_ranges(student)
     error_before = cosine_error(reference, embed(student, judge))
     before = {name: value.detach().clone() for name, value in student.named_parameters()}
-    state = _State(student, options, _identity(recipe, options, tiles), folder)
+    state = _State(student, options, _identity(module, recipe, options, tiles[trained]), folder)
     resumed_at, losses = state.step, []
     teacher = _Teacher(module, train)
     while state.step < options.steps:
@@ -154,6 +144,28 @@ def distill_quantized(
     )
 
 
+def check_options(options: QadOptions) -> None:
+    """Refuse steps and rates that train nothing.
+
+    Raises:
+        UsageError: One that is out of range.
+    """
+    if options.steps < 1:
+        raise UsageError(
+            f"--steps {options.steps} trains nothing, expected 1 or more", hint="leave --steps out for 120"
+        )
+    if not 0 < options.weight_lr < 1:
+        raise UsageError(
+            f"a learning rate of {options.weight_lr:g}, expected more than 0 and less than 1",
+            hint=f"leave --lr out for {QadOptions().weight_lr:g}",
+        )
+    if not 0 <= options.range_lr < 1:
+        raise UsageError(
+            f"a learning rate of {options.range_lr:g} for ranges, expected 0 or more and less than 1",
+            hint=f"leave --range-lr out for {QadOptions().range_lr:g}",
+        )
+
+
 def token_loss(student: "Tensor", teacher: "Tensor", prefix: int, cosine: float) -> "Tensor":
     """Loss of `(B, T, D)` tokens: the CLS token's and the mean patch token's, one to one.
 
@@ -166,6 +178,40 @@ def token_loss(student: "Tensor", teacher: "Tensor", prefix: int, cosine: float)
     distances = functional.smooth_l1_loss(student / scale, teacher / scale, reduction="none").mean(-1)
     both = cosine * cosines + (1 - cosine) * distances
     return both[:, 0].mean() + both[:, prefix:].mean()
+
+
+def _part(count: int, slides: Sequence[str] | None, options: QadOptions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of the tiles that train, and of those that judge."""
+    everything = np.arange(count)
+    held = np.unique(np.linspace(0, count - 1, options.held_out).astype(int))
+    trained = np.setdiff1d(everything, held)
+    if slides is not None:
+        names = np.asarray(slides)
+        order = np.random.default_rng(options.seed).permutation(np.unique(names))
+        sizes = np.cumsum([np.sum(names == name) for name in order])
+        own = np.isin(names, order[: 1 + int(np.searchsorted(sizes, options.held_out))])
+        trained, candidates = everything[~own], everything[own]
+        held = candidates[np.linspace(0, len(candidates) - 1, min(options.held_out, len(candidates))).astype(int)]
+    if len(held) < options.held_out or len(trained) < options.batch:
+        of = "" if slides is None else f" of {len(set(slides))} slides"
+        raise UsageError(
+            f"{count} tiles{of} are too few to hold {options.held_out} out and train on batches of {options.batch}",
+            hint="give more tiles, of more slides where these are few",
+        )
+    return trained, held
+
+
+def _check_tokens(module: Any, tile: NDArray[np.uint8]) -> None:
+    import torch
+
+    with torch.inference_mode():
+        found = module.tokens(module.normalise(torch.from_numpy(tile)))
+    if found.dim() != 3:
+        kind = type(module.backbone).__name__
+        raise InputError(
+            f"{kind} computes features of shape {tuple(found.shape)}, training compares tokens `(B, T, D)`",
+            hint="quantize it without training: atlas-export --precision int8",
+        )
 
 
 def _train_step(
@@ -191,13 +237,22 @@ def _order(count: int, options: QadOptions, step: int) -> NDArray[np.int64]:
     return order[within * options.batch : (within + 1) * options.batch]
 
 
-def _identity(recipe: Recipe, options: QadOptions, tiles: NDArray[np.uint8]) -> str:
+def _identity(module: "nn.Module", recipe: Recipe, options: QadOptions, tiles: NDArray[np.uint8]) -> str:
     """What must be the same when a run goes on."""
-    import hashlib
-
     fixed = {name: value for name, value in asdict(options).items() if name != "save_every"}
-    digest = hashlib.sha256(tiles.tobytes()).hexdigest()
-    return json.dumps({"recipe": recipe.model_dump(mode="json"), "options": fixed, "tiles": digest}, sort_keys=True)
+    weights = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(value.detach().contiguous().numpy().tobytes())
+    return json.dumps(
+        {
+            "model": weights.hexdigest(),
+            "recipe": recipe.model_dump(mode="json"),
+            "options": fixed,
+            "tiles": hashlib.sha256(tiles.tobytes()).hexdigest(),
+        },
+        sort_keys=True,
+    )
 
 
 class _Teacher:
@@ -287,7 +342,7 @@ class _State:
             raise InputError(f"{path} cannot be read: {error}", hint="remove it to start the run anew") from error
         if identity != self.identity:
             raise UsageError(
-                f"{path} is of a run with other tiles, recipe or options",
+                f"{path} is of a run with another model, other tiles, recipe or options",
                 hint="give the same ones to go on, or remove it to start anew",
             )
         with torch.no_grad():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from atlas_edge.atomic import write_atomic
-from atlas_edge.errors import InputError
+from atlas_edge.errors import AtlasError, InputError
 from atlas_edge.quantize.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -30,12 +30,17 @@ def save_ranges(quantized: "nn.Module", path: Path, recipe: Recipe) -> None:
         quantized: With ModelOpt quantizers of 8 bits, none of which scales its input first.
         path: File to write.
         recipe: What training began with: it says which layers stay in floating point.
+
+    Raises:
+        AtlasError: A quantizer scales its input first: the file cannot hold that, and weights without it are wrong.
     """
     from safetensors.torch import save
 
     tensors = {}
     for name, layer in quantized.named_modules():
         if hasattr(layer, "weight_quantizer") and layer.weight_quantizer.is_enabled:
+            if layer.input_quantizer.pre_quant_scale is not None:
+                raise AtlasError(f"{name} is smoothed by a factor that a model folder cannot hold")
             tensors[name + _INPUT] = layer.input_quantizer.amax.detach().float().reshape(()).clone()
             tensors[name + _WEIGHT] = layer.weight_quantizer.amax.detach().float().flatten().clone()
     write_atomic(path, save(tensors, {_RECIPE: recipe.model_dump_json()}))

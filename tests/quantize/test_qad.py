@@ -1,3 +1,5 @@
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +8,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.models import LoadedModel
-from atlas_edge.quantize.qad import CHECKPOINT, QadOptions, QadResult, distill_quantized
+from atlas_edge.quantize.qad import CHECKPOINT, QadOptions, QadResult, _part, distill_quantized
 from atlas_edge.quantize.recipe import Recipe
 
 RECIPE = Recipe(name="w3", weight_bits=3, smooth_alphas=(-1.0,), patch_embed=False)
@@ -50,13 +52,18 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 
 def test_a_state_of_another_run_is_refused(tiny: LoadedModel, tiles: NDArray[np.uint8], tmp_path: Path) -> None:
     short = QadOptions(steps=1, batch=8, held_out=16)
+    with pytest.raises(UsageError, match="--steps 0 trains nothing"):
+        distill_quantized(tiny.module, tiles, recipe=RECIPE, options=QadOptions(steps=0))
     with pytest.raises(UsageError, match="a learning rate of 0"):
         distill_quantized(tiny.module, tiles, recipe=RECIPE, options=QadOptions(weight_lr=0.0))
     with pytest.raises(UsageError, match="a learning rate of 2 for ranges"):
         distill_quantized(tiny.module, tiles, recipe=RECIPE, options=QadOptions(range_lr=2.0))
     distill_quantized(tiny.module, tiles, recipe=RECIPE, options=short, folder=tmp_path)
-    with pytest.raises(UsageError, match="other tiles, recipe or options"):
-        distill_quantized(tiny.module, tiles[::-1], recipe=RECIPE, options=short, folder=tmp_path)
+    trained_again = copy.deepcopy(tiny.module)
+    trained_again.get_submodule("backbone.norm").bias.data += 0.01
+    for module, shown in ((tiny.module, tiles[::-1]), (trained_again, tiles)):
+        with pytest.raises(UsageError, match="another model, other tiles, recipe or options"):
+            distill_quantized(module, shown, recipe=RECIPE, options=short, folder=tmp_path)
     (tmp_path / CHECKPOINT).write_bytes(b"not safetensors")
     with pytest.raises(InputError, match="cannot be read"):
         distill_quantized(tiny.module, tiles, recipe=RECIPE, options=short, folder=tmp_path)
@@ -65,3 +72,17 @@ def test_a_state_of_another_run_is_refused(tiny: LoadedModel, tiles: NDArray[np.
 def test_too_few_tiles_are_refused(tiny: LoadedModel, tiles: NDArray[np.uint8]) -> None:
     with pytest.raises(UsageError, match="10 tiles are too few"):
         distill_quantized(tiny.module, tiles[:10], recipe=RECIPE, options=OPTIONS)
+
+
+def test_tiles_that_judge_are_of_slides_that_none_is_trained_on() -> None:
+    slides = [f"slide-{number % 6}" for number in range(60)]
+    trained, held = _part(60, slides, QadOptions(held_out=16, batch=8))
+    assert len(held) == 16 and len(trained) == 40
+    assert not {slides[index] for index in trained} & {slides[index] for index in held}
+    with pytest.raises(UsageError, match="60 tiles of 2 slides are too few"):
+        _part(60, ["a"] * 57 + ["b"] * 3, QadOptions(held_out=16, batch=8))
+
+
+def test_a_network_without_tokens_is_refused(network: Callable[[str], LoadedModel], tiles: NDArray[np.uint8]) -> None:
+    with pytest.raises(InputError, match=r"ResNet computes features of shape \(1, 48, 1, 1\)"):
+        distill_quantized(network("resnet").module, tiles, recipe=RECIPE, options=OPTIONS)

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -126,21 +127,46 @@ def test_ranges_that_are_broken_or_of_another_model_are_refused(
             read(tmp_path / FILE)
 
 
-def test_a_recipe_that_a_folder_cannot_hold_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_network_of_other_blocks_is_stored_as_it_was_trained(
+    distilled: Path, network_folder: Callable[[str], Path], held_out: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    source, out = network_folder("swiglu"), tmp_path / "out"
+    report = distill_model(str(source), str(distilled.parent / "tiles"), out, recipe=None, options=OPTIONS)
+    assert report["held_out_by"] == "tile"
+    before, after = load_model(str(source)), load_model(str(out))
+    reference = embed(before.module, [held_out])
+    # Weights on their grid, inputs in floating point: nearer than both rounded.
+    rounded = cosine_error(reference, OnnxEncoder(out / "quantized.onnx", after.spec).encode(held_out))
+    assert 0 < cosine_error(reference, embed(after.module, [held_out])) < 2 * rounded < 1e-3
+
+
+def test_a_recipe_that_a_folder_cannot_hold_is_refused(
+    tiny_model: Path, network_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     smoothed = RECIPE.model_copy(update={"smooth_alphas": (0.5,)})
-    with pytest.raises(UsageError, match="cannot be stored in a model folder"):
-        distill_model(str(tiny_model), "none", tmp_path / "out", recipe=smoothed, options=OPTIONS)
+    fitted = smoothed.model_copy(update={"weights": "fitted"})
+    for folder, recipe in ((tiny_model, smoothed), (network_folder("swiglu"), fitted)):
+        with pytest.raises(UsageError, match="cannot be stored in a model folder"):
+            distill_model(str(folder), "none", tmp_path / "out", recipe=recipe, options=OPTIONS)
+    with pytest.raises(InputError, match=r"backbone\.blocks\.0\.attn\.qkv adds its bias outside"):
+        distill_model(str(network_folder("eva02")), "none", tmp_path / "out", recipe=None, options=OPTIONS)
     with pytest.raises(UsageError, match="no model folder"):
         distill_model("atlas2-s", "none", tmp_path / "out", recipe=RECIPE, options=OPTIONS)
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [(("--weight-bits", "9"), "a weight has 2 to 8 bits"), ((), "no model folder")]
+    ("options", "says"),
+    [
+        (("MODEL", "--weight-bits", "9"), "a weight has 2 to 8 bits"),
+        (("MODEL", "--steps", "0"), "--steps 0 trains nothing"),
+        (("nowhere",), "no model folder"),
+    ],
 )
 def test_the_command_line_refuses_in_one_line(
-    run_command: RunCommand, tmp_path: Path, options: tuple[str, ...], says: str
+    run_command: RunCommand, tiny_model: Path, tmp_path: Path, options: tuple[str, ...], says: str
 ) -> None:
-    done = run_command("atlas-quantize", "distill", "nowhere", tmp_path, tmp_path / "out", *options)
+    model, *rest = (str(tiny_model) if option == "MODEL" else option for option in options)
+    done = run_command("atlas-quantize", "distill", model, tmp_path, tmp_path / "out", *rest)
     assert done.returncode == 2
     assert says in done.stderr
     assert not (tmp_path / "out").exists()
