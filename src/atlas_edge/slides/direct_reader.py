@@ -8,7 +8,7 @@ import numpy as np
 from atlas_edge.errors import InputError
 from atlas_edge.slides.openslide_reader import OpenSlideFile
 from atlas_edge.slides.slide import Slide
-from atlas_edge.slides.tiff_reader import TiffSlide
+from atlas_edge.slides.tiff_reader import TiffSlide, check_segments, is_rgb
 
 _VENDORS = ("generic-tiff", "aperio")
 _JPEG = 7
@@ -62,11 +62,12 @@ class _DirectTiff(TiffSlide):
             pages = [page for page in self._file.pages if (page.imagewidth, page.imagelength) == size]
             if not pages or not _is_plain(pages[0]):
                 raise InputError(f"{self.path} is not made of JPEG tiles")
+            check_segments(self.path, pages[0])
             self._pages.append(pages[0])
 
 
 def _is_plain(page: Any) -> bool:
-    colour = page.dtype == np.uint8 and page.samplesperpixel == 3 and page.planarconfig == 1
+    colour = is_rgb(page) and page.samplesperpixel == 3 and page.planarconfig == 1
     return bool(page.is_tiled and page.compression == _JPEG and colour)
 
 

@@ -1,9 +1,11 @@
 """From a file to a slide, and from its metadata to µm per pixel."""
 
+import importlib.util
 from pathlib import Path
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.slides.foreign import foreign_errors
 from atlas_edge.slides.mpp import settle_mpp
 from atlas_edge.slides.slide import Slide
 
@@ -13,7 +15,7 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 def open_slide(
     path: Path, *, mpp: float | None = None, override: bool = False, cache_bytes: int = 128 * 2**20
 ) -> Slide:
-    """Open a slide with OpenSlide, or with tifffile where it is a TIFF that OpenSlide cannot read.
+    """Open a slide with OpenSlide, or with tifffile where it is an OME-TIFF or one that OpenSlide cannot read.
 
     Args:
         path: SVS, NDPI, MRXS, SCN, BIF, generic or OME-TIFF, DICOM (one `.dcm` of the slide).
@@ -50,20 +52,34 @@ def check_file(path: Path) -> None:
 
 def _open(path: Path, cache_bytes: int) -> Slide:
     from atlas_edge.slides.direct_reader import open_direct
-    from atlas_edge.slides.openslide_reader import OpenSlideFile, detect_format
+    from atlas_edge.slides.openslide_reader import GENERIC, OpenSlideFile, detect_format
 
-    require_module("openslide", extra="slides")
-    if detect_format(path) is not None:
-        slide = OpenSlideFile(path, cache_bytes=cache_bytes)
-        return open_direct(slide, cache_bytes=cache_bytes) or slide
     with path.open("rb") as file:
         is_tiff = file.read(4) in _TIFF_STARTS
-    if not is_tiff:
+    form = detect_format(path)
+    # OpenSlide reads the first page of a tiled OME-TIFF, and neither its OME-XML nor its SubIFDs.
+    if is_tiff and (form is None or (form == GENERIC and _is_ome(path))):
+        require_module("tifffile", extra="slides")
+        from atlas_edge.slides.tiff_chain import check_chain
+        from atlas_edge.slides.tiff_reader import TiffSlide
+
+        check_chain(path)
+        return TiffSlide(path, cache_bytes=cache_bytes)
+    if form is None:
         raise InputError(
             f"{path} is of no slide form that OpenSlide knows, nor a TIFF", hint="check that the file is whole"
         )
-    require_module("tifffile", extra="slides")
-    from atlas_edge.slides.tiff_reader import TiffSlide, check_chain
+    slide = OpenSlideFile(path, cache_bytes=cache_bytes)
+    return open_direct(slide, cache_bytes=cache_bytes) or slide
 
-    check_chain(path)
-    return TiffSlide(path, cache_bytes=cache_bytes)
+
+def _is_ome(path: Path) -> bool:
+    if importlib.util.find_spec("tifffile") is None:
+        return False
+    import tifffile
+
+    try:
+        with foreign_errors(str(path)), tifffile.TiffFile(path) as file:
+            return bool(file.is_ome)
+    except InputError:
+        return False

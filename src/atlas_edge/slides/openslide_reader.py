@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError
+from atlas_edge.slides.foreign import foreign_errors
 from atlas_edge.slides.mpp import described_mpp, is_plausible
 from atlas_edge.slides.slide import Level, Slide, sha256_of
+
+GENERIC = "generic-tiff"
 
 
 def detect_format(path: Path) -> str | None:
@@ -25,7 +28,8 @@ def detect_format(path: Path) -> str | None:
     require_module("openslide", extra="slides")
     import openslide
 
-    found: str | None = openslide.OpenSlide.detect_format(path)
+    with foreign_errors(f"{path} cannot be looked at"):
+        found: str | None = openslide.OpenSlide.detect_format(path)
     return found
 
 
@@ -42,8 +46,6 @@ class OpenSlideFile(Slide):
     """
 
     def __init__(self, path: Path, *, cache_bytes: int) -> None:
-        import openslide
-
         self.path = path
         self._cache_bytes = cache_bytes
         self._lock = threading.Lock()
@@ -52,6 +54,16 @@ class OpenSlideFile(Slide):
         self._reading = 0
         self._closed = False
         self._handle = self._open()
+        try:
+            with foreign_errors(f"{path} cannot be opened"):
+                self._describe()
+        except InputError:
+            self._handle.close()
+            raise
+
+    def _describe(self) -> None:
+        import openslide
+
         properties = self._handle.properties
         self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         self.stated_mpp = _stated_mpp(properties)
@@ -112,22 +124,16 @@ class OpenSlideFile(Slide):
     def _open(self) -> Any:
         import openslide
 
-        try:
+        with foreign_errors(f"{self.path} cannot be opened"):
             handle = openslide.OpenSlide(self.path)
             handle.set_cache(openslide.OpenSlideCache(self._cache_bytes))
-        except (openslide.OpenSlideError, OSError) as error:
-            raise InputError(f"{self.path} cannot be opened: {error}", hint="copy the slide again") from error
         return handle
 
     def _read(self, handle: Any, level: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
-        import openslide
-
         size = self.levels[level]
         corner = (round(left * size.downsample_x), round(top * size.downsample_y))
-        try:
+        with foreign_errors(f"{self.path} cannot be read at {corner}"):
             rgba = np.asarray(handle.read_region(corner, level, (width, height)))
-        except openslide.OpenSlideError as error:
-            raise InputError(f"{self.path} cannot be read at {corner}: {error}", hint="copy the slide again") from error
         rgb = np.ascontiguousarray(rgba[..., :3])
         clear = rgba[..., 3] < 255
         if clear.any():

@@ -1,28 +1,29 @@
-"""TIFF slides that OpenSlide cannot read, such as OME-TIFF, through tifffile."""
+"""TIFF slides that OpenSlide cannot read, or not wholly, such as OME-TIFF: through tifffile."""
 
 import logging
 import re
-import struct
 import threading
 import time
-import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
+from atlas_edge.slides.foreign import foreign_errors, one_line
+from atlas_edge.slides.ome import ome_images
 from atlas_edge.slides.slide import Level, Slide, sha256_of
 
-_UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "pm": 1e-6}
 _UM_A_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
+_NO_SLIDE = re.compile(r"label|macro|thumb|overview|barcode", re.IGNORECASE)
+_LARGEST_SEGMENT_BYTES = 2**30
+_SAME_SHAPE = 0.05
 
 
 class TiffSlide(Slide):
-    """The first image of a TIFF, 8-bit RGB, tiled or in strips, with its sub-resolutions.
+    """The largest image of a TIFF, 8-bit RGB, tiled or in strips, with its sub-resolutions.
 
     Args:
         path: The slide.
@@ -40,36 +41,25 @@ class TiffSlide(Slide):
         self._file_s = 0.0
         self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
         self._cache_bytes, self._cached_bytes = cache_bytes, 0
+        self._damage: dict[tuple[int, int], InputError] = {}
         # What it logs reaches us as an exception, or is found by `check_chain`.
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-        try:
+        with foreign_errors(f"{path} cannot be opened"):
             self._file = tifffile.TiffFile(path)
-        except (tifffile.TiffFileError, OSError, ValueError, struct.error) as error:
-            raise InputError(f"{path} cannot be opened: {error}", hint="copy the slide again") from error
         try:
-            self._describe()
+            with foreign_errors(f"{path} is no whole TIFF"):
+                self._describe()
         except InputError:
             self._file.close()
             raise
-        except (tifffile.TiffFileError, OSError, ValueError, IndexError, KeyError, struct.error) as error:
-            self._file.close()
-            raise InputError(f"{path} is no whole TIFF: {error}", hint="copy the slide again") from error
 
     def read(self, level: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read a region; see `Slide.read`."""
-        out = np.full((height, width, 3), 255, dtype=np.uint8)
-        page, size = self._pages[level], self.levels[level]
-        tall, wide = self._segment_shape(page)
-        across = -(-size.width // wide)
-        right, bottom = min(left + width, size.width), min(top + height, size.height)
-        for row in range(max(top, 0) // tall, -(-bottom // tall)):
-            for column in range(max(left, 0) // wide, -(-right // wide)):
-                segment = self._segment(level, row * across + column)
-                y, x = row * tall, column * wide
-                y0, x0 = max(y, top, 0), max(x, left, 0)
-                y1, x1 = min(y + segment.shape[0], bottom), min(x + segment.shape[1], right)
-                out[y0 - top : y1 - top, x0 - left : x1 - left] = segment[y0 - y : y1 - y, x0 - x : x1 - x]
-        return out
+        return self._read(level, left, top, width, height)
+
+    def read_alone(self, level: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read and decode anew what could not be decoded; see `Slide.read_alone`."""
+        return self._read(level, left, top, width, height, anew=True)
 
     @property
     def file_s(self) -> float | None:
@@ -82,15 +72,16 @@ class TiffSlide(Slide):
         self._cache.clear()
 
     def _describe(self) -> None:
-        series = self._file.series[0]
+        series = self._series()
         page = series.keyframe
-        if page.dtype != np.uint8 or page.samplesperpixel != 3 or page.planarconfig != 1 or series.ndim != 3:
+        if not is_rgb(page) or series.ndim != 3:
             raise InputError(
                 f"{self.path} holds {series.axes} {page.dtype} {series.shape}, expected one 8-bit RGB plane",
                 hint="export the slide as RGB",
             )
+        check_segments(self.path, page)
         self.vendor = "ome-tiff" if self._file.is_ome else "tiff"
-        self._pages = [level.keyframe for level in series.levels]
+        self._pages = [page] + [level.keyframe for level in series.levels[1:] if self._is_level(page, level.keyframe)]
         self.levels = tuple(
             Level(
                 width=page.imagewidth,
@@ -100,32 +91,74 @@ class TiffSlide(Slide):
             )
             for page in self._pages
         )
-        self.stated_mpp = _ome_mpp(self._file.ome_metadata) or _tag_mpp(page)
+        self.stated_mpp = _tag_mpp(page)
+        size = (page.imagewidth, page.imagelength)
+        images = [image for image in ome_images(self._file.ome_metadata) if (image.width, image.height) == size]
+        for image in sorted(images, key=lambda image: image.name != series.name)[:1]:
+            self.objective = image.objective
+            if image.mpp[0] is not None:
+                self.stated_mpp = image.mpp
         profile = page.tags.get("InterColorProfile")
         self.icc_sha256 = sha256_of(profile.value if profile is not None else None)
 
-    @staticmethod
-    def _segment_shape(page: Any) -> tuple[int, int]:
-        if page.is_tiled:
-            return page.tilelength, page.tilewidth
-        return page.rowsperstrip, page.imagewidth
+    def _series(self) -> Any:
+        """The slide among the images of a file: the label and the macro come first in some."""
+        images = [series for series in self._file.series if is_rgb(series.keyframe) and series.ndim == 3]
+        slides = [series for series in images if not _NO_SLIDE.search(series.name or "")]
+        return max(slides or images or self._file.series[:1], key=lambda series: series.size)
 
-    def _segment(self, level: int, index: int) -> NDArray[np.uint8]:
+    def _is_level(self, full: Any, page: Any) -> bool:
+        """Whether a page can be read as a sub-resolution: a damaged one is left out, the finer ones do."""
+        if not is_rgb(page) or not 0 < page.imagewidth <= full.imagewidth:
+            return False
+        across, down = full.imagewidth / page.imagewidth, full.imagelength / max(page.imagelength, 1)
+        # Small levels are rounded to whole pixels.
+        if abs(across - down) > max(_SAME_SHAPE, 2 / page.imagewidth, 2 / max(page.imagelength, 1)) * across:
+            return False
+        try:
+            check_segments(self.path, page)
+        except InputError:
+            return False
+        return True
+
+    def _read(
+        self, level: int, left: int, top: int, width: int, height: int, *, anew: bool = False
+    ) -> NDArray[np.uint8]:
+        out = np.full((height, width, 3), 255, dtype=np.uint8)
+        page, size = self._pages[level], self.levels[level]
+        tall, wide = segment_shape(page)
+        across = -(-size.width // wide)
+        right, bottom = min(left + width, size.width), min(top + height, size.height)
+        for row in range(max(top, 0) // tall, -(-bottom // tall)):
+            for column in range(max(left, 0) // wide, -(-right // wide)):
+                segment = self._segment(level, row * across + column, anew=anew)
+                y, x = row * tall, column * wide
+                y0, x0 = max(y, top, 0), max(x, left, 0)
+                y1, x1 = min(y + segment.shape[0], bottom), min(x + segment.shape[1], right)
+                out[y0 - top : y1 - top, x0 - left : x1 - left] = segment[y0 - y : y1 - y, x0 - x : x1 - x]
+        return out
+
+    def _segment(self, level: int, index: int, *, anew: bool) -> NDArray[np.uint8]:
         key = (level, index)
-        page = self._pages[level]
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-            begun = time.perf_counter()
-            try:
-                self._file.filehandle.seek(page.dataoffsets[index])
-                data = self._file.filehandle.read(page.databytecounts[index])
-            except (OSError, IndexError, ValueError) as error:
-                raise self._damaged(index, error) from error
-            self._file_s += time.perf_counter() - begun
-        segment = self._decode(page, data, index)
+            if key in self._damage and not anew:
+                raise self._damage[key]
+        page = self._pages[level]
+        planes = page.samplesperpixel if page.planarconfig == 2 else 1
+        step = len(page.dataoffsets) // planes
+        try:
+            parts = [self._decoded(page, index + plane * step) for plane in range(planes)]
+        except InputError as error:
+            # Many tiles of ours lie on one: it is decoded in vain once, unless the file could not be read.
+            if not isinstance(error.__cause__, OSError):
+                self._damage[key] = error
+            raise
+        segment = np.ascontiguousarray(parts[0] if planes == 1 else np.concatenate(parts, axis=2))[..., :3]
         with self._lock:
+            self._damage.pop(key, None)
             if key not in self._cache:
                 self._cache[key] = segment
                 self._cached_bytes += segment.nbytes
@@ -133,44 +166,72 @@ class TiffSlide(Slide):
                 self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return segment
 
-    def _decode(self, page: Any, data: bytes, index: int) -> NDArray[np.uint8]:
-        if len(data) < page.databytecounts[index]:
-            raise self._damaged(index, "the file ends before it")
-        if not data:
-            return np.full((*self._segment_shape(page), 3), 255, dtype=np.uint8)
+    def _decoded(self, page: Any, index: int) -> NDArray[np.uint8]:
+        samples = 1 if page.planarconfig == 2 else page.samplesperpixel
+        tall, wide = segment_shape(page)
         try:
-            decoded = page.decode(data, index, jpegtables=page.jpegtables)[0]
-        # imagecodecs' errors are RuntimeErrors.
-        except (RuntimeError, ValueError, IndexError, TypeError, struct.error, zlib.error) as error:
-            raise self._damaged(index, error) from error
-        if decoded is None:
-            return np.full((*self._segment_shape(page), 3), 255, dtype=np.uint8)
-        segment: NDArray[np.uint8] = np.asarray(decoded).reshape(decoded.shape[-3:])
+            offset, length = page.dataoffsets[index], page.databytecounts[index]
+            data = self._bytes(offset, length)
+            if len(data) < length:
+                raise EOFError("the file ends before it")
+            decoded = page.decode(data, index, jpegtables=page.jpegtables)[0] if data else None
+            if decoded is None:  # the scanner did not look there
+                return np.full((tall, wide, samples), 255, dtype=np.uint8)
+            segment = np.asarray(decoded).reshape(decoded.shape[-3:])
+            if not page.is_tiled:  # the last strip is lower
+                tall = min(tall, page.imagelength - index % -(-page.imagelength // tall) * tall)
+            if segment.shape != (tall, wide, samples) or segment.dtype != np.uint8:
+                raise ValueError(f"it holds {segment.dtype} {segment.shape}, expected {(tall, wide, samples)}")
+        # Codecs raise what they like, and are asked to decode damaged data here.
+        except Exception as error:
+            raise InputError(
+                f"{self.path}: its tile {index} cannot be decoded: {one_line(error)}", hint="copy the slide again"
+            ) from error
         return segment
 
-    def _damaged(self, index: int, reason: object) -> InputError:
-        return InputError(f"{self.path}: its tile {index} cannot be decoded: {reason}", hint="copy the slide again")
+    def _bytes(self, offset: int, length: int) -> bytes:
+        if not 0 <= length <= _LARGEST_SEGMENT_BYTES:
+            raise ValueError(f"it should be of {length} bytes")
+        with self._lock:
+            begun = time.perf_counter()
+            self._file.filehandle.seek(offset)
+            data: bytes = self._file.filehandle.read(length)
+            self._file_s += time.perf_counter() - begun
+        return data
 
 
-def _ome_mpp(xml: str | None) -> tuple[float, float] | None:
-    # Expat expands internal entities: a description that declares any is not OME-XML.
-    if not xml or "<!DOCTYPE" in xml or "<!ENTITY" in xml:
-        return None
-    try:
-        root = ElementTree.fromstring(re.sub(r"^<\?xml[^>]*\?>", "", xml))
-    except ElementTree.ParseError:
-        return None
-    pixels = next((element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"), None)
-    if pixels is None:
-        return None
-    sizes = []
-    for axis in ("X", "Y"):
-        unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")
-        try:
-            sizes.append(float(pixels.get(f"PhysicalSize{axis}", "")) * _UM[unit])
-        except (ValueError, KeyError):
-            return None
-    return sizes[0], sizes[1]
+def is_rgb(page: Any) -> bool:
+    """Whether a page of tifffile's is 8-bit RGB, with or without alpha, its channels together or apart."""
+    return bool(page is not None and page.dtype == np.uint8 and page.samplesperpixel in (3, 4))
+
+
+def segment_shape(page: Any) -> tuple[int, int]:
+    """Height and width of the tiles or strips of a page."""
+    if page.is_tiled:
+        return page.tilelength, page.tilewidth
+    return min(page.rowsperstrip, page.imagelength), page.imagewidth
+
+
+def check_segments(path: Path, page: Any) -> None:
+    """See to it that a page has the tiles or strips that its size asks for: damaged sizes do not get further.
+
+    Raises:
+        InputError: It has others.
+    """
+    tall, wide = segment_shape(page)
+    if min(tall, wide, page.imagelength, page.imagewidth) < 1 or tall * wide * 4 > _LARGEST_SEGMENT_BYTES:
+        raise InputError(
+            f"{path} says {page.imagewidth} x {page.imagelength} px in tiles of {wide} x {tall} px",
+            hint="copy the slide again",
+        )
+    planes = page.samplesperpixel if page.planarconfig == 2 else 1
+    expected = -(-page.imagelength // tall) * -(-page.imagewidth // wide) * planes
+    found = min(len(page.dataoffsets), len(page.databytecounts))
+    if found != expected:
+        raise InputError(
+            f"{path} has {found} tiles, {page.imagewidth} x {page.imagelength} px need {expected}",
+            hint="copy the slide again",
+        )
 
 
 def _tag_mpp(page: Any) -> tuple[float | None, float | None]:
@@ -182,34 +243,3 @@ def _tag_mpp(page: Any) -> tuple[float | None, float | None]:
         numerator, denominator = tag.value if tag is not None else (0, 1)
         sizes.append(um * denominator / numerator if um and numerator and denominator else None)
     return sizes[0], sizes[1]
-
-
-def check_chain(path: Path) -> None:
-    """Follow a TIFF's chain of pages; a file that was cut off ends before it does.
-
-    Raises:
-        InputError: A page lies past the end.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(16)
-        order = "<" if start[:2] == b"II" else ">"
-        big = start[2:3] == b"+" or start[3:4] == b"+"
-        # Big: 8-byte offsets from byte 8 on, 8-byte counts, 20-byte entries; else 4, 2 and 12.
-        form, first, count_form, entry = ("Q", 8, "Q", 20) if big else ("I", 4, "H", 12)
-        width = struct.calcsize(form)
-        (offset,) = struct.unpack(order + form, start[first : first + width].ljust(width, b"\0"))
-        seen: set[int] = set()
-        while offset and offset not in seen:
-            seen.add(offset)
-            file.seek(offset)
-            head = file.read(struct.calcsize(count_form))
-            count = struct.unpack(order + count_form, head)[0] if len(head) == struct.calcsize(count_form) else 0
-            file.seek(offset + len(head) + count * entry)
-            after = file.read(width)
-            if not head or len(after) < width:
-                raise InputError(
-                    f"{path} is cut off: a page should be at byte {offset}, the file has {size}",
-                    hint="copy the slide again",
-                )
-            (offset,) = struct.unpack(order + form, after)
