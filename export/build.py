@@ -1,6 +1,5 @@
 """From the full-precision graph to the files of a bundle, one function a target."""
 
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from atlas_edge.encoder import Encoder
 from atlas_edge.errors import RuntimeMissing
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.export.steps import Steps
-from atlas_edge.graph import export_onnx
+from atlas_edge.graph import copy_onnx, export_onnx
 from atlas_edge.manifest import Execution
 from atlas_edge.models import LoadedModel
 from atlas_edge.spec import Precision, Target
@@ -203,7 +202,7 @@ def _build_openvino(config: ExportConfig, quantized: Quantized, folder: Path) ->
 
 
 def _build_onnx(config: ExportConfig, quantized: Quantized, folder: Path) -> Built:
-    _copy_graph(_graph_of(quantized), folder)
+    copy_onnx(_graph_of(quantized), folder / ONNX_FILE)
     return Built(execution=Execution(model_file=ONNX_FILE, batch=config.fixed_batch, inference_precision=_rest(config)))
 
 
@@ -224,12 +223,6 @@ def _graph_of(quantized: Quantized) -> Path:
     if quantized.graph is None:
         raise RuntimeMissing("no ONNX graph was made for this target")
     return quantized.graph
-
-
-def _copy_graph(graph: Path, folder: Path) -> None:
-    # Weights beyond protobuf's 2 GiB lie beside the graph under its name.
-    for part in graph.parent.glob(f"{graph.name}*"):
-        shutil.copyfile(part, folder / part.name.replace(graph.name, ONNX_FILE))
 
 
 def _rest(config: ExportConfig) -> Any:

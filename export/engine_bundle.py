@@ -15,6 +15,7 @@ from typing import Any
 from atlas_edge.bench.selftest import SELFTEST_FILE
 from atlas_edge.bundle import write_manifest
 from atlas_edge.export.tensorrt import EngineReport, TensorRTChoice, build_engine
+from atlas_edge.graph import copy_onnx
 from atlas_edge.manifest import Execution, Manifest
 from atlas_edge.runtimes.tensorrt_fit import FALLBACK_FOLDER
 from atlas_edge.spec import Precision, Target
@@ -119,9 +120,7 @@ def _build(
     copy = folder / GRAPH_FILE
     copy.parent.mkdir(parents=True, exist_ok=True)
     if graph.resolve() != copy.resolve():
-        # External weights, of models beyond 2 GiB, lie beside the graph under its name.
-        for part in graph.parent.glob(f"{graph.name}*"):
-            shutil.copyfile(part, copy.parent / part.name.replace(graph.name, copy.name))
+        copy_onnx(graph, copy)
     return build_engine(copy, folder / ENGINE_FILE, library=choice.library, precision=precision, **options)
 
 

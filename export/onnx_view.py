@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
+from atlas_edge.graph import load_onnx
 
 # Operators that hand a constant on without doing arithmetic that a quantizer would care about.
 _PASS_THROUGH = {"Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten"}
@@ -112,14 +113,11 @@ def read_onnx(path: Path) -> OnnxView:
     Raises:
         InputError: Missing, not ONNX, or inconsistent.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
-
     if not path.is_file():
         raise InputError(f"{path} does not exist, expected an ONNX file")
     try:
-        model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
-    except (DecodeError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        model = load_onnx(path)
+    except Exception as error:  # protobuf, the checker and shape inference share no base
         raise InputError(
             f"{path} is not a readable ONNX graph: {' '.join(str(error).split())[:200]}", hint="export it again"
         ) from error

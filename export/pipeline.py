@@ -22,7 +22,7 @@ from atlas_edge.export.steps import Steps
 from atlas_edge.export.summary import report_json, report_markdown
 from atlas_edge.export.tile_sets import TileSets, open_tile_sets
 from atlas_edge.export.verify import Verification, verify
-from atlas_edge.graph import export_onnx, largest_difference
+from atlas_edge.graph import export_onnx, largest_difference, onnx_bytes
 from atlas_edge.manifest import Manifest
 from atlas_edge.models import LoadedModel, load_model
 from atlas_edge.quantize.trained_ranges import ranges_of, recipe_of_ranges
@@ -125,7 +125,7 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
             verification=verification,
             speed=speed,
             size_bytes=_model_size(folder),
-            reference_size_bytes=sum(part.stat().st_size for part in scratch.glob(f"{graph.name}*")),
+            reference_size_bytes=onnx_bytes(graph),
             not_run=built.not_run,
             seconds=steps.seconds,
             synthetic=tile_sets.synthetic,

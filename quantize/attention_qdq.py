@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import UsageError
+from atlas_edge.graph import load_onnx, open_watched, save_onnx
 from atlas_edge.spec import EncoderSpec
 
 INT8_MAX = 127.0
@@ -46,16 +47,18 @@ def quantize_attention(path: Path, out: Path, tiles: NDArray[np.uint8]) -> int:
     """
     import onnx
 
-    model = onnx.load(path)
+    model = load_onnx(path)
     graph = model.graph
+    types = {info.name: info.type.tensor_type.elem_type for info in graph.value_info}
     producers = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name for tensor in graph.initializer}
     products = [
         node for node in graph.node if node.op_type == "MatMul" and not _reads_constant(node, producers, constants)
     ]
     operands = sorted({name for node in products for name in node.input})
-    kind = _float_type(model, operands[0]) if operands else np.float32
-    peaks = _peaks(model, operands, tiles, kind)
+    element = types.get(operands[0], onnx.TensorProto.FLOAT) if operands else onnx.TensorProto.FLOAT
+    kind = np.float16 if element == onnx.TensorProto.FLOAT16 else np.float32
+    peaks = _peaks(path, dict.fromkeys(operands, element), tiles)
     replaced: dict[str, str] = {}
     for name in operands:
         scale = max(kind(peaks[name] / INT8_MAX), np.finfo(kind).tiny)
@@ -63,8 +66,9 @@ def quantize_attention(path: Path, out: Path, tiles: NDArray[np.uint8]) -> int:
     for node in products:
         node.input[:] = [replaced[name] for name in node.input]
     _sort(graph)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, out)
+    del graph.value_info[:]
+    save_onnx(model, out)
+    onnx.checker.check_model(str(out), full_check=True)
     return len(products)
 
 
@@ -76,32 +80,12 @@ def _reads_constant(node: Any, producers: dict[str, Any], constants: set[str]) -
     )
 
 
-def _float_type(model: Any, name: str) -> type[np.float16] | type[np.float32]:
-    """What a computed tensor is made of."""
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {info.name: info.type.tensor_type.elem_type for info in inferred.value_info}
-    return np.float16 if types.get(name) == onnx.TensorProto.FLOAT16 else np.float32
-
-
-def _peaks(
-    model: Any, names: list[str], tiles: NDArray[np.uint8], kind: type[np.float16] | type[np.float32]
-) -> dict[str, float]:
-    import onnx
-    import onnxruntime
-
-    element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
-
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    watched.graph.output.extend(onnx.helper.make_tensor_value_info(name, element, None) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    peaks = dict.fromkeys(names, 0.0)
+def _peaks(path: Path, values: dict[str, int], tiles: NDArray[np.uint8]) -> dict[str, float]:
+    session = open_watched(path, values, optimized=True)
+    peaks = dict.fromkeys(values, 0.0)
     for index in range(len(tiles)):
-        for name, value in zip(names, session.run(names, {"tiles": tiles[index : index + 1]}), strict=True):
+        found = session.run(list(values), {"tiles": tiles[index : index + 1]})
+        for name, value in zip(values, found, strict=True):
             peaks[name] = max(peaks[name], float(np.abs(value.astype(np.float32)).max()))
     return peaks
 

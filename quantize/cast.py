@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.graph import load_onnx, save_onnx
 from atlas_edge.spec import Precision
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def cast_onnx(
 
     Args:
         fp32_path: Graph with input `tiles` uint8 and output `embedding` float32, opset 17 to 21.
-        out: Where to write; one file.
+        out: Where to write.
         precision: FP16 or BF16.
         weights_only: Store weights in half precision and compute in float32. ONNX Runtime's CPU provider has no BF16
             kernels for Add, Expand and most others (1.32: NOT_IMPLEMENTED at load), so a BF16 graph that it can run
@@ -50,15 +51,14 @@ def cast_onnx(
 
     if precision not in {Precision.FP16, Precision.BF16}:
         raise UsageError(f"cannot cast to {precision.value}", hint="choose fp16 or bf16")
-    model = onnx.shape_inference.infer_shapes(onnx.load(fp32_path))
+    model = load_onnx(fp32_path)
     graph = model.graph
     _check_layer_norm(graph)
     half = onnx.TensorProto.FLOAT16 if precision is Precision.FP16 else onnx.TensorProto.BFLOAT16
     _inline_constants(graph)
     if weights_only:
         converted = _store_weights(graph, half)
-        onnx.checker.check_model(model, full_check=True)
-        onnx.save(model, out)
+        _save_checked(model, out)
         return converted
     kept = _float32_nodes(graph, bf16=precision is Precision.BF16)
     kept |= _named_nodes(graph, set(float32_values))
@@ -66,9 +66,16 @@ def cast_onnx(
     converted = sum(n.op_type in {"MatMul", "Gemm", "Conv"} and i not in kept for i, n in enumerate(graph.node))
     _rewrite(graph, kept, floats, half)
     del graph.value_info[:]
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, out)
+    _save_checked(model, out)
     return converted
+
+
+def _save_checked(model: "onnx.ModelProto", out: Path) -> None:
+    import onnx
+
+    save_onnx(model, out)
+    # By its path: in memory the checker takes 2 GiB at most.
+    onnx.checker.check_model(str(out), full_check=True)
 
 
 def _check_layer_norm(graph: "onnx.GraphProto") -> None:

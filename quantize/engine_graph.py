@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
+from atlas_edge.graph import load_onnx, save_onnx
 from atlas_edge.quantize.cast import cast_onnx
 from atlas_edge.quantize.fp16_range import HalfRange, cast_in_range
 from atlas_edge.spec import Precision
@@ -52,9 +53,7 @@ def engine_graph(
     Raises:
         InputError: The graph has no quantized product, or a scale or weight does not fit into FP16.
     """
-    import onnx
-
-    model = onnx.shape_inference.infer_shapes(onnx.load(int8_path))
+    model = load_onnx(int8_path)
     graph = _Graph(model.graph)
     graph.inline_constants()
     graph.drop_pairs_before_convolutions()
@@ -67,9 +66,9 @@ def engine_graph(
     graph.check_scales()
     graph.drop_unused()
     del model.graph.value_info[:]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         full = Path(folder) / "full.onnx"
-        onnx.save(model, full)
+        save_onnx(model, full)
         if tiles is not None:
             return cast_in_range(full, out, tiles)
         cast_onnx(full, out, Precision.FP16)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
+from atlas_edge.graph import load_onnx, open_watched
 from atlas_edge.quantize.cast import cast_onnx
 from atlas_edge.spec import Precision
 
@@ -59,11 +60,9 @@ def half_range(path: Path, tiles: NDArray[np.uint8]) -> HalfRange:
     Raises:
         InputError: A value is not finite in full precision.
     """
-    import onnx
-
-    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    model = load_onnx(path, weights=False)
     watched = _watched(model)
-    peaks = _peaks(model, list(watched), tiles)
+    peaks = _peaks(path, list(watched), tiles)
     broken = next((name for name, peak in peaks.items() if not np.isfinite(peak)), None)
     if broken is not None:
         raise InputError(
@@ -137,14 +136,11 @@ def _watched(model: "onnx.ModelProto") -> dict[str, str]:
     return {name: node.name for node in computed for name in node.output if name in floats}
 
 
-def _peaks(model: "onnx.ModelProto", names: list[str], tiles: NDArray[np.uint8]) -> dict[str, float]:
+def _peaks(path: Path, names: list[str], tiles: NDArray[np.uint8]) -> dict[str, float]:
     import onnx
 
-    outputs = {info.name for info in model.graph.output}
-    model.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in outputs
-    )
-    session = _session(model.SerializeToString())
+    # Without the optimiser, which would fuse away tensors that are watched.
+    session = open_watched(path, dict.fromkeys(names, onnx.TensorProto.FLOAT), optimized=False)
     peaks = dict.fromkeys(names, 0.0)
     for piece in _pieces(session, tiles):
         for name, value in zip(names, session.run(names, {"tiles": piece}), strict=True):
@@ -154,7 +150,7 @@ def _peaks(model: "onnx.ModelProto", names: list[str], tiles: NDArray[np.uint8])
 
 
 def _embed(path: Path, tiles: NDArray[np.uint8]) -> NDArray[np.float64]:
-    session = _session(path.read_bytes())
+    session = open_watched(path, {}, optimized=False)
     found = [session.run(None, {"tiles": piece})[0] for piece in _pieces(session, tiles)]
     return np.asarray(np.concatenate(found), np.float64)[: len(tiles)]
 
@@ -165,13 +161,3 @@ def _pieces(session: Any, tiles: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     step = size if isinstance(size, int) else 1
     filled = tiles[np.arange(-(-len(tiles) // step) * step) % len(tiles)]
     return [filled[at : at + step] for at in range(0, len(filled), step)]
-
-
-def _session(model: bytes) -> Any:
-    # Without the optimiser, which would fuse away tensors that are watched.
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -251,7 +251,7 @@ def _reference_graph(model: LoadedModel, folder: Path) -> Path:
         scratch = folder / "exporting"
         scratch.mkdir(exist_ok=True)
         export_onnx(model.module, model.spec, scratch / path.name)
-        for part in scratch.glob(f"{path.name}?*"):  # weights beyond 2 GiB lie beside the graph
+        for part in scratch.glob(f"{path.name}?*"):  # the weights of a large graph lie beside it
             part.replace(folder / part.name)
         write_atomic(path, (scratch / path.name).read_bytes())
     return path

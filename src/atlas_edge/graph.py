@@ -1,10 +1,9 @@
 """From PyTorch to an ONNX file: one graph that every target starts from."""
 
-import contextlib
-import io
-import logging
+import math
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from atlas_edge.spec import EncoderSpec
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
 
 INPUT = "tiles"
@@ -22,6 +22,8 @@ OUTPUT = "embedding"
 OPSET = 20
 # Protobuf's limit of 2 GiB, with room for the graph itself.
 _ONE_FILE_BYTES = 1_900_000_000
+# Shapes and scalars stay in the graph, where shape inference reads them.
+_SMALLEST_BESIDE = 1024
 
 
 def export_onnx(
@@ -39,48 +41,134 @@ def export_onnx(
     Returns:
         `path`.
     """
+    import onnx
     import torch
 
     example = torch.zeros((batch or 2, spec.tile_px, spec.tile_px, 3), dtype=torch.uint8)
-    bytes_of_weights = sum(p.numel() * p.element_size() for p in module.parameters())
     options: dict[str, Any] = {}
     if dynamo:
         dynamic = {0: torch.export.Dim("batch", min=1, max=4096)} if batch is None else None
         options["dynamic_shapes"] = (dynamic,)
+        bytes_of_weights = sum(p.numel() * p.element_size() for p in module.parameters())
         options["external_data"] = bytes_of_weights > _ONE_FILE_BYTES
     elif batch is None:
         options["dynamic_axes"] = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
-    with _quiet(), torch.no_grad():
-        torch.onnx.export(
-            module,
-            (example,),
-            str(path),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            opset_version=OPSET,
-            dynamo=dynamo,
-            **options,
-        )
-    if bytes_of_weights <= _ONE_FILE_BYTES:
-        strip_metadata(path)
+    # In a folder of its own: beyond 2 GiB the older exporter writes each weight to a file.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        with warnings.catch_warnings(), torch.no_grad():
+            # Known and harmless; errors are raised.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module,
+                (example,),
+                str(written),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=OPSET,
+                dynamo=dynamo,
+                verbose=False,
+                **options,
+            )
+        model = onnx.load(written, load_external_data=False)
+        _strip_metadata(model)
+        save_onnx(model, path, weights_from=written.parent)
     return path
 
 
-def strip_metadata(path: Path) -> None:
-    """Remove the exporter's notes (Python stack traces with file names of the machine) from an ONNX file.
+def load_onnx(path: Path, *, weights: bool = True) -> "onnx.ModelProto":
+    """Read a graph and infer the types and shapes of what it computes.
 
-    What is worth keeping of them goes into the names of nodes: `backbone.blocks.3.mlp.fc2/node_MatMul_71` says which
-    module computes it. Weights cannot say it: equal ones are merged, and transposed ones get new names.
+    Args:
+        path: ONNX file, with `<path>.data` beside it where its weights are beyond protobuf's limit.
+        weights: Read what lies beside the file, too. Without, such weights stay where they are.
     """
     import onnx
+    from onnx.external_data_helper import load_external_data_for_model
 
-    model = onnx.load(path)
-    _name_by_module(model.graph)
-    _strip(model.graph)
-    for function in model.functions:
-        _strip(function)
-    del model.metadata_props[:]
+    # Inference serializes the model, which protobuf refuses beyond 2 GiB: weights beside the file come after it.
+    model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False), data_prop=True)
+    if weights:
+        load_external_data_for_model(model, str(path.parent))
+    return model
+
+
+def save_onnx(model: "onnx.ModelProto", path: Path, *, weights_from: Path | None = None) -> None:
+    """Write a graph whose weights are found wherever its folder goes: in it, or in `<path>.data` beside it.
+
+    Args:
+        model: It holds no weights afterwards where they went beside the file.
+        path: File to write; one of the same name is replaced together with its weights.
+        weights_from: Folder of the weights that are not in memory.
+    """
+    import onnx
+    from onnx.external_data_helper import (
+        load_external_data_for_model,
+        load_external_data_for_tensor,
+        set_external_data,
+        uses_external_data,
+    )
+
+    beside, written = path.with_name(f"{path.name}.data"), path.with_name(f"{path.name}.data.new")
+    folder = str(weights_from or path.parent)
+    if sum(map(_bytes_of, model.graph.initializer)) <= _ONE_FILE_BYTES:
+        load_external_data_for_model(model, folder)
+        onnx.save(model, path)
+        beside.unlink(missing_ok=True)
+        return
+    with written.open("wb") as file:
+        for tensor in model.graph.initializer:
+            if uses_external_data(tensor):
+                load_external_data_for_tensor(tensor, folder)
+                tensor.data_location = onnx.TensorProto.DEFAULT
+                del tensor.external_data[:]
+            if _bytes_of(tensor) < _SMALLEST_BESIDE:
+                continue
+            if not tensor.HasField("raw_data"):  # stored value by value
+                tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
+            offset = file.tell()
+            length = file.write(tensor.raw_data)
+            set_external_data(tensor, beside.name, offset, length)
+            tensor.ClearField("raw_data")
+    written.replace(beside)
     onnx.save(model, path)
+
+
+def copy_onnx(path: Path, to: Path) -> None:
+    """Copy a graph with its weights, under another name."""
+    import onnx
+
+    save_onnx(onnx.load(path, load_external_data=False), to, weights_from=path.parent)
+
+
+def onnx_bytes(path: Path) -> int:
+    """Bytes of a graph and of its weights, wherever they lie."""
+    beside = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+
+
+def open_watched(path: Path, values: Mapping[str, int], *, optimized: bool) -> Any:
+    """An ONNX Runtime session on the CPU that also gives out what a graph computes inside.
+
+    Args:
+        path: ONNX file.
+        values: Name and `onnx.TensorProto` element type of each tensor to give out.
+        optimized: Whether ONNX Runtime may fuse nodes; it may then fuse watched tensors away from their neighbours.
+    """
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path, load_external_data=False)
+    outputs = {info.name for info in model.graph.output}
+    model.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in values.items() if name not in outputs
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def largest_difference(module: "nn.Module", path: Path, tiles: NDArray[np.uint8]) -> float:
@@ -94,6 +182,25 @@ def largest_difference(module: "nn.Module", path: Path, tiles: NDArray[np.uint8]
     found = np.concatenate([session.run(None, {INPUT: tile[None]})[0] for tile in tiles]).astype(np.float64)
     norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
     return float(np.max(1.0 - np.sum(expected * found, axis=1) / norms))
+
+
+def _bytes_of(tensor: "onnx.TensorProto") -> int:
+    import onnx
+
+    return math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+def _strip_metadata(model: "onnx.ModelProto") -> None:
+    """Remove the exporter's notes (Python stack traces with file names of the machine).
+
+    What is worth keeping of them goes into the names of nodes: `backbone.blocks.3.mlp.fc2/node_MatMul_71` says which
+    module computes it. Weights cannot say it: equal ones are merged, and transposed ones get new names.
+    """
+    _name_by_module(model.graph)
+    _strip(model.graph)
+    for function in model.functions:
+        _strip(function)
+    del model.metadata_props[:]
 
 
 def _name_by_module(graph: Any) -> None:
@@ -114,16 +221,3 @@ def _strip(graph: Any) -> None:
             del holder.metadata_props[:]
     if hasattr(graph, "metadata_props"):
         del graph.metadata_props[:]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # The exporters print progress and known-harmless warnings; errors are raised.
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(before)
