@@ -178,7 +178,7 @@ def _grid(slide: Slide, encoders: list[Encoder], options: SlideBenchOptions) -> 
     tile_px, mpp = wanted.pop()
     if mpp is None:
         raise UsageError("the bundle does not say its µm per pixel", hint="add --tile-mpp 0.5")
-    grid = plan_grid(slide, find_tissue(slide), tile_px=tile_px, mpp=mpp)
+    grid = plan_grid(slide, find_tissue(slide), tile_px=tile_px, mpp=mpp, rim=True)
     if len(grid.coords) == 0:
         raise InputError(f"{slide.path} has no tissue", hint="bench another slide, or --synthetic 20000x20000")
     return grid

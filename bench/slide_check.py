@@ -175,7 +175,7 @@ def draw_outlines(slide: Slide, grid: TileGrid, path: Path) -> Path:
 
 def _grid_of(file: SlideFeatures, slide: Slide) -> TileGrid:
     about = file.attributes
-    grid = plan_grid(slide, None, tile_px=int(about["tile_px"]), mpp=float(about["mpp"]))
+    grid = plan_grid(slide, None, tile_px=int(about["tile_px"]), mpp=float(about["mpp"]), rim=True)
     level = slide.levels[0]
     said = (int(about["level"]), int(about["slide_width"]), int(about["slide_height"]), float(about["slide_mpp"]))
     found = (grid.level, level.width, level.height, slide.mpp_x)

@@ -196,7 +196,7 @@ def _lay_grid(slide: Slide, spec: EncoderSpec, config: EmbedConfig) -> tuple[Tis
     if mpp is None:
         raise UsageError(f"{spec.name} does not say its µm per pixel", hint="add --tile-mpp 0.5")
     mask = find_tissue(slide) if config.tissue else None
-    return mask, plan_grid(slide, mask, tile_px=spec.tile_px, mpp=mpp, min_tissue=config.min_tissue)
+    return mask, plan_grid(slide, mask, tile_px=spec.tile_px, mpp=mpp, min_tissue=config.min_tissue, rim=True)
 
 
 def _save_mask(mask: TissueMask | None, out: Path) -> None:

@@ -1,5 +1,6 @@
 """Where tiles lie on a slide."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ SAME_SCALE = 0.01
 """A level this close to the wanted µm per pixel is used as it is: 0.499 for 0.5 would only be blurred."""
 
 _MOST_UPSAMPLING = 1.1
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,15 +45,24 @@ class TileGrid:
     candidates: int
 
 
-def plan_grid(slide: Slide, mask: TissueMask | None, *, tile_px: int, mpp: float, min_tissue: float = 0.1) -> TileGrid:
+def plan_grid(
+    slide: Slide,
+    mask: TissueMask | None,
+    *,
+    tile_px: int,
+    mpp: float,
+    min_tissue: float = 0.1,
+    rim: bool = False,
+) -> TileGrid:
     """Lay a grid over a slide and keep the tiles with tissue.
 
     Args:
         slide: The slide.
-        mask: Where tissue is; every tile is kept when None.
+        mask: Where tissue is; when None all that was scanned counts as tissue.
         tile_px: Side of a tile as the encoder sees it.
         mpp: µm per pixel that the encoder wants.
-        min_tissue: Least share of a tile that must be tissue, 0-1.
+        min_tissue: Least share of a tile that must be tissue, 0-1. What lies beyond the slide is none.
+        rim: Take tiles that reach past the right and the lower rim, too; they are white there.
 
     Raises:
         InputError: The slide is coarser than the encoder wants, or smaller than a tile.
@@ -68,7 +79,8 @@ def plan_grid(slide: Slide, mask: TissueMask | None, *, tile_px: int, mpp: float
         scale_x = scale_y = 1.0
         mpp = slide.mpp_x * down_x
     size_x, size_y = tile_px * scale_x * down_x, tile_px * scale_y * down_y
-    columns, rows = int(slide.levels[0].width / size_x + 1e-9), int(slide.levels[0].height / size_y + 1e-9)
+    count = _count_with_rim if rim else _count
+    columns, rows = count(slide.levels[0].width / size_x), count(slide.levels[0].height / size_y)
     if columns == 0 or rows == 0:
         raise InputError(
             f"{slide.path} is {slide.levels[0].width} x {slide.levels[0].height} px, smaller than one tile "
@@ -76,10 +88,12 @@ def plan_grid(slide: Slide, mask: TissueMask | None, *, tile_px: int, mpp: float
         )
     lefts = np.arange(columns, dtype=np.float64) * size_x
     tops = np.arange(rows, dtype=np.float64) * size_y
-    keep = np.ones((rows, columns), dtype=bool)
     if mask is not None:
-        keep = _tissue_share(mask, lefts, tops, size_x, size_y) >= max(min_tissue, 1e-9)
-    row, column = np.nonzero(keep)
+        share = _tissue_share(mask, lefts, tops, size_x, size_y)
+    else:
+        x, y, width, height = slide.bounds or (0, 0, slide.levels[0].width, slide.levels[0].height)
+        share = np.outer(_overlap(tops, size_y, y, y + height), _overlap(lefts, size_x, x, x + width))
+    row, column = np.nonzero(share >= max(min_tissue - _ROUNDING, _ROUNDING))
     coords = np.stack([np.rint(lefts[column]), np.rint(tops[row])], axis=1).astype(np.int64)
     return TileGrid(
         level=level,
@@ -94,6 +108,20 @@ def plan_grid(slide: Slide, mask: TissueMask | None, *, tile_px: int, mpp: float
     )
 
 
+def _count(sides: float) -> int:
+    return int(sides + _ROUNDING)
+
+
+def _count_with_rim(sides: float) -> int:
+    return math.ceil(sides - _ROUNDING)
+
+
+def _overlap(starts: NDArray[Any], size: float, first: float, last: float) -> NDArray[np.float64]:
+    """Share of each tile that lies between two level-0 pixels, along one axis."""
+    inside = np.minimum(starts + size, last) - np.maximum(starts, first)
+    return np.clip(inside / size, 0, 1)
+
+
 def _tissue_share(
     mask: TissueMask, lefts: NDArray[Any], tops: NDArray[Any], size_x: float, size_y: float
 ) -> NDArray[np.float64]:
@@ -104,7 +132,9 @@ def _tissue_share(
     x0, x1 = _span(lefts, size_x, mask.pixel_x, width)
     y0, y1 = _span(tops, size_y, mask.pixel_y, height)
     inside = table[y1[:, None], x1] - table[y0[:, None], x1] - table[y1[:, None], x0] + table[y0[:, None], x0]
-    return inside / ((y1 - y0)[:, None] * (x1 - x0))
+    across = _overlap(lefts, size_x, 0, width * mask.pixel_x)
+    down = _overlap(tops, size_y, 0, height * mask.pixel_y)
+    return inside / ((y1 - y0)[:, None] * (x1 - x0)) * np.outer(down, across)
 
 
 def _span(starts: NDArray[Any], size: float, pixel: float, limit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

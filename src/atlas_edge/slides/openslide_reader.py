@@ -72,6 +72,7 @@ class OpenSlideFile(Slide):
         self.bounds = _bounds(properties)
         # As it lies in the file: `color_profile` parses it, and raises where it is damaged.
         self.icc_sha256 = sha256_of(getattr(self._handle, "_profile", None))
+        self._downsamples = self._handle.level_downsamples
         full_width, full_height = self._handle.dimensions
         self.levels = tuple(
             Level(width=width, height=height, downsample_x=full_width / width, downsample_y=full_height / height)
@@ -100,6 +101,11 @@ class OpenSlideFile(Slide):
                 return self._read(handle, level, left, top, width, height)
             finally:
                 handle.close()
+
+    def reads_alike(self, level: int) -> bool:
+        """Regions begin at a pixel of level 0: OpenSlide shifts a level by the fraction that is left over."""
+        size, down = self.levels[level], self._downsamples[level]
+        return size.downsample_x == size.downsample_y == down == round(down)
 
     def close(self) -> None:
         """Close the file once no thread is inside a read: OpenSlide frees what such a read still uses."""

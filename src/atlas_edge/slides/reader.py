@@ -1,5 +1,6 @@
 """Tiles of a grid as pixels, many at a time."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from atlas_edge.slides.grid import TileGrid
 from atlas_edge.slides.slide import Slide
 
 _RUN = 8  # neighbours read as one region: fewer calls, and a scanner's tile that two of ours share is decoded once
+_BICUBIC_SUPPORT = 2  # pixels to either side that Pillow's filter looks at, times the scale where it shrinks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,11 @@ class ReadTiles:
 
 
 class TileReader:
-    """Reads tiles of a grid; may be used from several threads."""
+    """Reads tiles of a grid; may be used from several threads.
+
+    A tile's pixels depend on its coordinates only: not on its neighbours, nor on how many are read at once. Where it
+    reaches past the slide's right or lower rim it is white.
+    """
 
     def __init__(self, slide: Slide, grid: TileGrid) -> None:
         self.slide = slide
@@ -43,9 +49,14 @@ class TileReader:
         self._limits = (size.width, size.height)
         self._extent = (grid.tile_px * grid.scale_x, grid.tile_px * grid.scale_y)
         self._as_is = grid.scale_x == 1 and grid.scale_y == 1
+        self._margins = tuple(math.ceil(_BICUBIC_SUPPORT * max(scale, 1)) for scale in (grid.scale_x, grid.scale_y))
+        self._longest_run = _RUN if slide.reads_alike(grid.level) else 1
 
     def read(self, coords: NDArray[np.int64]) -> ReadTiles:
-        """Read tiles by their coordinates, `(B, 2)`; those that cannot be read are listed, not raised."""
+        """Read tiles by their coordinates, `(B, 2)`; those that cannot be read are listed, not raised.
+
+        What fails with its neighbours is read once more alone: a fault of the network may be over by then.
+        """
         side = self.grid.tile_px
         pixels = np.full((len(coords), side, side, 3), 255, dtype=np.uint8)
         unreadable: dict[int, str] = {}
@@ -66,7 +77,7 @@ class TileReader:
     def _runs(self, coords: NDArray[np.int64]) -> Iterator[range]:
         start = 0
         for index in range(1, len(coords) + 1):
-            if index < len(coords) and index - start < _RUN:
+            if index < len(coords) and index - start < self._longest_run:
                 step, down = coords[index] - coords[index - 1]
                 if down == 0 and 0 < step <= self.grid.size_x + 1:
                     continue
@@ -78,30 +89,29 @@ class TileReader:
     ) -> tuple[float, float]:
         lefts = coords[run.start : run.stop, 0] / self._down[0]
         top = float(coords[run.start, 1]) / self._down[1]
-        x0, y0 = int(lefts[0]), int(top)
-        x1 = min(-int(-(lefts[-1] + self._extent[0]) // 1), self._limits[0])
-        y1 = min(-int(-(top + self._extent[1]) // 1), self._limits[1])
-        if self._as_is:
-            x0, y0 = round(float(lefts[0])), round(top)
-            x1, y1 = round(float(lefts[-1])) + self.grid.tile_px, y0 + self.grid.tile_px
+        spans = [self._span(float(left), 0) for left in lefts]
+        y0, y1 = self._span(top, 1)
+        x0, x1 = spans[0][0], spans[-1][1]
         begun = time.perf_counter()
         reading = self.slide.read_alone if alone else self.slide.read
         region = reading(self.grid.level, x0, y0, x1 - x0, y1 - y0)
         ended = time.perf_counter()
-        if self._as_is:
-            for index, left in zip(run, lefts, strict=True):
-                x = round(float(left)) - x0
-                pixels[index] = region[:, x : x + self.grid.tile_px]
-        else:
-            self._resample(region, lefts - x0, top - y0, run, pixels)
+        for index, left, (first, last) in zip(run, lefts, spans, strict=True):
+            window = region[:, first - x0 : last - x0]
+            pixels[index] = window if self._as_is else self._resampled(window, float(left) - first, top - y0)
         return ended - begun, time.perf_counter() - ended
 
-    def _resample(
-        self, region: NDArray[np.uint8], lefts: NDArray[np.float64], top: float, run: range, pixels: NDArray[np.uint8]
-    ) -> None:
-        image, side = Image.fromarray(region), self.grid.tile_px
-        height, width = region.shape[:2]
-        for index, left in zip(run, lefts, strict=True):
-            # Rounding may reach past the region by a fraction of a pixel.
-            box = (left, top, min(left + self._extent[0], width), min(top + self._extent[1], height))
-            pixels[index] = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
+    def _span(self, start: float, axis: int) -> tuple[int, int]:
+        """First and last pixel of the level that a tile needs, along one axis."""
+        if self._as_is:
+            return round(start), round(start) + self.grid.tile_px
+        limit, end = self._limits[axis], math.ceil(start + self._extent[axis])
+        # The last whole tile may reach past the rim by a fraction of a pixel, since coordinates are rounded.
+        past = end if end > limit + 1 else min(end + self._margins[axis], limit)
+        return max(math.floor(start) - self._margins[axis], 0), past
+
+    def _resampled(self, window: NDArray[np.uint8], left: float, top: float) -> NDArray[np.uint8]:
+        height, width = window.shape[:2]
+        box = (left, top, min(left + self._extent[0], width), min(top + self._extent[1], height))
+        side = (self.grid.tile_px, self.grid.tile_px)
+        return np.asarray(Image.fromarray(window).resize(side, Image.Resampling.BICUBIC, box=box))

@@ -79,6 +79,10 @@ class Slide(ABC):
         """Read as `read` does, undisturbed by a fault that another thread met."""
         return self.read(level, left, top, width, height)
 
+    def reads_alike(self, level: int) -> bool:
+        """Whether a pixel of a level is the same in whatever region it is read."""
+        return True
+
     @property
     def file_s(self) -> float | None:
         """Seconds spent so far in reading the file's bytes; None where the reader does not tell."""

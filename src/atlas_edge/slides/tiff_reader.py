@@ -150,7 +150,7 @@ class TiffSlide(Slide):
         planes = page.samplesperpixel if page.planarconfig == 2 else 1
         step = len(page.dataoffsets) // planes
         try:
-            parts = [self._decoded(page, index + plane * step) for plane in range(planes)]
+            parts = [self._decoded(page, index + plane * step, anew=anew) for plane in range(planes)]
         except InputError as error:
             # Many tiles of ours lie on one: it is decoded in vain once, unless the file could not be read.
             if not isinstance(error.__cause__, OSError):
@@ -166,12 +166,12 @@ class TiffSlide(Slide):
                 self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return segment
 
-    def _decoded(self, page: Any, index: int) -> NDArray[np.uint8]:
+    def _decoded(self, page: Any, index: int, *, anew: bool) -> NDArray[np.uint8]:
         samples = 1 if page.planarconfig == 2 else page.samplesperpixel
         tall, wide = segment_shape(page)
         try:
             offset, length = page.dataoffsets[index], page.databytecounts[index]
-            data = self._bytes(offset, length)
+            data = self._bytes(offset, length, anew=anew)
             if len(data) < length:
                 raise EOFError("the file ends before it")
             decoded = page.decode(data, index, jpegtables=page.jpegtables)[0] if data else None
@@ -189,9 +189,13 @@ class TiffSlide(Slide):
             ) from error
         return segment
 
-    def _bytes(self, offset: int, length: int) -> bytes:
+    def _bytes(self, offset: int, length: int, *, anew: bool) -> bytes:
         if not 0 <= length <= _LARGEST_SEGMENT_BYTES:
             raise ValueError(f"it should be of {length} bytes")
+        if anew:  # a handle from before a share was gone stays useless
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                return file.read(length)
         with self._lock:
             begun = time.perf_counter()
             self._file.filehandle.seek(offset)
