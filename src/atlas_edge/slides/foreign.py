@@ -1,7 +1,10 @@
 """The edge to the libraries that read slides: they raise anything on a damaged file."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from atlas_edge.errors import AtlasError, InputError
 
@@ -28,3 +31,11 @@ def one_line(error: BaseException) -> str:
     """What an error says, without line breaks and not too long; its kind where it says nothing."""
     text = " ".join(str(error).split())
     return (text or type(error).__name__)[:_MOST_CHARACTERS]
+
+
+def open_tiff(path: Path) -> Any:
+    """A file as tifffile opens it, without the log of what it finds: that reaches us as an exception."""
+    import tifffile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    return tifffile.TiffFile(path)

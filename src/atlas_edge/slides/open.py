@@ -5,9 +5,10 @@ from pathlib import Path
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.slides.foreign import foreign_errors
+from atlas_edge.slides.foreign import foreign_errors, open_tiff
 from atlas_edge.slides.mpp import settle_mpp
 from atlas_edge.slides.slide import Slide
+from atlas_edge.slides.tiff_chain import check_tiff
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -57,13 +58,14 @@ def _open(path: Path, cache_bytes: int) -> Slide:
     with path.open("rb") as file:
         is_tiff = file.read(4) in _TIFF_STARTS
     form = detect_format(path)
+    # A big NDPI counts its offsets in a way of its own.
+    if is_tiff and form != "hamamatsu":
+        check_tiff(path)
     # OpenSlide reads the first page of a tiled OME-TIFF, and neither its OME-XML nor its SubIFDs.
     if is_tiff and (form is None or (form == GENERIC and _is_ome(path))):
         require_module("tifffile", extra="slides")
-        from atlas_edge.slides.tiff_chain import check_chain
         from atlas_edge.slides.tiff_reader import TiffSlide
 
-        check_chain(path)
         return TiffSlide(path, cache_bytes=cache_bytes)
     if form is None:
         raise InputError(
@@ -76,10 +78,8 @@ def _open(path: Path, cache_bytes: int) -> Slide:
 def _is_ome(path: Path) -> bool:
     if importlib.util.find_spec("tifffile") is None:
         return False
-    import tifffile
-
     try:
-        with foreign_errors(str(path)), tifffile.TiffFile(path) as file:
+        with foreign_errors(str(path)), open_tiff(path) as file:
             return bool(file.is_ome)
     except InputError:
         return False

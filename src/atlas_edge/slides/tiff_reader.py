@@ -1,6 +1,5 @@
 """TIFF slides that OpenSlide cannot read, or not wholly, such as OME-TIFF: through tifffile."""
 
-import logging
 import re
 import threading
 import time
@@ -12,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
-from atlas_edge.slides.foreign import foreign_errors, one_line
+from atlas_edge.slides.foreign import foreign_errors, one_line, open_tiff
 from atlas_edge.slides.ome import ome_images
 from atlas_edge.slides.slide import Level, Slide, sha256_of
+from atlas_edge.slides.tiff_chain import LARGEST_TILE_BYTES
 
 _UM_A_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
 _NO_SLIDE = re.compile(r"label|macro|thumb|overview|barcode", re.IGNORECASE)
-_LARGEST_SEGMENT_BYTES = 2**30
 _SAME_SHAPE = 0.05
 
 
@@ -34,18 +33,14 @@ class TiffSlide(Slide):
     """
 
     def __init__(self, path: Path, *, cache_bytes: int) -> None:
-        import tifffile
-
         self.path = path
         self._lock = threading.Lock()
         self._file_s = 0.0
         self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
         self._cache_bytes, self._cached_bytes = cache_bytes, 0
         self._damage: dict[tuple[int, int], InputError] = {}
-        # What it logs reaches us as an exception, or is found by `check_chain`.
-        logging.getLogger("tifffile").setLevel(logging.CRITICAL)
         with foreign_errors(f"{path} cannot be opened"):
-            self._file = tifffile.TiffFile(path)
+            self._file = open_tiff(path)
         try:
             with foreign_errors(f"{path} is no whole TIFF"):
                 self._describe()
@@ -190,7 +185,7 @@ class TiffSlide(Slide):
         return segment
 
     def _bytes(self, offset: int, length: int, *, anew: bool) -> bytes:
-        if not 0 <= length <= _LARGEST_SEGMENT_BYTES:
+        if not 0 <= length <= LARGEST_TILE_BYTES:
             raise ValueError(f"it should be of {length} bytes")
         if anew:  # a handle from before a share was gone stays useless
             with self.path.open("rb") as file:
@@ -223,7 +218,7 @@ def check_segments(path: Path, page: Any) -> None:
         InputError: It has others.
     """
     tall, wide = segment_shape(page)
-    if min(tall, wide, page.imagelength, page.imagewidth) < 1 or tall * wide * 4 > _LARGEST_SEGMENT_BYTES:
+    if min(tall, wide, page.imagelength, page.imagewidth) < 1 or tall * wide * 4 > LARGEST_TILE_BYTES:
         raise InputError(
             f"{path} says {page.imagewidth} x {page.imagelength} px in tiles of {wide} x {tall} px",
             hint="copy the slide again",
