@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # GitHub Actions shows what is appended to this file on the run's page.
 _SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
+_HTML_FILE = "report.html"
+_MARKS = (REPORT_FILE, _HTML_FILE)
 
 
 def check_report_folder(folder: Path | None, *, overwrite: bool) -> None:
@@ -33,7 +35,7 @@ def check_report_folder(folder: Path | None, *, overwrite: bool) -> None:
     """
     if folder is None:
         return
-    check_vacant(folder, overwrite=overwrite)
+    check_vacant(folder, marks=_MARKS, overwrite=overwrite)
     there = next(parent for parent in folder.absolute().parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(f"{folder} cannot be written: {there} takes no files", hint="choose another --report folder")
@@ -67,12 +69,12 @@ def write_report(
     texts = {
         REPORT_FILE: data,
         "report.md": markdown,
-        "report.html": report_html(report, worst or {}, json_sha256=sha256(data.encode()).hexdigest()),
+        _HTML_FILE: report_html(report, worst or {}, json_sha256=sha256(data.encode()).hexdigest()),
         "junit.xml": junit_xml(report),
         SMALLER_FILE: smaller_is_better(report),
         BIGGER_FILE: bigger_is_better(report),
     }
-    with atomic_folder(folder, overwrite=overwrite) as partial:
+    with atomic_folder(folder, marks=_MARKS, overwrite=overwrite) as partial:
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8", newline="\n")  # the hash is of these bytes
     summary = os.environ.get(_SUMMARY_VARIABLE)

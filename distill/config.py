@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from atlas_edge.distill.losses import LossName
 
 AugmentationName = Literal["none", "geometry", "weak", "strong"]
+# By which a student's folder is known.
+STUDENT_FILES = ("config.json", "report.json")
 
 
 class TrainConfig(BaseModel):

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from atlas_edge.atomic import atomic_folder, check_vacant
 from atlas_edge.distill.card import fitted_card
-from atlas_edge.distill.config import TrainConfig
+from atlas_edge.distill.config import STUDENT_FILES, TrainConfig
 from atlas_edge.manifest import ModelProvenance
 
 # What of a training configuration a fit reads.
@@ -62,7 +62,7 @@ def fit_student(
     from atlas_edge.distill.student import build_student, save_student
     from atlas_edge.distill.teachers import licence_warning
 
-    check_vacant(config.out, overwrite=overwrite)
+    check_vacant(config.out, marks=STUDENT_FILES, overwrite=overwrite)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     tiles = training_tiles(config)
@@ -73,7 +73,7 @@ def fit_student(
         warn(warning)
     backbone, architecture = build_student(config.student, seed=config.seed)
     # Opened first, so that a place that cannot be written is told before the minutes of the fit.
-    with atomic_folder(config.out, overwrite=overwrite) as folder:
+    with atomic_folder(config.out, marks=STUDENT_FILES, overwrite=overwrite) as folder:
         fitted = fit_to_teacher(config, stream, backbone, architecture)
         report = FitReport(
             student=str(config.out),

@@ -14,7 +14,7 @@ from atlas_edge.distill.augment import Augmentation
 from atlas_edge.distill.cache import CacheIndex, FeatureCache
 from atlas_edge.distill.card import student_card
 from atlas_edge.distill.checkpoint import NAME
-from atlas_edge.distill.config import TrainConfig
+from atlas_edge.distill.config import STUDENT_FILES, TrainConfig
 from atlas_edge.distill.metrics import read_metrics
 from atlas_edge.distill.stream import CachedTargets, OnlineTargets, Targets, ViewStream
 from atlas_edge.distill.teachers import licence_warning, open_teacher
@@ -79,7 +79,7 @@ def distill(
     """
     from atlas_edge.distill.train import train
 
-    check_vacant(config.out, overwrite=overwrite)
+    check_vacant(config.out, marks=STUDENT_FILES, overwrite=overwrite)
     run = run_folder(config.out)
     if overwrite:
         (run / NAME).unlink(missing_ok=True)
@@ -214,7 +214,7 @@ def _write(
     from atlas_edge.distill.student import save_student
 
     licence = next((teacher.licence for teacher in report.teachers if teacher.licence), "other")
-    with atomic_folder(config.out, overwrite=overwrite) as folder:
+    with atomic_folder(config.out, marks=STUDENT_FILES, overwrite=overwrite) as folder:
         save_student(folder, trained.weights, trained.architecture, licence=licence, half=config.half)
         record = {"config": config.model_dump(mode="json"), **_jsonable(report)}
         record["tiles"] = [entry.model_dump() for entry in tiles.provenance()]

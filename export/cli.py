@@ -95,7 +95,7 @@ def export(
         seed: Seed of every random choice.
         threads: Inference threads; the runtime's own choice when left out.
         speed: Time the bundle against the reference.
-        overwrite: Replace an existing bundle.
+        overwrite: Replace an existing bundle; never another folder.
         dry_run: Check everything that can be checked without work, print the resolved configuration, write nothing.
         json: Print the report as JSON on stdout.
         quiet: Print errors only.
@@ -266,10 +266,11 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def _dry_run(config: "ExportConfig", screen: "Console", *, json: bool) -> None:
     from atlas_edge.atomic import check_vacant
+    from atlas_edge.bundle import MANIFEST
     from atlas_edge.export.requirements import check_requirements
     from atlas_edge.export.tile_sets import open_tile_sets
 
-    check_vacant(config.output, overwrite=config.overwrite)
+    check_vacant(config.output, marks=(MANIFEST,), overwrite=config.overwrite)
     check_requirements(config)
     tile_sets = open_tile_sets(config)
     for role in ("calibration", "evaluation"):

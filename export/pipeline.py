@@ -1,7 +1,10 @@
 """The main job: load -> calibrate -> quantize -> build -> verify -> bench, into one bundle."""
 
+import shutil
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +13,10 @@ from atlas_edge.atomic import atomic_folder, check_vacant
 from atlas_edge.bench.gate import Verdict
 from atlas_edge.bench.selftest import write_selftest
 from atlas_edge.bench.speed import SpeedReport, paired_speed
-from atlas_edge.bundle import write_manifest
+from atlas_edge.bundle import MANIFEST, write_manifest
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
-from atlas_edge.export.build import Built, Quantized, Sources, build, open_built, open_reference, quantize
+from atlas_edge.export.build import Built, Sources, build, open_built, open_reference, quantize
 from atlas_edge.export.calibrate import calibrate
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.export.model_card import model_card
@@ -86,11 +89,12 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
         InputError: The model or a tile cannot be read, or a graph does not reproduce its model.
         RuntimeMissing: A library that the job needs is not installed.
     """
-    check_vacant(config.output, overwrite=config.overwrite)
+    check_vacant(config.output, marks=(MANIFEST,), overwrite=config.overwrite)
     check_requirements(config)
     config, ranges = _as_trained(config)
-    with atomic_folder(config.output, overwrite=config.overwrite) as folder:
+    with atomic_folder(config.output, marks=(MANIFEST,), overwrite=config.overwrite) as folder:
         scratch = folder / ".scratch"
+        scratch.mkdir()
         with steps.step("load", config.model):
             tile_sets = open_tile_sets(config)
             model = _load(config, steps)
@@ -100,28 +104,18 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
             tile_sets, calibration, choice = calibrate(config, model.spec.tile_px, graph, tile_sets, steps)
             sources = Sources(model=model, graph=graph, calibration=calibration, ranges=ranges)
             _check_graph(sources, steps)
-        with steps.step("quantize", config.precision.value):
-            quantized = quantize(config, sources, scratch)
-            if quantized.quantization is not None and choice is not None:
-                quantized.quantization["calibration"] = choice
-        with steps.step("build", config.target.value):
-            built = build(config, sources, quantized, folder, steps)
-        reference, bundle = open_reference(config, sources), open_built(config, sources, built, folder)
-        with steps.step("verify", f"{len(tile_sets.evaluation.records)} tiles of {tile_sets.evaluation.source.name}"):
-            verification = verify(
-                reference,
-                bundle,
-                fit=tile_sets.fit,
-                evaluation=tile_sets.evaluation,
-                max_drop_pp=config.max_drop_pp,
-                seed=config.seed,
-                steps=steps,
-            )
-        with steps.step("bench", "reference, bundle and PyTorch take turns" if config.speed else "skipped"):
-            speed = _speed(config, sources, reference, bundle) if config.speed else None
+        built, quantization = _quantize_and_build(config, sources, folder, scratch, steps)
+        if quantization is not None and choice is not None:
+            quantization["calibration"] = choice
+        reference = open_reference(config, sources)
+        with closing(reference), closing(open_built(config, sources, built, folder)) as bundle:
+            verification = _verify(config, reference, bundle, tile_sets, steps)
+            with steps.step("bench", "reference, bundle and PyTorch take turns" if config.speed else "skipped"):
+                speed = _speed(config, sources, reference, bundle) if config.speed else None
+            write_selftest(folder, reference, deployed=bundle)
         result = ExportResult(
             folder=config.output,
-            manifest=_manifest(config, model, tile_sets, quantized, built, verification, command),
+            manifest=_manifest(config, model, tile_sets, quantization, built, verification, command),
             verification=verification,
             speed=speed,
             size_bytes=_model_size(folder),
@@ -130,11 +124,34 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
             seconds=steps.seconds,
             synthetic=tile_sets.synthetic,
         )
-        write_selftest(folder, reference, deployed=bundle)
-        result = _write(result, folder, built)
-        bundle.close()
-        reference.close()
-    return result
+        # Windows removes no file that is mapped: everything is closed by now.
+        shutil.rmtree(scratch)
+        return _write(result, folder, built)
+
+
+def _quantize_and_build(
+    config: ExportConfig, sources: Sources, folder: Path, scratch: Path, steps: Steps
+) -> tuple[Built, dict[str, Any] | None]:
+    with steps.step("quantize", config.precision.value):
+        quantized = quantize(config, sources, scratch)
+    with steps.step("build", config.target.value):
+        built = build(config, sources, quantized, folder, steps)
+    return built, quantized.quantization
+
+
+def _verify(
+    config: ExportConfig, reference: Encoder, bundle: Encoder, tile_sets: TileSets, steps: Steps
+) -> Verification:
+    with steps.step("verify", f"{len(tile_sets.evaluation.records)} tiles of {tile_sets.evaluation.source.name}"):
+        return verify(
+            reference,
+            bundle,
+            fit=tile_sets.fit,
+            evaluation=tile_sets.evaluation,
+            max_drop_pp=config.max_drop_pp,
+            seed=config.seed,
+            steps=steps,
+        )
 
 
 def _as_trained(config: ExportConfig) -> tuple[ExportConfig, Path | None]:
@@ -199,7 +216,7 @@ def _manifest(
     config: ExportConfig,
     model: LoadedModel,
     tile_sets: TileSets,
-    quantized: Quantized,
+    quantization: dict[str, Any] | None,
     built: Built,
     verification: Verification,
     command: tuple[str, ...],
@@ -220,7 +237,7 @@ def _manifest(
         model=model.provenance,
         calibration=calibration,
         evaluation=evaluation,
-        quantization=quantized.quantization,
+        quantization=quantization,
         verification={
             "cosine_median": verification.agreement.cosine_median,
             "cosine_p1": verification.agreement.cosine_p1,

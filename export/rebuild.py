@@ -59,7 +59,7 @@ def rebuild_bundle(
     stripped = "strip_weights" in was.engine_options if strip_weights is None else strip_weights
     options = {name: name in was.engine_options and _has(choice, name) for name in _FLAGS}
     fp16_graph = bundle / BESIDE / GRAPH_FILE
-    with atomic_folder(out or bundle, overwrite=out is None) as folder:
+    with atomic_folder(out or bundle, marks=(MANIFEST,), overwrite=out is None) as folder:
         _copy_rest(bundle, folder)
         parts = build_parts(
             folder,

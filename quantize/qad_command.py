@@ -86,7 +86,7 @@ def distill_model(
     )
     report = _report(result, recipe, options, len(records), opened.name)
     report["held_out_by"] = "tile" if slides is None else "slide"
-    with atomic_folder(out, overwrite=overwrite) as folder:
+    with atomic_folder(out, marks=(REPORT,), overwrite=overwrite) as folder:
         report |= write_quantized(result.module, model.spec, folder / GRAPH)
         save_ranges(result.module, folder / FILE, recipe)
         _write_weights(model, result, folder)
@@ -128,7 +128,7 @@ def check_distillation(
     from atlas_edge.models import CONFIG, load_model
 
     check_options(options)
-    check_vacant(out, overwrite=overwrite)
+    check_vacant(out, marks=(REPORT,), overwrite=overwrite)
     if not (Path(name.removeprefix("local-dir:")) / CONFIG).is_file():
         raise UsageError(f"{name} is no model folder with {CONFIG}", hint="give a folder: atlas-distill writes one")
     model = load_model(name)

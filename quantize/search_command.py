@@ -11,6 +11,7 @@ from atlas_edge.errors import GateFailed, UsageError
 from atlas_edge.quantize.plan_bench import MeasureConfig
 from atlas_edge.quantize.recipe import load_recipe
 from atlas_edge.quantize.search import SearchConfig, search
+from atlas_edge.quantize.search_report import REPORT
 from atlas_edge.spec import Precision, Target
 from atlas_edge.tiles import open_tiles
 
@@ -76,7 +77,7 @@ def find_plan(config: SearchConfig, screen: "Console", *, overwrite: bool, dry_r
     from atlas_edge.quantize.deploy import check_target
 
     measure = config.measure
-    check_vacant(measure.out, overwrite=overwrite)
+    check_vacant(measure.out, marks=(REPORT,), overwrite=overwrite)
     check_target(measure.target)
     if dry_run:
         screen.print(f"would search a plan for {measure.model} on {measure.target.value} and write {measure.out}")

@@ -16,7 +16,7 @@ PLAN, REPORT, MARKDOWN, FRONT = "plan.json", "search.json", "search.md", "pareto
 
 def write_search(result: SearchResult, config: SearchConfig, *, overwrite: bool) -> Path:
     """Write everything into `config.measure.out`; returns the path of the plan."""
-    with atomic_folder(config.measure.out, overwrite=overwrite) as folder:
+    with atomic_folder(config.measure.out, marks=(REPORT,), overwrite=overwrite) as folder:
         save_plan(_saved(result, config), folder / PLAN)
         (folder / REPORT).write_text(json.dumps(as_dict(result, config), indent=2) + "\n", encoding="utf-8")
         (folder / MARKDOWN).write_text(markdown(result, config), encoding="utf-8")

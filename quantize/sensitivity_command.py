@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from atlas_edge.quantize.sensitivity import Sensitivity
 
 
+_REPORT = "sensitivity.json"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensitivityConfig:
     """What is measured; see `atlas-quantize sensitivity --help`."""
@@ -46,7 +49,7 @@ def show_sensitivity(config: SensitivityConfig, screen: "Console", *, dry_run: b
     if config.count < 1 or config.calib_limit < 1:
         raise UsageError("--count and --calib-limit start at 1", hint="use --count 16 --calib-limit 64")
     if config.out is not None:
-        check_vacant(config.out, overwrite=config.overwrite)
+        check_vacant(config.out, marks=(_REPORT,), overwrite=config.overwrite)
     source = open_tiles(config.tiles, role="calibration")
     recipe = default_recipe(config.target) if config.recipe is None else load_recipe(config.recipe)
     if dry_run:
@@ -77,8 +80,8 @@ def show_sensitivity(config: SensitivityConfig, screen: "Console", *, dry_run: b
     found = measure_sensitivity(encoder, measured, recipe=recipe.name, without=config.without)
     _print(found, screen)
     if config.out is not None:
-        with atomic_folder(config.out, overwrite=config.overwrite) as folder:
-            (folder / "sensitivity.json").write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
+        with atomic_folder(config.out, marks=(_REPORT,), overwrite=config.overwrite) as folder:
+            (folder / _REPORT).write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
             plot_sensitivity(found, folder / "sensitivity.svg")
         screen.print(f"written: {config.out}")
     return found.as_dict()

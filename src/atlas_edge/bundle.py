@@ -141,8 +141,7 @@ def size_bytes(folder: Path) -> int:
 
 def _relative_files(folder: Path) -> list[str]:
     files = (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
-    found = (path.relative_to(folder) for path in files)
-    return sorted(path.as_posix() for path in found if path.parts[0] != ".scratch")
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -187,7 +187,8 @@ def largest_difference(module: "nn.Module", path: Path, tiles: NDArray[np.uint8]
 def _bytes_of(tensor: "onnx.TensorProto") -> int:
     import onnx
 
-    return math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    kind: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return math.prod(tensor.dims) * kind.itemsize
 
 
 def _strip_metadata(model: "onnx.ModelProto") -> None:

@@ -64,9 +64,11 @@ def test_missing_file_is_found(bundle: Path) -> None:
         verify_bundle(bundle)
 
 
-def test_added_file_is_found(bundle: Path) -> None:
-    (bundle / "sub" / "plugin.so").write_bytes(b"x")
-    with pytest.raises(ChecksumError, match=r"sub/plugin\.so is not in the manifest"):
+@pytest.mark.parametrize("name", ["sub/plugin.so", ".scratch/plugin.so", ".hidden"])
+def test_added_file_is_found(name: str, bundle: Path) -> None:
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).write_bytes(b"x")
+    with pytest.raises(ChecksumError, match=f"{name} is not in the manifest"):
         verify_bundle(bundle)
 
 
