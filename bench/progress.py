@@ -16,7 +16,12 @@ def progress_bar(screen: "Console") -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     visible = screen.is_terminal and not screen.quiet
     with Bars(*columns, console=screen, transient=True, disable=not visible) as bars:
         task = bars.add_task("", total=None)

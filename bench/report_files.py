@@ -82,4 +82,4 @@ def write_report(
         with Path(summary).open("a", encoding="utf-8") as file:
             file.write(markdown + "\n")
     if screen is not None:
-        screen.print(f"written: {folder}/ ({', '.join(texts)})", markup=False)
+        screen.print(f"written: {folder}/ ({', '.join(texts)})")

@@ -21,7 +21,12 @@ class Display:
         from rich.progress import Progress as Bars
 
         self._screen = screen
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Bars(*columns, console=screen, disable=not screen.is_terminal, transient=True)
         self._task = self._progress.add_task("", total=total or None)
 

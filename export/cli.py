@@ -39,9 +39,9 @@ def export(
     out: Path | None = None,
     batch: str = "",
     max_drop: float | None = None,
-    calib_limit: int = 300,
-    fit_limit: int = 600,
-    eval_limit: int = 2000,
+    calib_limit: int | None = None,
+    fit_limit: int | None = None,
+    eval_limit: int | None = None,
     tile_fit: Literal["exact", "crop", "resize"] = "exact",
     pooling: Literal["cls", "cls+mean"] | None = None,
     patch: int | None = None,
@@ -54,7 +54,7 @@ def export(
     refit: Flag = False,
     strip: Flag = False,
     timing_cache: Path | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     threads: int | None = None,
     speed: bool = True,
     overwrite: Flag = False,
@@ -77,9 +77,9 @@ def export(
         out: Bundle folder; bundles/<model>-<target>-<precision> when left out.
         batch: One size fixes the graph's batch; min,opt,max is TensorRT's profile; dynamic when left out.
         max_drop: Budget on the upper end of the accuracy drop's 95 % interval, percentage points; exit 3 when missed.
-        calib_limit: Most tiles to calibrate on.
-        fit_limit: Most tiles to fit the probes on.
-        eval_limit: Most tiles to evaluate on.
+        calib_limit: Most tiles to calibrate on; the plan's or 300 when left out.
+        fit_limit: Most tiles to fit the probes on; the plan's or 600 when left out.
+        eval_limit: Most tiles to evaluate on; 2000 when left out.
         tile_fit: What to do with tiles of another size than the encoder's.
         pooling: Pooling of the embedding; the model's own when left out.
         patch: Patch side of a registry student in pixels: 8, 14 or 16.
@@ -92,7 +92,7 @@ def export(
         refit: TensorRT targets, beside the GPU: an engine whose weights can be replaced.
         strip: TensorRT targets, beside the GPU: leave the weights in the bundle's ONNX.
         timing_cache: TensorRT only: keep build-time measurements in this file.
-        seed: Seed of every random choice.
+        seed: Seed of every random choice; the plan's or 0 when left out.
         threads: Inference threads; the runtime's own choice when left out.
         speed: Time the bundle against the reference.
         overwrite: Replace an existing bundle; never another folder.
@@ -148,10 +148,10 @@ def export(
     result = export_bundle(config, Steps(screen, STEPS), command=command)
     screen.print(table(result))
     for note in notes(result):
-        screen.print(f"[dim]{note}[/dim]")
+        screen.print(note, style="dim")
     gate = gate_line(result)
     if gate:
-        screen.print(f"[bold]{gate}[/bold]")
+        screen.print(gate, style="bold")
     screen.print(f"bundle: {result.folder}")
     screen.print(f"next:   {next_command(result)}")
     if json:

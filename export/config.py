@@ -129,16 +129,17 @@ def resolve(*, plan: Path | None = None, recipe: Path | None = None, **values: o
     """Build the configuration.
 
     Args:
-        plan: A saved plan, which takes the place of target, precision and recipe.
+        plan: A saved plan: target, precision and recipe, and the limits and seed that `values` leave open.
         recipe: A saved recipe.
-        values: Fields of `ExportConfig`.
+        values: Fields of `ExportConfig`; None where the plan, or else the default, decides.
 
     Raises:
         UsageError: A value is out of range or contradicts another.
         InputError: The plan or the recipe cannot be read.
     """
+    values = {name: value for name, value in values.items() if value is not None}
     if plan is not None:
-        values |= _planned(plan, recipe, values)
+        values = _planned(plan, recipe, values)
     elif recipe is not None:
         values["recipe"] = load_recipe(recipe)
     for option in ("target", "precision"):
@@ -165,4 +166,4 @@ def _planned(path: Path, recipe: Path | None, values: dict[str, object]) -> dict
     if recipe is not None:
         raise UsageError(f"{path} holds a recipe of its own", hint="leave --recipe or --plan out")
     limits = {"calib_limit": saved.calib_limit, "fit_limit": saved.fit_limit, "seed": saved.seed}
-    return {**own, **limits, "recipe": saved.plan.recipe}
+    return {**limits, **values, **own, "recipe": saved.plan.recipe}

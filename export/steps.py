@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 Advance = Callable[[int], None]
 
@@ -28,26 +29,26 @@ class Steps:
     def step(self, name: str, detail: str = "") -> Iterator[None]:
         """Run one step: `[2/6] calibrate  300 tiles`, then its time."""
         self._number += 1
-        head = f"[bold]{self._number}/{self.total} {name}[/bold]"
-        self.console.print(f"{head}  {detail}" if detail else head)
+        head = (f"{self._number}/{self.total} {name}", "bold")
+        self.console.print(Text.assemble(head, f"  {detail}" if detail else ""))
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
-        self.console.print(f"    [dim]{self.seconds[name]:.1f} s[/dim]")
+        self.console.print(f"    {self.seconds[name]:.1f} s", style="dim")
 
     def note(self, text: str) -> None:
         """Print a line below the current step."""
-        self.console.print(f"    {text}")
+        self.console.print(f"    {text}", markup=False)
 
     def warn(self, text: str) -> None:
         """Print a line that must not be overlooked."""
-        self.console.print(f"    [bold yellow]WARNING[/bold yellow] {text}")
+        self.console.print(Text.assemble("    ", ("WARNING", "bold yellow"), f" {text}"))
 
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[Advance]:
         """A progress bar on a terminal; nothing elsewhere."""
         columns = (
-            TextColumn("    {task.description}"),
+            TextColumn("    {task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

@@ -1,5 +1,6 @@
 """What the five commands share: exit codes, errors without tracebacks, `--json`, verbosity, configuration."""
 
+import io
 import json
 import logging
 import os
@@ -19,13 +20,15 @@ EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_INPUT = 5
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
 
 
 def make_app(name: str, summary: str) -> "cyclopts.App":
     """A command with the house's behaviour.
 
     Values come from the command line, then `ATLAS_<COMMAND>_<OPTION>` in the environment, then the command's
-    table in `atlas.toml` of the working folder.
+    table in `atlas.toml` of the working folder: `[export]` for `atlas-export MODEL`, `[export.rebuild]` for
+    `atlas-export rebuild`.
 
     Args:
         name: `atlas-export`.
@@ -37,6 +40,7 @@ def make_app(name: str, summary: str) -> "cyclopts.App":
     from atlas_edge import __version__
 
     table = name.removeprefix("atlas-")
+    toml = cyclopts.config.Toml("atlas.toml", root_keys=[table], search_parents=False)
     return cyclopts.App(
         name=name,
         help=summary,
@@ -46,7 +50,8 @@ def make_app(name: str, summary: str) -> "cyclopts.App":
         suppress_keyboard_interrupt=False,
         config=[
             cyclopts.config.Env(f"ATLAS_{table.upper()}_", command=False),
-            cyclopts.config.Toml("atlas.toml", root_keys=[table], search_parents=False, use_commands_as_keys=False),
+            toml,
+            lambda app, commands, arguments: _check_table(app, toml.config.get(table)),
         ],
     )
 
@@ -55,13 +60,16 @@ def run_app(app: "cyclopts.App", argv: Sequence[str] | None = None) -> int:
     """Run a command and turn what happens into an exit code (see `errors`).
 
     Returns:
-        0 done · 1 bug · 2 usage · 3 gate · 4 runtime missing · 5 bad input · 130 interrupted.
+        0 done · 1 bug · 2 usage · 3 gate · 4 runtime missing · 5 bad input · 130 interrupted · 141 the reader of a pipe
+        left.
     """
     import cyclopts
 
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _never_fail_to_print()
     try:
         result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     except AtlasError as error:
         return report_error(app.name[0], str(error), error.exit_code)
     except cyclopts.CycloptsError as error:
@@ -69,6 +77,10 @@ def run_app(app: "cyclopts.App", argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         message = "interrupted; nothing unfinished was written at its final place"
         return report_error(app.name[0], message, EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read has seen enough. What is still buffered must not raise again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         return report_error(
@@ -89,10 +101,13 @@ def report_error(command: str, message: str, exit_code: int) -> int:
 
 
 def console(*, quiet: bool = False) -> "Console":
-    """The stderr console: progress and tables go there, so that stdout holds data only."""
+    """The stderr console: progress and tables go there, so that stdout holds data only.
+
+    Brackets are printed as they are: names of files hold them.
+    """
     from rich.console import Console
 
-    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=False)
+    return Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=False)
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
@@ -129,6 +144,26 @@ def existing_folder(path: Path, what: str) -> Path:
 def offline() -> bool:
     """Whether the user forbade the network by the Hugging Face environment variable."""
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+
+
+def _never_fail_to_print() -> None:
+    """Print `?` for what the console's encoding lacks: cp1252 has no arrow, ASCII no µ."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _check_table(app: "cyclopts.App", table: Any) -> None:
+    """Refuse settings beside the subcommands' tables where no command would read them."""
+    root = app.app_stack.current_frame[0]
+    stray = [] if root.default_command or not isinstance(table, dict) else [key for key in table if key not in root]
+    if stray:
+        name = root.name[0].removeprefix("atlas-")
+        command = next(command for command in root.resolved_commands() if not command.startswith("-"))
+        raise UsageError(
+            f"atlas.toml: [{name}] holds {stray[0]}, and no command of {root.name[0]} reads that table",
+            hint=f"put it into the table of a command, such as [{name}.{command}]",
+        )
 
 
 def _one_line(error: Exception) -> str:

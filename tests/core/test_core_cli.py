@@ -1,17 +1,22 @@
 """Exit codes and messages that all commands share."""
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from atlas_edge.cli import make_app, require_module, run_app
+from atlas_edge.cli import console, make_app, require_module, run_app
 from atlas_edge.errors import AtlasError, ChecksumError, GateFailed, InputError, RuntimeMissing, UsageError
 from support import ROOT, RunCommand, disk_full_after, heed_ctrl_c
+
+if TYPE_CHECKING:
+    import cyclopts
 
 
 @pytest.mark.parametrize(
@@ -64,6 +69,111 @@ def test_unknown_option_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(app, ["--level", "two"]) == 2
     assert run_app(app, ["--level", "2"]) == 0
     assert capsys.readouterr().out == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "arguments"),
+    [
+        ("export", ["verify", "nowhere"]),
+        ("export", ["rebuild", "nowhere"]),
+        ("embed", ["watch", "nowhere", "--bundle", "nowhere", "--out", "out"]),
+        ("embed", ["ray", "nowhere", "--bundle", "nowhere", "--out", "out"]),
+    ],
+)
+def test_a_command_s_settings_leave_its_subcommands_alone(
+    table: str,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    app = importlib.import_module(f"atlas_edge.{table}.cli").app
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "atlas.toml").write_text(f'[{table}]\ntarget = "openvino"\ntile-mpp = 0.5\ndry-run = true\n')
+    run_app(app, arguments)
+    assert "nowhere" in capsys.readouterr().err
+
+
+def sample_app() -> "cyclopts.App":
+    app = make_app("atlas-sample", "Sample.")
+
+    @app.command
+    def speed(*, level: int = 1) -> None:
+        print(level)
+
+    return app
+
+
+def test_a_subcommand_has_a_table_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "atlas.toml").write_text("[sample.speed]\nlevel = 7\n")
+    assert run_app(sample_app(), ["speed"]) == 0
+    assert run_app(sample_app(), ["speed", "--level", "3"]) == 0
+    assert capsys.readouterr().out == "7\n3\n"
+
+
+def test_a_setting_that_no_command_reads_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "atlas.toml").write_text("[sample]\nlevel = 7\n")
+    assert run_app(sample_app(), ["speed"]) == 2
+    assert "[sample.speed]" in capsys.readouterr().err
+
+
+def test_brackets_in_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.table import Table
+
+    from atlas_edge.export.steps import Steps
+
+    screen, name = console(), "model[/bold] [red]1"
+    steps = Steps(screen, 1)
+    with steps.step("load", name), steps.progress(name, 1):
+        steps.note(name)
+        steps.warn(name)
+    table = Table(title=name)
+    table.add_column(name)
+    table.add_row(name)
+    screen.print(table)
+    assert capsys.readouterr().err.count(name) == 6
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes end otherwise there")
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_broken_pipe_is_quiet(lines: int) -> None:
+    # A little text stays in the buffer until the end; much of it fails while it is printed.
+    script = (
+        "from atlas_edge.cli import console, make_app, run_app\n"
+        "app = make_app('atlas-sample', 'Sample.')\n"
+        f"app.default(lambda: print('text\\n' * {lines}))\n"
+        "raise SystemExit(run_app(app, []))\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", script], env=environ, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_console_of_another_encoding_is_no_error(encoding: str) -> None:
+    script = (
+        "from atlas_edge.cli import console, make_app, run_app\n"
+        "app = make_app('atlas-sample', 'Sample → µm.')\n"
+        "@app.default\n"
+        "def run():\n"
+        "    print('0.5 µm → ✓ ≥')\n"
+        "    console().print('K\u00f6ln \u2713 \u2265')\n"
+        "raise SystemExit(run_app(app, []) or run_app(app, ['--help']))\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"0.5" in done.stdout
+    assert b"K" in done.stderr
 
 
 def test_missing_module_names_the_extra() -> None:

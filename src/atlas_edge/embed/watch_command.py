@@ -180,7 +180,6 @@ def _live_table(status: Any, address: str, *, quiet: bool) -> Iterator[None]:
 
 
 def _table(status: Any, address: str) -> Any:
-    from rich.markup import escape
     from rich.table import Table
 
     counts = ", ".join(f"{count} {state}" for state, count in status.counts.items())
@@ -191,5 +190,5 @@ def _table(status: Any, address: str) -> Any:
         tiles = f"{row['tiles_done']}/{row['tiles']}" if row["tiles"] else ""
         # The path only repeats the first column.
         error = (row["error"] or "").partition("\n")[0].replace(f"{row['path']} ", "", 1)
-        table.add_row(escape(Path(row["path"]).name), row["state"], tiles, escape(error))
+        table.add_row(Path(row["path"]).name, row["state"], tiles, error)
     return table
