@@ -53,13 +53,6 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
-def check_pixels(pixels: NDArray[np.uint8], *, name: str) -> NDArray[np.uint8]:
-    """Return an array that is a tile, or raise InputError naming it (for sources that store raw pixels)."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise InputError(f"tile {name} is {pixels.dtype} {pixels.shape}, expected uint8 (H, W, 3)")
-    return pixels
-
-
 def _as_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "RGB":
         return image

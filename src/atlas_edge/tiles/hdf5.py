@@ -1,10 +1,12 @@
 """HDF5 tile sets: PatchCamelyon's pairs of files, and PLISM's file a slide."""
 
 import hashlib
+import math
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError
-from atlas_edge.tiles.decode import check_pixels
+from atlas_edge.tiles.decode import MAX_TILE_PIXELS
 from atlas_edge.tiles.folders import SPLIT_NAMES
 from atlas_edge.tiles.source import TileRecord, TileSource
 
@@ -22,6 +24,10 @@ _SUFFIXES = (".h5", ".hdf5")
 _PCAM_LABELS = ("normal", "tumour")
 _OPEN_FILES = 4
 _ROWS = 4096
+# HDF5 unpacks whole chunks.
+_MOST_CHUNK_BYTES = 256 * 2**20
+# Deflate packs no byte into less than a 1032th of it: what claims more was never written.
+_MOST_PACKED = 1032
 
 
 class Hdf5Tiles(TileSource):
@@ -54,15 +60,13 @@ class Hdf5Tiles(TileSource):
         """Read one tile's pixels; see `TileSource.read`."""
         number, key = record.locator
         path = self._paths[int(number)]
-        with self._files.lock:
-            file = self._files.open(path)
-            try:
-                pixels = file["x"][key] if isinstance(key, int) else file[key][()]
-            except (OSError, KeyError, ValueError, RuntimeError) as error:
-                raise InputError(
-                    f"tile {record.id} cannot be read from {path.name}: {error}", hint="copy the file again"
-                ) from error
-        return check_pixels(np.asarray(pixels), name=record.id)
+        with self._files.use(path) as file:
+            if isinstance(key, int):
+                pixels = _tiles(file, path)[key]
+            else:
+                pixels = _dataset(file, key, path, axes="height, width, 3")[()]
+        tile: NDArray[np.uint8] = pixels
+        return tile
 
     def place(self, record: TileRecord) -> tuple[str, str]:
         """The file, and its key or row."""
@@ -88,18 +92,16 @@ class Hdf5Tiles(TileSource):
 
     def _patch_records(self, number: int, path: Path) -> Iterator[TileRecord]:
         split = _pcam_split(path)
-        with self._files.lock:
-            count = int(_dataset(self._files.open(path), "x", path).shape[0])
+        with self._files.use(path) as file:
+            count = int(_tiles(file, path).shape[0])
         labels_path = path.with_name(path.name.replace("_x.h5", "_y.h5"))
+        labelled = labels_path.is_file()
         for start in range(0, count, _ROWS):
             stop = min(start + _ROWS, count)
             labels: list[str | None] = [None] * (stop - start)
-            if labels_path.is_file():
-                with self._files.lock:
-                    stored = _dataset(self._files.open(labels_path), "y", labels_path)
-                    if stored.shape[0] != count:
-                        raise InputError(f"{labels_path} has {stored.shape[0]} labels for {count} tiles")
-                    labels = [_PCAM_LABELS[int(value)] for value in stored[start:stop].reshape(stop - start, -1)[:, 0]]
+            if labelled:
+                with self._files.use(labels_path) as file:
+                    labels = _pcam_labels(file, labels_path, range(start, stop), count)
             for row, label in enumerate(labels, start):
                 yield TileRecord(id=f"{path.stem}:{row}", label=label, split=split, locator=(number, row))
 
@@ -107,11 +109,13 @@ class Hdf5Tiles(TileSource):
         slide = path.name.removesuffix(path.suffix).removesuffix(".tif")
         named = slide.split("_")
         stain, scanner = named[:2] if "_to_" in slide else (None, None)
-        with self._files.lock:
-            keys = list(self._files.open(path))
+        with self._files.use(path) as file:
+            keys = list(file)
         if not keys:
             raise InputError(f"{path} holds no tiles, expected one uint8 dataset a tile")
         for key in keys:
+            if not isinstance(key, str):
+                raise InputError(f"{path} has a tile {key!r}, expected names in UTF-8")
             yield TileRecord(
                 id=f"{slide}/{key}", group=slide, stain=stain, scanner=scanner, position=key, locator=(number, key)
             )
@@ -123,36 +127,93 @@ def hdf5_paths(folder: Path) -> list[Path]:
 
 
 class _Files:
-    """HDF5 files, opened when first read; the last few stay open. Hold `lock` while using one."""
+    """HDF5 files, opened when first read; the last few stay open. One thread at a time: the library takes no more."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
         self._open: OrderedDict[Path, Any] = OrderedDict()
 
-    def open(self, path: Path) -> Any:
+    @contextmanager
+    def use(self, path: Path) -> Iterator[Any]:
+        """The open file. Whatever HDF5 raises in the meantime becomes an InputError that names it."""
         import h5py
 
-        file = self._open.pop(path, None)
-        if file is None:
+        with self._lock:
             try:
-                file = h5py.File(path, "r")
-            except OSError as error:
-                raise InputError(f"{path} is no readable HDF5 file: {error}", hint="copy the file again") from error
-        self._open[path] = file
-        if len(self._open) > _OPEN_FILES:
-            self._open.popitem(last=False)[1].close()
-        return file
+                file = self._open.pop(path, None) or h5py.File(path, "r")
+                self._open[path] = file
+                if len(self._open) > _OPEN_FILES:
+                    self._open.popitem(last=False)[1].close()
+                yield file
+            except InputError:
+                raise
+            except Exception as error:  # of a damaged file the library raises almost anything
+                raise InputError(f"{path} cannot be read as HDF5: {error}", hint="copy the file again") from error
 
     def close(self) -> None:
-        with self.lock:
+        with self._lock:
             while self._open:
                 self._open.popitem()[1].close()
 
 
-def _dataset(file: Any, key: str, path: Path) -> Any:
+def _tiles(file: Any, path: Path) -> Any:
+    """PatchCamelyon's `x`, `(N, height, width, 3)` uint8."""
+    found = _dataset(file, "x", path, axes="tiles, height, width, 3")
+    stored = found.id.get_storage_size()
+    if found.nbytes > _MOST_PACKED * stored:
+        raise InputError(f"{path} says {found.shape[0]:,} tiles and holds {stored:,} bytes", hint="copy the file again")
+    return found
+
+
+def _pcam_labels(file: Any, path: Path, rows: range, count: int) -> list[str | None]:
+    stored = _dataset(file, "y", path)
+    if stored.shape[:1] != (count,) or stored.size != count:
+        raise InputError(f"{path} has {stored.size} labels for {count} tiles")
+    if stored.dtype.kind not in "bui":
+        raise InputError(f"{path} holds labels as {stored.dtype}, expected 0 (normal) or 1 (tumour)")
+    values = stored[rows.start : rows.stop].reshape(-1).tolist()
+    unknown = [value for value in values if value not in (0, 1)]
+    if unknown:
+        raise InputError(f"{path} has a label {unknown[0]!r}, expected 0 (normal) or 1 (tumour)")
+    return [_PCAM_LABELS[int(value)] for value in values]
+
+
+def _dataset(file: Any, key: str, path: Path, *, axes: str | None = None) -> Any:
+    """A dataset of which no read can take more memory than a tile may.
+
+    Args:
+        file: Where it is.
+        key: Its name.
+        path: Of the file.
+        axes: What its axes must be, the last three those of a tile; anything when None.
+
+    Raises:
+        InputError: No such dataset, or one of another form, too large, or with its values elsewhere.
+    """
+    import h5py
+
     if key not in file:
-        raise InputError(f"{path} has no dataset {key!r}, it has {', '.join(file) or 'none'}")
-    return file[key]
+        there = list(file)
+        raise InputError(f"{path} has no dataset {key!r}, it has {', '.join(map(str, there[:20])) or 'none'}")
+    found = file[key]
+    if not isinstance(found, h5py.Dataset):
+        raise InputError(f"{path} holds a group {key!r}, expected a dataset", hint="do not use this file as tiles")
+    shape, wanted = found.shape or (), axes.split(", ") if axes else None
+    if wanted and (found.dtype != np.uint8 or len(shape) != len(wanted) or shape[-1] != 3):
+        raise InputError(f"{path} holds {key!r} as {found.dtype} {shape}, expected uint8 ({axes})")
+    if wanted and shape[-3] * shape[-2] > MAX_TILE_PIXELS:
+        raise InputError(
+            f"{path} holds {key!r} of {shape[-2]} x {shape[-3]} px, expected at most {MAX_TILE_PIXELS:,} pixels",
+            hint="cut it into tiles (atlas-embed does)",
+        )
+    if found.chunks is not None and math.prod(found.chunks) * found.dtype.itemsize > _MOST_CHUNK_BYTES:
+        raise InputError(
+            f"{path} holds {key!r} in chunks of {found.chunks}, expected at most {_MOST_CHUNK_BYTES:,} bytes",
+            hint="store it with a chunk a tile",
+        )
+    if found.is_virtual or found.external or found.file != file:
+        raise InputError(f"{path} keeps {key!r} in another file, expected it in its own", hint="copy it into the file")
+    return found
 
 
 def _pcam_split(path: Path) -> str | None:
