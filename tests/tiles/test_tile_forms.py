@@ -221,7 +221,7 @@ def test_names_a_changed_tile_of_a_pack(tmp_path: Path) -> None:
         ({"file": "t/none.png"}, r"t/none\.png is not in s-0\.zip"),
         ({"shard": "none.zip"}, r"t/00\.png of none\.zip cannot be read"),
         ({"mpp": "twenty"}, "mpp 'twenty'"),
-        ({"mpp": "nan"}, "mpp nan"),
+        ({"mpp": "nan"}, "mpp 'nan'"),
         ({"file": ""}, "leaves its tile set"),
     ],
 )

@@ -85,3 +85,20 @@ def checked_name(name: str) -> str:
             f"tile name {name!r} leaves its tile set, expected a relative path", hint="do not use this set"
         )
     return name
+
+
+def checked_mpp(value: object, where: str) -> float | None:
+    """Return µm per pixel as a number, or None where nothing is stated.
+
+    Raises:
+        InputError: No number, or none that a scanner could have.
+    """
+    if value is None:
+        return None
+    try:
+        mpp = float(str(value))
+    except ValueError:
+        mpp = 0.0
+    if not 0 < mpp < 1000:
+        raise InputError(f"{where} has mpp {value!r}, expected µm per pixel such as 0.5", hint="mend the column mpp")
+    return mpp

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import ChecksumError, InputError
 from atlas_edge.tiles.decode import MAX_TILE_BYTES, decode_tile
-from atlas_edge.tiles.folders import SPLIT_NAMES, checked_name, read_inside
+from atlas_edge.tiles.folders import SPLIT_NAMES, checked_mpp, checked_name, read_inside
 from atlas_edge.tiles.source import TileRecord, TileSource
 
 MANIFEST_CSV = "manifest.csv"
@@ -161,18 +161,6 @@ def _record(row: dict[str, str | None], where: str) -> TileRecord:
         stain=given.get("stain"),
         center=given.get("center"),
         position=given.get("position"),
-        mpp=_mpp(given.get("mpp"), where),
+        mpp=checked_mpp(given.get("mpp"), where),
         locator=(shard, name, given.get("sha256", "").lower()),
     )
-
-
-def _mpp(text: str | None, where: str) -> float | None:
-    if text is None:
-        return None
-    try:
-        mpp = float(text)
-    except ValueError as error:
-        raise InputError(f"{where} has mpp {text!r}, expected µm per pixel such as 0.5") from error
-    if not 0 < mpp < 1000:
-        raise InputError(f"{where} has mpp {text}, expected µm per pixel such as 0.5")
-    return mpp

@@ -4,6 +4,7 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError
 from atlas_edge.tiles.decode import MAX_TILE_BYTES, decode_tile
-from atlas_edge.tiles.folders import SPLIT_NAMES
+from atlas_edge.tiles.folders import SPLIT_NAMES, checked_mpp
 from atlas_edge.tiles.source import TileRecord, TileSource
 
 if TYPE_CHECKING:
@@ -27,10 +28,16 @@ _COLUMNS = {
     "stain": ("stain", "staining"),
     "center": ("medical_center", "center"),
     "position": ("position",),
+    "mpp": ("mpp",),
 }
 _ROWS = 1024
-_IMAGES = 32  # decoded from parquet at a time; a row group may hold a million
-_KEPT = 4
+_LONGEST_TEXT = 4096
+# Images last read that stay at hand for threads that come late.
+_KEPT = 128
+_KEPT_BYTES = 64 * 2**20
+# Encoded images do not pack: a column that unpacks to this much, and to so many times its size, holds something else.
+_LARGE_BYTES = 256 * 2**20
+_MOST_PACKED = 100
 
 
 class ParquetTiles(TileSource):
@@ -58,9 +65,8 @@ class ParquetTiles(TileSource):
     def read(self, record: TileRecord) -> NDArray[np.uint8]:
         """Decode one tile; see `TileSource.read`. Fast in the records' order, slow backwards."""
         file, group, row = (int(part) for part in record.locator[:3])
-        value = self._cursors[self._paths[file]].image(group, row, record.id)
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(data, bytes):
+        data = self._cursors[self._paths[file]].image(group, row, record.id)
+        if data is None:
             raise InputError(f"tile {record.id} holds no image bytes", hint="store the encoded image in the column")
         if len(data) > MAX_TILE_BYTES:
             raise InputError(f"tile {record.id} has {len(data):,} bytes, expected at most {MAX_TILE_BYTES:,}")
@@ -102,7 +108,7 @@ def parquet_paths(folder: Path) -> list[Path]:
 
 
 class _Cursor:
-    """Images of one file, read forwards in small slices; the last few slices stay at hand for reordered threads."""
+    """Images of one file, read forwards one by one; the last few stay at hand for reordered threads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -110,78 +116,151 @@ class _Cursor:
         self._file: pyarrow.parquet.ParquetFile | None = None
         self._group = -1
         self._next_row = 0
-        self._slices: Iterator[Any] = iter(())
-        self._kept: deque[tuple[int, Any]] = deque(maxlen=_KEPT)
+        self._images: Iterator[Any] = iter(())
+        self._kept: deque[bytes | None] = deque()
+        self._kept_bytes = 0
 
-    def image(self, group: int, row: int, name: str) -> Any:
-        """The image cell of a row of a row group."""
-        import pyarrow
-
-        with self._lock:
-            try:
-                return self._image(group, row)
-            except (OSError, pyarrow.ArrowException, StopIteration) as error:
-                raise InputError(
-                    f"tile {name} cannot be read from {self._path.name}: {error}", hint="copy the file again"
-                ) from error
+    def image(self, group: int, row: int, name: str) -> bytes | None:
+        """The encoded image in a row of a row group; None where the cell is empty."""
+        with self._lock, _reading(self._path, f"tile {name} cannot be read from {self._path.name}"):
+            return self._image(group, row)
 
     def close(self) -> None:
         """Forget the open file."""
         with self._lock:
-            self._slices = iter(())
-            self._kept.clear()
+            self._images = iter(())
+            self._forget()
             if self._file is not None:
                 self._file.close()
                 self._file = None
 
-    def _image(self, group: int, row: int) -> Any:
-        first = self._kept[0][0] if self._kept else 0
-        if self._file is None or group != self._group or row < first:
+    def _image(self, group: int, row: int) -> bytes | None:
+        if self._file is None or group != self._group or row < self._next_row - len(self._kept):
             self._rewind(group)
         while row >= self._next_row:
-            images = next(self._slices).column(0)
-            self._kept.append((self._next_row, images))
-            self._next_row += len(images)
-        for start, images in self._kept:
-            if start <= row < start + len(images):
-                return images[row - start].as_py()
-        raise StopIteration
+            cell = next(self._images).column(0)[0].as_py()
+            image: bytes | None = cell.get("bytes") if isinstance(cell, dict) else cell
+            self._next_row += 1
+            self._kept.append(image)
+            self._kept_bytes += len(image or b"")
+            while len(self._kept) > _KEPT or (self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1):
+                self._kept_bytes -= len(self._kept.popleft() or b"")
+        return self._kept[row - self._next_row]
 
     def _rewind(self, group: int) -> None:
         from pyarrow import parquet
 
         if self._file is None:
             self._file = parquet.ParquetFile(self._path)
+        column = _image_column(self._file, self._path)
+        _check_unpacked(self._file, group, {column}, self._path)
         self._group, self._next_row = group, 0
+        self._forget()
+        # One at a time: 32 cells that unpack to 60 MB each would be too many, and reading is no faster.
+        self._images = self._file.iter_batches(batch_size=1, row_groups=[group], columns=[column], use_threads=False)
+
+    def _forget(self) -> None:
         self._kept.clear()
-        self._slices = self._file.iter_batches(
-            batch_size=_IMAGES, row_groups=[group], columns=["image"], use_threads=False
-        )
+        self._kept_bytes = 0
+
+
+@contextmanager
+def _reading(path: Path, fault: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # of a damaged file the library raises almost anything
+        reason = "it ends early" if isinstance(error, StopIteration) else " ".join(str(error).split())
+        raise InputError(f"{fault}: {reason}", hint=f"copy {path.name} again") from error
 
 
 def _file_records(path: Path, number: int, name: str, split: str | None) -> Iterator[TileRecord]:
-    import pyarrow
     from pyarrow import parquet
 
-    try:
-        with parquet.ParquetFile(path) as file:
-            there = file.schema_arrow.names
-            if "image" not in there:
-                raise InputError(f"{path} has no column 'image', it has {', '.join(there)}")
-            columns = {
-                field: next((c for c in candidates if c in there), None) for field, candidates in _COLUMNS.items()
-            }
-            wanted = [column for column in (*columns.values(), "mpp" if "mpp" in there else None) if column]
-            count = 0
-            for group in range(file.num_row_groups):
-                row = 0
-                for batch in file.iter_batches(_ROWS, row_groups=[group], columns=wanted, use_threads=False):
-                    values = batch.to_pydict()
-                    for offset in range(batch.num_rows):
-                        yield _record(values, offset, columns, split, f"{name}:{count}", (number, group, row))
-                        row, count = row + 1, count + 1
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path} cannot be read: {error}", hint="copy the file again") from error
+    with _reading(path, f"{path} cannot be read"), parquet.ParquetFile(path) as looked_at:
+        _image_column(looked_at, path)
+        rows, size_bytes = looked_at.metadata.num_rows, path.stat().st_size
+        if rows > size_bytes:
+            raise InputError(f"{path} says {rows:,} tiles and has {size_bytes:,} bytes", hint="copy the file again")
+        columns, texts = _columns(looked_at, path)
+    wanted = [column for column in columns.values() if column]
+    # Texts as numbers and a dictionary: a long one that many rows share is read once.
+    with _reading(path, f"{path} cannot be read"), parquet.ParquetFile(path, read_dictionary=texts) as file:
+        count = 0
+        for group in range(file.num_row_groups):
+            _check_unpacked(file, group, set(wanted), path)
+            row = 0
+            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=wanted, use_threads=False):
+                _check_texts(batch, path)
+                values = batch.to_pydict()
+                for offset in range(batch.num_rows):
+                    yield _record(values, offset, columns, split, f"{name}:{count}", (number, group, row))
+                    row, count = row + 1, count + 1
+
+
+def _image_column(file: "pyarrow.parquet.ParquetFile", path: Path) -> str:
+    """The column that holds encoded images: `image`, or `image.bytes`."""
+    from pyarrow import types
+
+    schema = file.schema_arrow
+    if "image" not in schema.names:
+        raise InputError(f"{path} has no column 'image', it has {', '.join(schema.names[:20])}")
+    column, kind = "image", schema.field("image").type
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        column, kind = "image.bytes", kind.field("bytes").type
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    checks = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    if not any(check(kind) for check in checks):
+        raise InputError(
+            f"{path} has {column!r} of {str(kind)[:80]}, expected bytes", hint="store the encoded image in the column"
+        )
+    return column
+
+
+def _columns(file: "pyarrow.parquet.ParquetFile", path: Path) -> tuple[dict[str, str | None], list[str]]:
+    """The column of each field of a record, None where there is none, and which of them hold text."""
+    from pyarrow import types
+
+    schema = file.schema_arrow
+    columns: dict[str, str | None] = {
+        field: next((column for column in candidates if column in schema.names), None)
+        for field, candidates in _COLUMNS.items()
+    }
+    texts = []
+    for column in filter(None, columns.values()):
+        kind = schema.field(column).type
+        if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+            texts.append(column)
+        elif not (types.is_primitive(kind) or types.is_dictionary(kind) or types.is_null(kind)):
+            raise InputError(f"{path} has {column!r} of {str(kind)[:80]}, expected text or numbers")
+    return columns, texts
+
+
+def _check_unpacked(file: "pyarrow.parquet.ParquetFile", group: int, names: set[str], path: Path) -> None:
+    """Refuse columns that say they unpack to more than what tile sets hold."""
+    found = file.metadata.row_group(group)
+    for column in map(found.column, range(found.num_columns)):
+        unpacked, packed = column.total_uncompressed_size, column.total_compressed_size
+        if column.path_in_schema in names and unpacked > max(_LARGE_BYTES, _MOST_PACKED * packed):
+            raise InputError(
+                f"{path} has {column.path_in_schema!r} of {packed:,} bytes that unpack to {unpacked:,}",
+                hint="do not use this file",
+            )
+
+
+def _check_texts(batch: Any, path: Path) -> None:
+    from pyarrow import compute, types
+
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        values = column.dictionary if types.is_dictionary(column.type) else column
+        if types.is_string(values.type) or types.is_large_string(values.type) or types.is_string_view(values.type):
+            longest = compute.max(compute.binary_length(values)).as_py() or 0
+            if longest > _LONGEST_TEXT:
+                raise InputError(
+                    f"{path} has a text of {longest:,} bytes in {name!r}, expected at most {_LONGEST_TEXT:,}"
+                )
 
 
 def _record(
@@ -192,11 +271,9 @@ def _record(
     tile_id: str,
     locator: tuple[int, int, int],
 ) -> TileRecord:
-    found: dict[str, str | None] = {}
-    for field, column in columns.items():
-        value = None if column is None else values[column][offset]
-        found[field] = None if value is None else str(value)
-    said = found.pop("split")
-    found["split"] = SPLIT_NAMES.get(said.lower(), said) if said else split
-    mpp = values["mpp"][offset] if "mpp" in values else None
-    return TileRecord(id=tile_id, mpp=None if mpp is None else float(mpp), locator=locator, **found)
+    found = {field: None if column is None else values[column][offset] for field, column in columns.items()}
+    mpp = checked_mpp(found.pop("mpp"), f"tile {tile_id}")
+    texts = {field: None if value is None else str(value) for field, value in found.items()}
+    said = texts.pop("split")
+    texts["split"] = SPLIT_NAMES.get(said.lower(), said) if said else split
+    return TileRecord(id=tile_id, mpp=mpp, locator=locator, **texts)
