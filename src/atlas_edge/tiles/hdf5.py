@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError
 from atlas_edge.tiles.decode import MAX_TILE_PIXELS
-from atlas_edge.tiles.folders import SPLIT_NAMES
+from atlas_edge.tiles.folders import SPLIT_NAMES, printable
 from atlas_edge.tiles.source import TileRecord, TileSource
 
 _PCAM = re.compile(r"camelyonpatch_level_2_split_(?P<split>\w+)_x\.h5")
@@ -41,7 +41,7 @@ class Hdf5Tiles(TileSource):
 
     def __init__(self, path: Path, *, split: str | None = None) -> None:
         require_module("h5py", extra="tiles")
-        self.name = path.resolve().stem if path.is_file() else path.resolve().name
+        self.name = printable(path.resolve().stem if path.is_file() else path.resolve().name)
         self.split = split
         self._files = _Files()
         self._paths = [path] if path.is_file() else hdf5_paths(path)
@@ -81,7 +81,7 @@ class Hdf5Tiles(TileSource):
         """SHA-256 over ids and labels, and the files' sizes."""
         digest = hashlib.sha256()
         for path in self._paths:
-            digest.update(f"{path.name}\0{path.stat().st_size}\n".encode())
+            digest.update(f"{printable(path.name)}\0{path.stat().st_size}\n".encode())
         for record in self.records():
             digest.update(f"{record.id}\0{record.label}\n".encode())
         return digest.hexdigest()
@@ -103,10 +103,10 @@ class Hdf5Tiles(TileSource):
                 with self._files.use(labels_path) as file:
                     labels = _pcam_labels(file, labels_path, range(start, stop), count)
             for row, label in enumerate(labels, start):
-                yield TileRecord(id=f"{path.stem}:{row}", label=label, split=split, locator=(number, row))
+                yield TileRecord(id=f"{printable(path.stem)}:{row}", label=label, split=split, locator=(number, row))
 
     def _slide_records(self, number: int, path: Path) -> Iterator[TileRecord]:
-        slide = path.name.removesuffix(path.suffix).removesuffix(".tif")
+        slide = printable(path.name.removesuffix(path.suffix).removesuffix(".tif"))
         named = slide.split("_")
         stain, scanner = named[:2] if "_to_" in slide else (None, None)
         with self._files.use(path) as file:
@@ -198,7 +198,8 @@ def _dataset(file: Any, key: str, path: Path, *, axes: str | None = None) -> Any
     found = file[key]
     if not isinstance(found, h5py.Dataset):
         raise InputError(f"{path} holds a group {key!r}, expected a dataset", hint="do not use this file as tiles")
-    shape, wanted = found.shape or (), axes.split(", ") if axes else None
+    shape: tuple[int, ...] = found.shape or ()
+    wanted = axes.split(", ") if axes else None
     if wanted and (found.dtype != np.uint8 or len(shape) != len(wanted) or shape[-1] != 3):
         raise InputError(f"{path} holds {key!r} as {found.dtype} {shape}, expected uint8 ({axes})")
     if wanted and shape[-3] * shape[-2] > MAX_TILE_PIXELS:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import ChecksumError, InputError
 from atlas_edge.tiles.decode import MAX_TILE_BYTES, decode_tile
-from atlas_edge.tiles.folders import SPLIT_NAMES, checked_mpp, checked_name, read_inside
+from atlas_edge.tiles.folders import SPLIT_NAMES, checked_mpp, checked_name, printable, read_inside
 from atlas_edge.tiles.source import TileRecord, TileSource
 
 MANIFEST_CSV = "manifest.csv"
@@ -36,7 +36,7 @@ class Pack(TileSource):
 
     def __init__(self, root: Path, *, split: str | None = None) -> None:
         self.root = root
-        self.name = root.resolve().name
+        self.name = printable(root.resolve().name)
         self.split = split
         self._shards = _Shards(root)
         self._splits: frozenset[str] | None = None

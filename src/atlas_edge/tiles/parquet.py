@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError
 from atlas_edge.tiles.decode import MAX_TILE_BYTES, decode_tile
-from atlas_edge.tiles.folders import SPLIT_NAMES, checked_mpp
+from atlas_edge.tiles.folders import SPLIT_NAMES, checked_mpp, printable
 from atlas_edge.tiles.source import TileRecord, TileSource
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class ParquetTiles(TileSource):
 
     def __init__(self, path: Path, *, split: str | None = None) -> None:
         require_module("pyarrow", extra="tiles")
-        self.name = path.resolve().stem if path.is_file() else path.resolve().name
+        self.name = printable(path.resolve().stem if path.is_file() else path.resolve().name)
         self.split = split
         self._root = path.parent if path.is_file() else path
         self._paths = [path] if path.is_file() else parquet_paths(path)
@@ -97,7 +97,7 @@ class ParquetTiles(TileSource):
 
     def _all_records(self) -> Iterator[TileRecord]:
         for number, path in enumerate(self._paths):
-            name = path.relative_to(self._root).with_suffix("").as_posix()
+            name = printable(path.relative_to(self._root).with_suffix("").as_posix())
             split = SPLIT_NAMES.get(path.stem.split("-")[0].lower())
             yield from _file_records(path, number, name, split)
 
