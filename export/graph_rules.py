@@ -239,27 +239,29 @@ def _quantized_attention(graph: OnnxView) -> Iterator[Breach]:
 
 
 def _linear_coverage(graph: OnnxView, precision: Precision, float_linears: Sequence[str]) -> Iterator[Breach]:
-    linears = graph.linears()
-    remedy = "quantize every Linear (atlas-export), or name the ones to leave in float_linears"
+    # The convolution that reads pixels stays in FP16; in FP8 all do.
+    convolutions = graph.convolutions()[1:] if precision is Precision.INT8 else []
+    layers = [*graph.linears(), *convolutions]
+    remedy = "quantize every layer (atlas-export), or name the ones to leave in float_linears"
     rule = "every Linear is quantized"
-    if not linears:
-        yield Breach(rule=rule, node="(none)", found="the graph has no matrix product with constant weights", remedy="")
-    for linear in linears:
-        if _is_left_out(linear.name, float_linears):
+    if not layers:
+        yield Breach(rule=rule, node="(none)", found="the graph has no product with constant weights", remedy="")
+    for layer in layers:
+        if _is_left_out(layer.name, float_linears):
             continue
         missing = [
             what
-            for what, node in (("input", linear.input_dequantize), ("weight", linear.weight_dequantize))
+            for what, node in (("input", layer.input_dequantize), ("weight", layer.weight_dequantize))
             if node is None
         ]
         if missing:
-            yield Breach(rule=rule, node=linear.name, found=f"no Q/DQ on its {' and '.join(missing)}", remedy=remedy)
+            yield Breach(rule=rule, node=layer.name, found=f"no Q/DQ on its {' and '.join(missing)}", remedy=remedy)
         elif precision is Precision.INT8:
-            scale = graph.constant(linear.weight_dequantize.input[1])
+            scale = graph.constant(layer.weight_dequantize.input[1])
             if scale is not None and scale.size == 1:
                 yield Breach(
                     rule="weights are quantized per output channel",
-                    node=linear.name,
+                    node=layer.name,
                     found="one scale for the whole weight",
                     remedy=remedy,
                 )

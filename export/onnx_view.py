@@ -17,7 +17,7 @@ QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
-    """A matrix product with constant weights.
+    """A matrix product or convolution with constant weights.
 
     Attributes:
         name: Node name.
@@ -87,9 +87,16 @@ class OnnxView:
 
     def linears(self) -> list[Linear]:
         """Every MatMul and Gemm with constant weights, in the graph's order."""
+        return self._weighted({"MatMul", "Gemm"})
+
+    def convolutions(self) -> list[Linear]:
+        """Every Conv with constant weights, in the graph's order; the first reads pixels."""
+        return self._weighted({"Conv"})
+
+    def _weighted(self, kinds: set[str]) -> list[Linear]:
         found = []
         for node in self.nodes:
-            if node.op_type not in {"MatMul", "Gemm"} or self.is_constant(node.input[0]):
+            if node.op_type not in kinds or self.is_constant(node.input[0]):
                 continue
             constant, dequantize = self.weight_dequantize(node.input[1])
             if constant:

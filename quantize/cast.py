@@ -111,7 +111,7 @@ def _store_weights(graph: "onnx.GraphProto", half: int) -> int:
 
 def _float32_nodes(graph: "onnx.GraphProto", *, bf16: bool) -> set[int]:
     """Positions of nodes that stay in float32: from the pixels to the first convolution or product; Conv in BF16."""
-    kept: set[int] = set()
+    kept = _table_nodes(graph)
     reached = {"tiles"}
     for position, node in enumerate(graph.node):
         if bf16 and node.op_type == "Conv":
@@ -120,6 +120,27 @@ def _float32_nodes(graph: "onnx.GraphProto", *, bf16: bool) -> set[int]:
             continue
         kept.add(position)
         reached |= set(node.output)
+    return kept
+
+
+def _table_nodes(graph: "onnx.GraphProto") -> set[int]:
+    """Positions of the nodes that compute tables from the shape alone, such as rotary positions.
+
+    Range has no form in half precision, and angles lose their last digits in it.
+    """
+    computed, tables = {"tiles"}, set[str]()
+    kept: set[int] = set()
+    for position, node in enumerate(graph.node):
+        if node.op_type != "Shape" and computed & set(node.input):
+            computed |= set(node.output)
+        elif node.op_type == "Range" or tables & set(node.input):
+            tables |= set(node.output)
+            kept.add(position)
+    read = {name for position in kept for name in graph.node[position].input}
+    for position, node in reversed(list(enumerate(graph.node))):
+        if read & set(node.output) and not computed & set(node.output):
+            kept.add(position)
+            read |= set(node.input)
     return kept
 
 

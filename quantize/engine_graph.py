@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 INT8_MAX, E4M3_MAX = 127.0, 448.0
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-_SMALLEST_HALF = float(np.finfo(np.float16).smallest_subnormal)
+_SMALLEST_NORMAL_HALF = float(np.finfo(np.float16).smallest_normal)
+_MOST_SCALE_ERROR = 0.01
+# Ends the names of DequantizeLinear nodes that read a stored weight.
+_FOLDED = "_weight_dq"
 
 
 def engine_graph(
@@ -36,7 +39,10 @@ def engine_graph(
     """Rewrite an INT8 Q/DQ graph for TensorRT.
 
     - Weights are stored quantized, per output channel, as the DequantizeLinear that the product reads.
-    - The patch convolution, 1 % of the time, stays in FP16: its Q/DQ would stand between FP32 pixels and FP16.
+    - The convolution that reads pixels (a ViT's patch embedding, 1 % of the time) stays in FP16: its Q/DQ would stand
+      between FP32 pixels and FP16. In FP8 all convolutions do.
+    - A weight's scale below FP16's normal numbers gets a power of two, which is taken out again after the product:
+      LayerScale, folded into the weights, makes such rows.
     - FP8 takes over the calibrated ranges: an INT8 scale of amax / 127 becomes an E4M3 scale of amax / 448
       (Micikevicius et al. 2022, arXiv:2209.05433, section 3.1).
     - Everything else is FP16; scales have the type of what they scale, so no Cast stands beside a Q/DQ pair.
@@ -51,20 +57,25 @@ def engine_graph(
         What was measured on `tiles`.
 
     Raises:
-        InputError: The graph has no quantized product, or a scale or weight does not fit into FP16.
+        InputError: The graph has no product to quantize, or a scale or weight does not fit into FP16.
     """
     model = load_onnx(int8_path)
     graph = _Graph(model.graph)
     graph.inline_constants()
-    graph.drop_pairs_before_convolutions()
+    graph.drop_pairs_before_convolutions(all_of_them=precision is Precision.FP8)
     graph.drop_casts_without_effect()
     if precision is Precision.FP8:
         graph.rescale_to_e4m3()
     folded = graph.fold_weights()
-    if not folded:
-        raise InputError(f"{int8_path.name} holds no quantized matrix product", hint="quantize it first: quantize_onnx")
-    graph.check_scales()
     graph.drop_unused()
+    if not folded:
+        what = "matrix product" if precision is Precision.FP8 else "matrix product or convolution behind the first"
+        raise InputError(
+            f"the network has no {what} that {precision.value} could quantize",
+            hint="use --precision int8" if precision is Precision.FP8 else "use --precision fp16",
+        )
+    graph.lift_weight_scales()
+    graph.check_activation_scales()
     del model.graph.value_info[:]
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         full = Path(folder) / "full.onnx"
@@ -91,11 +102,15 @@ class _Graph:
             self.graph.initializer.append(tensor)
             self.graph.node.remove(node)
 
-    def drop_pairs_before_convolutions(self) -> None:
-        """Let convolutions read what their Q/DQ pairs read."""
+    def drop_pairs_before_convolutions(self, *, all_of_them: bool) -> None:
+        """Let convolutions, or those alone that read pixels, read what their Q/DQ pairs read."""
         producers = self._producers()
+        pixels = {"tiles"}
         for node in self.graph.node:
-            if node.op_type != "Conv":
+            reads_pixels = bool(pixels & set(node.input))
+            if reads_pixels and node.op_type not in {"Conv", "MatMul", "Gemm"}:
+                pixels |= set(node.output)
+            if node.op_type != "Conv" or not (reads_pixels or all_of_them):
                 continue
             for position, name in enumerate(node.input):
                 dequantize = producers.get(name)
@@ -133,14 +148,14 @@ class _Graph:
             node.input.append(f"{scale_name}_e4m3_zero")
 
     def fold_weights(self) -> int:
-        """Store constant weights quantized and transposed; returns how many products read one."""
+        """Store constant weights quantized, those of products transposed; returns how many layers read one."""
         import onnx
 
         producers = self._producers()
         constants = {tensor.name for tensor in self.graph.initializer}
         folded = 0
         for node in list(self.graph.node):
-            pair = _weight_pair(producers, node) if node.op_type in {"MatMul", "Gemm"} else None
+            pair = _weight_pair(producers, node) if node.op_type in {"MatMul", "Gemm", "Conv"} else None
             if pair is None or pair.quantize.input[0] not in constants:
                 continue
             name = f"{pair.quantize.input[0]}_quantized"
@@ -151,7 +166,7 @@ class _Graph:
                 _DEQUANTIZE,
                 [name, *pair.dequantize.input[1:]],
                 [f"{node.name}_weight"],
-                name=f"{node.name}_weight_dq",
+                name=f"{node.name}{_FOLDED}",
                 axis=1 - pair.axis if pair.turned else pair.axis,
             )
             self.graph.node.insert(0, dequantize)
@@ -159,12 +174,35 @@ class _Graph:
             folded += 1
         return folded
 
-    def check_scales(self) -> None:
-        """Refuse activation scales that FP16 would round to zero."""
+    def lift_weight_scales(self) -> None:
+        """Bring scales of weights to FP16's normal numbers by powers of two, taken out again after the product."""
+        import onnx
+
+        readers = {name: node for node in self.graph.node for name in node.input}
+        for dequantize in [node for node in self.graph.node if node.name.endswith(_FOLDED)]:
+            scale = self._array(dequantize.input[1])
+            # Rows that are beyond 2^24 times too small are zero beside all others.
+            steps = np.ceil(np.log2(_SMALLEST_NORMAL_HALF / np.maximum(scale, np.finfo(np.float32).tiny)))
+            power = np.exp2(np.clip(steps, 0, 24)).astype(np.float32)
+            if not (power > 1).any():
+                continue
+            product = readers[dequantize.output[0]]
+            lifted, back = f"{dequantize.input[1]}_lifted_{product.name}", f"{product.name}_back"
+            self.graph.initializer.append(onnx.numpy_helper.from_array(scale * power, lifted))
+            dequantize.input[1] = lifted
+            inverse = 1 / power if product.op_type != "Conv" else (1 / power).reshape(1, -1, 1, 1)
+            self.graph.initializer.append(onnx.numpy_helper.from_array(inverse, back))
+            self._multiply_after(product, back)
+
+    def check_activation_scales(self) -> None:
+        """Refuse scales of activations that FP16, near its smallest numbers, would change by more than 1 %."""
         for node in self.graph.node:
-            if node.op_type == _QUANTIZE and float(self._array(node.input[1]).min()) < _SMALLEST_HALF:
+            if node.op_type != _QUANTIZE:
+                continue
+            scale = self._array(node.input[1])
+            if float(np.abs(scale.astype(np.float16) / scale - 1).max()) > _MOST_SCALE_ERROR:
                 raise InputError(
-                    f"{node.name}: a scale of {float(self._array(node.input[1]).min()):.1e} is zero in FP16",
+                    f"{node.name}: a scale of {float(scale.min()):.1e} is {float(np.float16(scale.min())):.1e} in FP16",
                     hint="calibrate on more tiles, or use --precision fp16",
                 )
 
@@ -184,12 +222,32 @@ class _Graph:
         import onnx
 
         weight, scale = self._array(pair.quantize.input[0]), self._array(pair.quantize.input[1])
-        scaled = weight / (scale if scale.size == 1 else np.expand_dims(scale, 1 - pair.axis))
+        axes = [axis for axis in range(weight.ndim) if axis != pair.axis]
+        scaled = weight / (scale if scale.size == 1 else np.expand_dims(scale, axes))
         scaled = scaled.T if pair.turned else scaled
         zero = next(tensor for tensor in self.graph.initializer if tensor.name == pair.quantize.input[2])
         if zero.data_type == onnx.TensorProto.FLOAT8E4M3FN:
             return _e4m3(scaled, name)
         return onnx.numpy_helper.from_array(np.clip(np.rint(scaled), -128, 127).astype(np.int8), name)
+
+    def _multiply_after(self, product: Any, factor: str) -> None:
+        """Multiply what a product computes, or a convolution without its bias, by a constant."""
+        import onnx
+
+        result, position = product.output[0], list(self.graph.node).index(product)
+        steps = [("Mul", factor)]
+        if len(product.input) > 2:
+            bias = product.input.pop()
+            shaped = self._array(bias).reshape(self._array(factor).shape)
+            self.graph.initializer.append(onnx.numpy_helper.from_array(shaped, f"{product.name}_bias"))
+            steps.append(("Add", f"{product.name}_bias"))
+        product.output[0] = f"{product.name}_plain"
+        name = product.output[0]
+        for count, (kind, constant) in enumerate(steps, 1):
+            out = result if count == len(steps) else f"{product.name}_{kind.lower()}"
+            node = onnx.helper.make_node(kind, [name, constant], [out], name=f"{product.name}_{kind}")
+            self.graph.node.insert(position + count, node)
+            name = out
 
     def _producers(self) -> dict[str, Any]:
         return {name: node for node in self.graph.node for name in node.output}
@@ -237,7 +295,8 @@ def _weight_pair(producers: dict[str, Any], product: Any) -> _WeightPair | None:
     quantize = producers.get(dequantize.input[0])
     if quantize is None or quantize.op_type != _QUANTIZE:
         return None
-    axis = next((attribute.i for attribute in dequantize.attribute if attribute.name == "axis"), 1)
+    default = 0 if product.op_type == "Conv" else 1
+    axis = next((attribute.i for attribute in dequantize.attribute if attribute.name == "axis"), default)
     return _WeightPair(quantize, dequantize, axis, turned)
 
 

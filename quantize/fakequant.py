@@ -1,9 +1,10 @@
 """Fake quantization of a torch encoder through ModelOpt: insert quantizers, set their ranges, smooth outliers."""
 
+import copy
 import fnmatch
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from atlas_edge.errors import InputError, UsageError
 from atlas_edge.quantize.augmentation import with_augmented
 from atlas_edge.quantize.blocks import FitOptions, fit_blocks, has_plain_blocks
 from atlas_edge.quantize.clip import clipped_amax, smooth_scale
+from atlas_edge.quantize.foreign import foreign_errors
+from atlas_edge.quantize.qkv_bias import join_biases, separate_biases
 from atlas_edge.quantize.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -25,7 +28,8 @@ Tiles = NDArray[np.uint8]
 INT8_BITS, INT8_MAX = 8, 127.0
 # Tokens that blocks are fitted on: 256 tiles of 16 x 16 patches, forty times the inputs of a ViT-S's widest layer.
 _FIT_TOKENS, _FEWEST_FIT_TILES = 65_792, 16
-_FEW, _SAMPLED_ROWS = 8, 32
+_PIECE, _SAMPLED_ROWS = 8, 32
+NO_TILES = "no calibration tiles, expected at least one"
 
 
 def fake_quantize(
@@ -36,7 +40,7 @@ def fake_quantize(
     multiply: bool = True,
     trainable: bool = False,
 ) -> "torch.nn.Module":
-    """A copy of an encoder whose Linear layers round weights (per channel) and inputs (per tensor) to INT8.
+    """A copy of an encoder whose Linears and convolutions round weights (per channel) and inputs (per tensor) to INT8.
 
     Weights are fitted block by block where the recipe says so and the encoder is a ViT of plain blocks. Otherwise the
     SmoothQuant strength is chosen among `recipe.smooth_alphas` by embedding error on tiles held out of the statistics;
@@ -55,16 +59,18 @@ def fake_quantize(
         where weights are fitted.
 
     Raises:
-        InputError: No calibration tiles.
-        UsageError: `recipe.exclude` names a layer that the encoder does not have.
+        InputError: No calibration tiles, or a layer that the network does not call.
+        UsageError: `recipe.exclude` names a layer that the encoder does not have, or no layer is left.
     """
     import torch
 
+    if separate_biases(module):
+        module = join_biases(copy.deepcopy(module))
     calibration = with_augmented(calibration, recipe.augmented_share)
     if recipe.weights == "fitted" and has_plain_blocks(module):
         return _fitted(module, calibration, recipe, multiply=multiply, trainable=trainable)
     held_out, statistics_tiles = split_choice(calibration, recipe)
-    statistics = input_statistics(module, statistics_tiles)
+    statistics = input_statistics(module, statistics_tiles, quantized_layers(module, recipe))
     reference = embed(module, held_out) if len(recipe.smooth_alphas) > 1 else None
     best: tuple[float, float, torch.nn.Module] | None = None
     for alpha in recipe.smooth_alphas:
@@ -82,7 +88,9 @@ def _fitted(
     module: "torch.nn.Module", calibration: Sequence[Tiles], recipe: Recipe, *, multiply: bool, trainable: bool
 ) -> "torch.nn.Module":
     """Fit the blocks; other layers are rounded to the nearest with the range of what the calibration tiles show."""
-    tiles = np.concatenate(split_choice(calibration, recipe)[1])
+    tiles = np.concatenate(list(calibration) or [np.empty((0,))])[: recipe.calibration_tiles]
+    if not len(tiles):
+        raise InputError(NO_TILES, hint="give --calib TILES")
     count = min(max(_FIT_TOKENS // _tokens_of_a_tile(module), _FEWEST_FIT_TILES), len(tiles))
     chosen = tiles[np.linspace(0, len(tiles) - 1, count).astype(int)]
     options = FitOptions(
@@ -95,7 +103,9 @@ def _fitted(
     )
     fitted, ranges = fit_blocks(module, chosen, options)
     quantized = insert_quantizers(fitted, recipe)
-    set_ranges(quantized, input_statistics(fitted, [chosen[:_FEW]]), -1.0, recipe)
+    others = [name for name in quantized_layers(module, recipe) if name not in ranges]
+    if others:
+        set_ranges(quantized, input_statistics(fitted, list(_batched(chosen, _PIECE)), others), -1.0, recipe)
     for name, found in ranges.items():
         layer = quantized.get_submodule(name)
         if not layer.input_quantizer.is_enabled:
@@ -126,7 +136,7 @@ def split_choice(calibration: Sequence[Tiles], recipe: Recipe) -> tuple[list[Til
         InputError: No calibration tiles.
     """
     if not any(len(batch) for batch in calibration):
-        raise InputError("no calibration tiles, expected at least one", hint="give --calibration TILES")
+        raise InputError(NO_TILES, hint="give --calib TILES")
     tiles = np.concatenate(list(calibration))[: recipe.calibration_tiles]
     size = max(len(batch) for batch in calibration)
     held = 0 if len(recipe.smooth_alphas) == 1 else min(recipe.choice_tiles, len(tiles) // 4)
@@ -146,10 +156,20 @@ class InputStatistics:
     sample: "torch.Tensor"
 
 
-def input_statistics(module: "torch.nn.Module", calibration: Sequence[Tiles]) -> dict[str, InputStatistics]:
+def input_statistics(
+    module: "torch.nn.Module", calibration: Sequence[Tiles], names: Collection[str]
+) -> dict[str, InputStatistics]:
     """Largest absolute input of every Linear, per channel, and of every convolution, with samples of the inputs.
 
     A sample is `(n, C)` for a Linear: a few tokens of every batch.
+
+    Args:
+        module: The encoder.
+        calibration: Batches of tiles.
+        names: Of the layers.
+
+    Raises:
+        InputError: The network computes with a layer's weight without calling the layer.
     """
     import torch
 
@@ -167,73 +187,104 @@ def input_statistics(module: "torch.nn.Module", calibration: Sequence[Tiles]) ->
 
         return record
 
-    handles = [
-        layer.register_forward_pre_hook(hook(name, isinstance(layer, torch.nn.Linear)))
-        for name, layer in module.named_modules()
-        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
-    ]
+    handles = []
+    for name in names:
+        layer = module.get_submodule(name)
+        handles.append(layer.register_forward_pre_hook(hook(name, isinstance(layer, torch.nn.Linear))))
     try:
         embed(module, calibration)
     finally:
         for handle in handles:
             handle.remove()
+    unseen = [name.removeprefix("backbone.") for name in names if name not in peaks]
+    if unseen:
+        more = f" (and {len(unseen) - 1} more)" if len(unseen) > 1 else ""
+        raise InputError(
+            f"{unseen[0]}{more} is not called when the network runs: what it reads cannot be measured",
+            hint=f"leave it in floating point: atlas-quantize recipe onnx --exclude '{unseen[0]}' --out mine.json, and "
+            "atlas-export --recipe mine.json",
+        )
     return {name: InputStatistics(peak, torch.cat(samples[name])) for name, peak in peaks.items()}
 
 
 def insert_quantizers(module: "torch.nn.Module", recipe: Recipe) -> "torch.nn.Module":
-    """A copy with ModelOpt quantizers on every Linear (and the patch convolution), ranges not set yet.
+    """A copy with ModelOpt quantizers on the layers that a recipe quantizes, ranges not set yet.
 
     Raises:
-        UsageError: A pattern of `recipe.exclude` matches no layer.
+        UsageError: A pattern of `recipe.exclude` matches no layer, or no layer is left.
+        InputError: ModelOpt cannot do it.
     """
-    import copy
-
-    off = excluded_layers(module, recipe)
-    config: list[dict[str, Any]] = [
-        {"quantizer_name": "*", "enable": False},
-        {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": recipe.weight_bits, "axis": 0}, "enable": True},
-        {"quantizer_name": "*input_quantizer", "cfg": {"num_bits": INT8_BITS, "axis": None}, "enable": True},
-        *({"quantizer_name": f"{name}.*", "enable": False} for name in off),
-    ]
-    with quiet_modelopt():
+    weights = {"cfg": {"num_bits": recipe.weight_bits, "axis": 0}, "enable": True}
+    inputs = {"cfg": {"num_bits": INT8_BITS, "axis": None}, "enable": True}
+    config: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
+    for name in quantized_layers(module, recipe):
+        config.append({"quantizer_name": f"{name}.weight_quantizer", **weights})
+        config.append({"quantizer_name": f"{name}.input_quantizer", **inputs})
+    with foreign_errors(f"ModelOpt cannot quantize {kind_of(module)}"), quiet_modelopt():
         import modelopt.torch.quantization as mtq
 
         return mtq.quantize(copy.deepcopy(module).eval(), {"quant_cfg": config, "algorithm": None}, None)
 
 
+def quantized_layers(module: "torch.nn.Module", recipe: Recipe) -> list[str]:
+    """Names of the Linears and convolutions that a recipe quantizes.
+
+    Raises:
+        UsageError: A pattern of `recipe.exclude` matches no layer, or no layer is left.
+    """
+    off = set(excluded_layers(module, recipe))
+    left = [name for name in _layers(module) if name not in off]
+    if not left:
+        raise UsageError(
+            f"the recipe leaves no layer of {kind_of(module)} to quantize",
+            hint="exclude less, or choose --precision fp16",
+        )
+    return left
+
+
 def excluded_layers(module: "torch.nn.Module", recipe: Recipe) -> list[str]:
-    """Names of the layers that a recipe leaves in floating point.
+    """Names of the layers that a recipe leaves in floating point; the first convolution reads pixels.
 
     Raises:
         UsageError: A pattern of `recipe.exclude` matches no layer.
     """
     import torch
 
-    names = [n for n, layer in module.named_modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
+    names = _layers(module)
     short = {name: name.removeprefix("backbone.") for name in names}
     for pattern in recipe.exclude:
         if not fnmatch.filter(short.values(), pattern):
-            raise UsageError(f"recipe excludes {pattern!r}, which no layer matches", hint=f"layers: {names[1]} …")
+            raise UsageError(
+                f"recipe excludes {pattern!r}, which no layer matches",
+                hint=f"layers: {', '.join(short.values())[:80]} …",
+            )
     off = [n for n in names if any(fnmatch.fnmatch(short[n], pattern) for pattern in recipe.exclude)]
     if not recipe.patch_embed:
-        off += [n for n in names if isinstance(module.get_submodule(n), torch.nn.Conv2d)]
+        off += [n for n in names if isinstance(module.get_submodule(n), torch.nn.Conv2d)][:1]
     return off
 
 
+def kind_of(module: "torch.nn.Module") -> str:
+    """What a message calls a network: the class of its backbone."""
+    return type(getattr(module, "backbone", module)).__name__
+
+
+def _layers(module: "torch.nn.Module") -> list[str]:
+    import torch
+
+    return [n for n, layer in module.named_modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
+
+
 def set_ranges(module: "torch.nn.Module", statistics: dict[str, InputStatistics], alpha: float, recipe: Recipe) -> None:
-    """Set every quantizer's range, after moving outliers from inputs to weights by SmoothQuant (`smooth_scale`).
+    """Set the ranges of these layers, after moving outliers from inputs to weights by SmoothQuant (`smooth_scale`).
 
     Negative `alpha` leaves both as they are.
     """
     import torch
 
-    for name, layer in module.named_modules():
-        if not (hasattr(layer, "input_quantizer") and hasattr(layer, "weight_quantizer")):
-            continue
-        if not layer.input_quantizer.is_enabled:
-            continue
-        peak, sample = statistics[name].peak.clamp(min=1e-5), statistics[name].sample
-        weight = layer.weight.detach()
+    for name, found in statistics.items():
+        layer: Any = module.get_submodule(name)
+        peak, sample, weight = found.peak.clamp(min=1e-5), found.sample, layer.weight.detach()
         if alpha >= 0 and isinstance(layer, torch.nn.Linear):
             scale = smooth_scale(peak, weight, alpha)
             layer.input_quantizer.pre_quant_scale = 1 / scale

@@ -1,4 +1,4 @@
-"""INT8 ONNX: symmetric Q/DQ on every Linear, one graph for ONNX Runtime and TensorRT."""
+"""INT8 ONNX: symmetric Q/DQ on every Linear and convolution, one graph for ONNX Runtime and TensorRT."""
 
 import hashlib
 from collections import Counter
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.errors import AtlasError
+from atlas_edge.errors import InputError
 from atlas_edge.graph import export_onnx
-from atlas_edge.quantize.fakequant import fake_quantize, quiet_modelopt, store_in_int8
+from atlas_edge.quantize.fakequant import fake_quantize, kind_of, quiet_modelopt, store_in_int8
+from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.quantize.trained_ranges import quantize_with_ranges
 from atlas_edge.spec import EncoderSpec
@@ -50,8 +51,8 @@ def quantize_onnx(
         goes into the manifest.
 
     Raises:
-        InputError: No calibration tiles, or ranges of another network.
-        AtlasError: The written graph does not quantize every layer that the recipe asks for.
+        InputError: No calibration tiles, ranges of another network, or a network that ModelOpt or PyTorch's exporter
+            cannot quantize or write.
     """
     if ranges is not None:
         written = write_quantized(quantize_with_ranges(module, ranges), spec, out, batch=batch)
@@ -87,7 +88,7 @@ def write_quantized(
         How many layers are quantized, and the coverage by layer kind.
 
     Raises:
-        AtlasError: The graph quantizes other layers than the encoder does.
+        InputError: The graph quantizes other layers than the encoder does, or cannot be written.
     """
     store_in_int8(quantized)
     wanted = [
@@ -95,7 +96,7 @@ def write_quantized(
         for name, layer in quantized.named_modules()
         if hasattr(layer, "weight_quantizer") and layer.weight_quantizer.is_enabled
     ]
-    with quiet_modelopt():
+    with foreign_errors(f"{kind_of(quantized)} cannot be written as ONNX with Q/DQ"), quiet_modelopt():
         # The dynamo exporter has no translation for ModelOpt's fake quantizers.
         export_onnx(quantized, spec, out, batch=batch, dynamo=False)
     return {"quantized_layers": len(wanted), "coverage": check_coverage(out, wanted)}
@@ -109,24 +110,27 @@ def check_coverage(path: Path, wanted: list[str]) -> dict[str, str]:
         inside attention).
 
     Raises:
-        AtlasError: Fewer or more than `wanted`, an invalid graph, or a scale with a zero point other than 0.
+        InputError: Fewer or more than `wanted`, or an invalid graph.
     """
     import onnx
 
-    onnx.checker.check_model(str(path), full_check=True)
+    with foreign_errors(f"{path.name} is no valid ONNX"):
+        onnx.checker.check_model(str(path), full_check=True)
     graph = onnx.load(path, load_external_data=False).graph
     producers = {output: node for node in graph.node for output in node.output}
-    total: Counter[str] = Counter()
-    quantized: Counter[str] = Counter()
-    for node in graph.node:
-        if node.op_type not in {"MatMul", "Gemm", "Conv"}:
-            continue
-        total[node.op_type] += 1
-        quantized[node.op_type] += all(_is_dequantized(name, producers) for name in node.input[:2])
-    found = sum(quantized.values())
-    if found != len(wanted):
-        raise AtlasError(f"{path.name}: {found} layers carry Q/DQ on both inputs, the recipe asks for {len(wanted)}")
-    return {kind: f"{quantized[kind]} of {count}" for kind, count in sorted(total.items())}
+    products = [node for node in graph.node if node.op_type in {"MatMul", "Gemm", "Conv"}]
+    quantized = [node for node in products if all(_is_dequantized(name, producers) for name in node.input[:2])]
+    if len(quantized) != len(wanted):
+        paths = [f".{node.name.replace('/', '.')}." for node in quantized]
+        short = [name.removeprefix("backbone.") for name in wanted]
+        missing = next((name for name in short if not any(f".{name}." in path for path in paths)), "another")
+        raise InputError(
+            f"{len(quantized)} products and convolutions carry Q/DQ on both inputs, the recipe asks for {len(wanted)}: "
+            f"{missing} is not as it should be",
+            hint=f"leave it in floating point: atlas-quantize recipe onnx --exclude '{missing}' --out mine.json",
+        )
+    total, found = (Counter(node.op_type for node in nodes) for nodes in (products, quantized))
+    return {kind: f"{found[kind]} of {count}" for kind, count in sorted(total.items())}
 
 
 def _is_dequantized(name: str, producers: dict[str, "onnx.NodeProto"]) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_edge.quantize.qkv_bias import join_biases
 from atlas_edge.quantize.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class ToggledEncoder:
     ) -> None:
         import torch
 
-        self.module = copy.deepcopy(module).eval()
+        self.module = join_biases(copy.deepcopy(module)).eval()
         self._symmetric = symmetric
         self._on: set[str] = set()
         self.work: dict[str, int] = {}

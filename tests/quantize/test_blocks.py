@@ -4,7 +4,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.agreement import embedding_agreement
 from atlas_edge.models import LoadedModel
-from atlas_edge.quantize.blocks import FitOptions, fit_blocks, has_plain_blocks
+from atlas_edge.quantize.blocks import FitOptions, fit_blocks
 from atlas_edge.quantize.fakequant import cosine_error, embed, fake_quantize
 from atlas_edge.quantize.recipe import Calibrator, Recipe
 
@@ -66,9 +66,3 @@ def test_an_excluded_layer_is_fitted_but_not_rounded(tiny: LoadedModel, calibrat
     layer = quantized.get_submodule("backbone.blocks.1.mlp.fc2")
     assert not layer.weight_quantizer.is_enabled
     assert embedding_agreement(embed(tiny.module, calibration), embed(quantized, calibration)).cosine_worst > 0.99
-
-
-def test_other_networks_are_rounded_to_the_nearest() -> None:
-    import torch
-
-    assert not has_plain_blocks(torch.nn.Sequential(torch.nn.Linear(4, 4)))
