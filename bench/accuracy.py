@@ -280,8 +280,7 @@ def _robustness(work: _Work, x: NDArray[np.float32]) -> RobustnessIndex | None:
 def _candidate(work: _Work, reference: str, name: str) -> CandidateAccuracy:
     x, y = work.embedded[reference], work.embedded[name]
     comparable = x.shape == y.shape
-    groups, seed = work.evaluation.group_numbers, work.options.seed
-    agreement = embedding_agreement(x, y, groups=groups, seed=seed) if comparable else None
+    agreement = embedding_agreement(x, y, groups=work.evaluation.group_numbers) if comparable else None
     cosines = tile_cosines(x, y) if comparable else np.empty(0)
     return CandidateAccuracy(
         agreement=agreement,

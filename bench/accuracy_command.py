@@ -129,7 +129,7 @@ def accuracy(
                 ),
                 progress=progress,
             )
-        timed = time_encoders(opened, rounds=rounds, seed=seed) if speed and opened.reference is not None else None
+        timed = time_encoders(opened, rounds=rounds) if speed and opened.reference is not None else None
         gate = None if limits.empty else run_gate(limits, judged_figures(measured, timed))
         found = Report(
             command=("atlas-bench", *sys.argv[1:]),

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.bench.interval import Interval, quantile_interval
+from atlas_edge.bench.interval import Interval, effective_tiles, exact_interval, quantile_interval
 from atlas_edge.errors import InputError
+
+P1 = 0.01
+FEWEST_TILES = 368
+"""Independent tiles of which the worst is a lower end of the 1st percentile: 0.99^368 < 0.025."""
 
 WORST_TILES = 8
 
@@ -19,7 +23,8 @@ class Agreement:
         tiles: Tiles compared.
         cosine_median: Median cosine similarity.
         cosine_p1: 1st percentile, with its interval in `cosine_p1_interval`.
-        cosine_p1_interval: Percentile bootstrap by group where groups are known, by tile otherwise.
+        cosine_p1_interval: By order statistics, by group where groups are known; `low` is -1 where there are too few
+            tiles for a lower end (368 independent ones), or too few groups.
         cosine_worst: Smallest.
         worst: Indices of the worst tiles, worst first.
         worst_cosines: Their cosines, in the same order.
@@ -27,6 +32,8 @@ class Agreement:
         retrieval_top1: Share of tiles whose nearest reference embedding, by the candidate's, is that of the same tile.
         norm_ratio_median: Median of |candidate| / |reference|.
         identical: Whether every number is equal, bit for bit.
+        effective_tiles: Independent tiles that the set is worth for the 1st percentile; all of them without groups.
+            None in reports of before it was measured.
     """
 
     tiles: int
@@ -40,6 +47,7 @@ class Agreement:
     retrieval_top1: float
     norm_ratio_median: float
     identical: bool
+    effective_tiles: float | None = None
 
 
 def embedding_agreement(
@@ -47,7 +55,6 @@ def embedding_agreement(
     candidate: NDArray[np.float32],
     *,
     groups: NDArray[np.int64] | None = None,
-    seed: int = 0,
 ) -> Agreement:
     """Compare two encoders' embeddings of the same tiles.
 
@@ -55,14 +62,16 @@ def embedding_agreement(
         reference: `(N, D)` embeddings of the full-precision encoder.
         candidate: `(N, D)` embeddings of the same tiles in the same order.
         groups: `(N,)` slide or patient numbers for the interval.
-        seed: Seed of the bootstrap.
 
     Raises:
         InputError: The shapes differ, there are fewer than two tiles, or an embedding is not finite or is zero.
     """
     cosines = tile_cosines(reference, candidate)
     order = np.argsort(cosines, kind="stable")[:WORST_TILES]
-    p1 = quantile_interval(cosines, 0.01, groups, seed=seed)
+    identical = bool(np.array_equal(reference, candidate))
+    p1 = quantile_interval(cosines, P1, groups)
+    if identical:
+        p1 = exact_interval(p1.estimate, p1)
     norms = np.linalg.norm(candidate, axis=1) / np.linalg.norm(reference, axis=1)
     return Agreement(
         tiles=len(cosines),
@@ -75,7 +84,8 @@ def embedding_agreement(
         cka=linear_cka(reference, candidate),
         retrieval_top1=same_tile_retrieval(reference, candidate),
         norm_ratio_median=float(np.median(norms)),
-        identical=bool(np.array_equal(reference, candidate)),
+        identical=identical,
+        effective_tiles=effective_tiles(cosines, P1, groups),
     )
 
 

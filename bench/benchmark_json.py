@@ -58,7 +58,9 @@ def bigger_is_better(report: Report) -> str:
     for name, one in ({} if accuracy is None else accuracy.candidates).items():
         if one.agreement is not None:
             interval = one.agreement.cosine_p1_interval
-            found.append(_entry(f"{name}: cosine p1", "1", interval.estimate, _range(interval)))
+            # -1: too few tiles for a lower end.
+            spread = _range(interval) if interval.low > -1 else None
+            found.append(_entry(f"{name}: cosine p1", "1", interval.estimate, spread))
     for name, peak in ({} if report.roofline is None else report.roofline.encoders).items():
         fraction = peak.fraction.scaled(100)
         found.append(_entry(f"{name}: of the {peak.precision} peak", "%", fraction.estimate, _range(fraction)))

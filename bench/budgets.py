@@ -1,16 +1,18 @@
 """Budgets of the gate, and what they say about measured candidates."""
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from atlas_edge.bench.accuracy import AccuracyReport
-from atlas_edge.bench.gate import Verdict, judge, units_to_settle, worst
-from atlas_edge.bench.interval import Interval
+from atlas_edge.bench.agreement import P1, Agreement
+from atlas_edge.bench.gate import Verdict, judge, units_to_settle, units_to_settle_quantile, worst
+from atlas_edge.bench.interval import FEWEST_GROUPS, Interval
 from atlas_edge.bench.speed_figures import SpeedReport
 from atlas_edge.errors import InputError, UsageError
 
@@ -114,7 +116,10 @@ class GateResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """A figure that a budget may judge; `value` None means that it was not measured."""
+    """A figure that a budget may judge; `value` None means that it was not measured.
+
+    A 1st percentile brings the tiles' values, `p1_of`, and how many independent tiles they are worth.
+    """
 
     figure: str
     option: str
@@ -122,6 +127,8 @@ class Judged:
     value: Interval | None
     higher_is_worse: bool = True
     tiles: int = 0
+    p1_of: tuple[float, ...] = ()
+    effective_tiles: float = 0.0
 
 
 def read_budgets(path: Path) -> Budgets:
@@ -189,6 +196,25 @@ def judged_figures(accuracy: AccuracyReport, speed: SpeedReport | None = None) -
     return {name: _figures(accuracy, speed, name) for name in accuracy.candidates}
 
 
+def judged_cosine(agreement: Agreement | None, cosines: Sequence[float]) -> Judged:
+    """The 1st percentile of the cosine.
+
+    Args:
+        agreement: None where it was not measured.
+        cosines: `(N,)` of every tile.
+    """
+    return Judged(
+        figure="cosine, 1st percentile",
+        option="--min-cosine",
+        field="min_cosine",
+        value=None if agreement is None else agreement.cosine_p1_interval,
+        higher_is_worse=False,
+        tiles=len(cosines),
+        p1_of=tuple(cosines),
+        effective_tiles=0.0 if agreement is None else agreement.effective_tiles or len(cosines),
+    )
+
+
 def _figures(accuracy: AccuracyReport, speed: SpeedReport | None, name: str) -> list[Judged]:
     found = accuracy.candidates[name]
     linear, knn, agreement = found.drop("linear"), found.drop("knn"), found.agreement
@@ -207,14 +233,7 @@ def _figures(accuracy: AccuracyReport, speed: SpeedReport | None, name: str) -> 
             "max_flip_percent",
             None if linear is None else linear.flip_interval.scaled(100),
         ),
-        Judged(
-            figure="cosine, 1st percentile",
-            option="--min-cosine",
-            field="min_cosine",
-            value=None if agreement is None else agreement.cosine_p1_interval,
-            higher_is_worse=False,
-            tiles=tiles,
-        ),
+        judged_cosine(agreement, found.cosines),
         drop("robustness index drop", "--max-robustness-drop", "max_robustness_drop", found.robustness_drop),
         Judged(
             figure="throughput over the reference's",
@@ -255,14 +274,25 @@ def _advice(verdict: Verdict, figure: Judged, limit: float) -> str:
         return ""
     if verdict is Verdict.FAIL:
         return "quantize it more gently (fewer layers, another recipe, more calibration tiles), or loosen the budget"
-    units = units_to_settle(figure.value, limit)
+    if figure.p1_of:
+        values = np.asarray(figure.p1_of)
+        units = units_to_settle_quantile(values, P1, limit, figure.value, figure.effective_tiles)
+    else:
+        units = units_to_settle(figure.value, limit)
     if units is None:
         return (
             f"the estimate lies on the budget, or there is one {figure.value.unit} only: no number of tiles settles it"
         )
     if figure.value.unit == "group":
         tiles = figure.tiles * units / figure.value.units
-        return f"about {units} groups ({tiles:.0f} tiles like these) would settle it; there are {figure.value.units}"
+        few = (
+            f"; below {FEWEST_GROUPS} nothing passes, as a kind of slide that is one in ten may not be among them"
+            if figure.value.units < FEWEST_GROUPS
+            else ""
+        )
+        return (
+            f"about {units} groups ({tiles:.0f} tiles like these) would settle it; there are {figure.value.units}{few}"
+        )
     if figure.value.unit == "round":
         return f"about {units} rounds would settle it (--rounds); there were {figure.value.units}"
     return f"about {units} tiles would settle it; there are {figure.value.units}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.bench.interval import Interval, class_mean_interval, share_interval
+from atlas_edge.bench.interval import Interval, class_mean_interval, exact_interval, share_interval
 from atlas_edge.bench.probe import Probe, ProbeMethod, fit_probe
 from atlas_edge.errors import InputError
 
@@ -152,7 +152,7 @@ def drop_with_probes(
     drop = class_mean_interval(lost, truth, group_of, seed=seed).scaled(100)
     flips = share_interval(before != after, group_of, seed=seed)
     if identical:
-        drop, flips = _exact(0.0, drop), _exact(0.0, flips)
+        drop, flips = exact_interval(0.0, drop), exact_interval(0.0, flips)
     return AccuracyDrop(
         method=method,
         refitted=own_probe is not None,
@@ -187,10 +187,6 @@ def calibration_error(probabilities: NDArray[np.float64], truth: NDArray[np.int6
     bin_of = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(truth))
-
-
-def _exact(value: float, interval: Interval) -> Interval:
-    return Interval(estimate=value, low=value, high=value, units=interval.units, unit=interval.unit)
 
 
 def _check(

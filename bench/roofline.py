@@ -66,7 +66,6 @@ def roofline(
     rounds: int = 5,
     block_seconds: float = 0.3,
     batch: int = 8,
-    seed: int = 0,
 ) -> Roofline:
     """Measure the peaks and the encoders in turns.
 
@@ -79,7 +78,6 @@ def roofline(
         rounds: Turns of each.
         block_seconds: How long a turn lasts, at least.
         batch: Tiles a call.
-        seed: Seed of the bootstrap.
 
     Raises:
         RuntimeMissing: OpenVINO is not installed.
@@ -102,7 +100,7 @@ def roofline(
             gop_per_tile=gop_per_tile[name],
             precision=precision,
             gop_per_s=float(np.median(rate)),
-            fraction=geometric_mean_interval(np.array(rate) / np.array(peaks[precision]), seed=seed),
+            fraction=geometric_mean_interval(np.array(rate) / np.array(peaks[precision])),
             limit_tiles_per_s=max(peaks[precision]) / gop_per_tile[name],
         )
     return Roofline(

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from atlas_edge.bench.accuracy import CandidateAccuracy, EncoderScores
+from atlas_edge.bench.agreement import FEWEST_TILES, Agreement
 from atlas_edge.bench.budgets import GateCheck
 from atlas_edge.bench.drop import AccuracyDrop
-from atlas_edge.bench.interval import Interval
+from atlas_edge.bench.interval import FEWEST_GROUPS, Interval
 from atlas_edge.bench.report import Report
 from atlas_edge.bench.stress import StressResult
 
@@ -108,7 +109,24 @@ def _agreement(candidates: dict[str, CandidateAccuracy]) -> Rows:
             f"{agreement.norm_ratio_median:.3f}",
         )
         rows.append(cells)
-    return Rows(title="Embedding agreement with the reference", headings=headings, rows=tuple(rows))
+    known = [found.agreement for found in candidates.values() if found.agreement is not None]
+    notes = tuple(dict.fromkeys(_p1_note(agreement) for agreement in known))
+    return Rows(title="Embedding agreement with the reference", headings=headings, rows=tuple(rows), notes=notes)
+
+
+def _p1_note(agreement: Agreement) -> str:
+    interval = agreement.cosine_p1_interval
+    if interval.unit == "group":
+        worth = (
+            "" if agreement.effective_tiles is None else f", worth {agreement.effective_tiles:.0f} independent tiles"
+        )
+        basis = f"by slide or patient ({interval.units}{worth})"
+    else:
+        basis = f"by tile ({interval.units})"
+    text = f"Interval of the 1st percentile: order statistics {basis}."
+    if interval.low > -1:
+        return text
+    return f"{text} It has no lower end (-1): that takes {FEWEST_TILES} independent tiles, and {FEWEST_GROUPS} slides."
 
 
 def _drops(candidates: dict[str, CandidateAccuracy]) -> list[Rows]:

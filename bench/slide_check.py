@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from atlas_edge.bench.agreement import Agreement, embedding_agreement, unit_rows
-from atlas_edge.bench.gate import Verdict, judge
+from atlas_edge.bench.agreement import Agreement, embedding_agreement, tile_cosines, unit_rows
+from atlas_edge.bench.budgets import Budget, Budgets, judged_cosine, run_gate
+from atlas_edge.bench.gate import Verdict
 from atlas_edge.bench.plism import PlismBench, plism_bench
 from atlas_edge.cli import require_module
 from atlas_edge.encoder import Encoder
@@ -50,6 +51,7 @@ class SlideCheck:
         cosine_median: Median cosine of each file.
         agreement: Over all of them.
         verdict: Of the 1st percentile of the cosine; None without a budget.
+        advice: What would settle or mend it; empty without a budget and after PASS.
         outlines: Pictures that were drawn.
     """
 
@@ -57,6 +59,7 @@ class SlideCheck:
     cosine_median: dict[str, float]
     agreement: Agreement
     verdict: Verdict | None
+    advice: str
     outlines: tuple[str, ...]
 
 
@@ -102,7 +105,7 @@ def check_slides(
     Raises:
         InputError: A slide is not there, or is not the one that was embedded.
     """
-    theirs, ours, medians, counts, drawn = [], [], {}, {}, []
+    theirs, ours, slide_of, medians, counts, drawn = [], [], [], {}, {}, []
     for file in files:
         overridden = file.attributes["slide_mpp"] if file.attributes.get("slide_mpp_source") == "--mpp" else None
         slide = open_slide(slides / str(file.attributes["slide"]), mpp=overridden, override=True)
@@ -119,11 +122,22 @@ def check_slides(
         medians[file.path.name], counts[file.path.name] = float(np.median(cosines)), len(rows)
         theirs.append(expected)
         ours.append(file.features[rows])
-    agreement = embedding_agreement(np.concatenate(theirs), np.concatenate(ours), seed=seed)
-    verdict = None
+        slide_of += [str(file.attributes["slide"])] * len(rows)
+    pair = np.concatenate(theirs), np.concatenate(ours)
+    agreement = embedding_agreement(*pair, groups=np.unique(slide_of, return_inverse=True)[1])
+    verdict, advice = None, ""
     if min_cosine is not None:
-        verdict = judge(agreement.cosine_p1_interval, min_cosine, higher_is_worse=False)
-    return SlideCheck(tiles=counts, cosine_median=medians, agreement=agreement, verdict=verdict, outlines=tuple(drawn))
+        figure = judged_cosine(agreement, tile_cosines(*pair).tolist())
+        (check,) = run_gate(Budgets(default=Budget(min_cosine=min_cosine)), {"features": [figure]}).checks
+        verdict, advice = check.verdict, check.advice
+    return SlideCheck(
+        tiles=counts,
+        cosine_median=medians,
+        agreement=agreement,
+        verdict=verdict,
+        advice=advice,
+        outlines=tuple(drawn),
+    )
 
 
 def compare_scans(one: SlideFeatures, two: SlideFeatures) -> PlismBench:

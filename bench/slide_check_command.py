@@ -60,7 +60,7 @@ def slide_check(
     if json:
         print_json(asdict(report))
     if report.verdict not in (None, Verdict.PASS):
-        raise GateFailed(f"cosine, 1st percentile: {report.verdict}", hint="see the interval above")
+        raise GateFailed(f"cosine, 1st percentile: {report.verdict}", hint=report.advice)
 
 
 def slide_pair(one: Path, two: Path, /, *, json: Flag = False, quiet: Quiet = False) -> None:

@@ -51,7 +51,6 @@ def paired_speed(
     batch: int = 8,
     rounds: int = 10,
     block_seconds: float = 0.5,
-    seed: int = 0,
 ) -> SpeedReport:
     """Measure encoders in turns and compare each with the reference.
 
@@ -67,7 +66,6 @@ def paired_speed(
             streams, gets the next larger number that leaves none of it idle (`offline_batch`).
         rounds: Turns of every encoder.
         block_seconds: How long one turn lasts, at least (one call may last longer).
-        seed: Seed of the bootstrap.
 
     Raises:
         UsageError: The reference is not among the encoders, fewer tiles than a batch, or fewer than two rounds.
@@ -92,8 +90,8 @@ def paired_speed(
             runtime=encoder.runtime,
             latency=_latency(latencies[name]),
             throughput=_throughput(rates[name], batches[name]),
-            latency_ratio=None if name == reference else _ratio(_medians(latencies, reference, name), seed),
-            throughput_ratio=None if name == reference else _ratio((rates[name], rates[reference]), seed),
+            latency_ratio=None if name == reference else _ratio(_medians(latencies, reference, name)),
+            throughput_ratio=None if name == reference else _ratio((rates[name], rates[reference])),
             warmup_calls=warmups[name][0],
             steady=warmups[name][1],
         )
@@ -225,5 +223,5 @@ def _medians(latencies: dict[str, list[list[float]]], reference: str, name: str)
     )
 
 
-def _ratio(pair: tuple[list[float], list[float]], seed: int) -> Interval:
-    return geometric_mean_interval(np.array(pair[0]) / np.array(pair[1]), seed=seed)
+def _ratio(pair: tuple[list[float], list[float]]) -> Interval:
+    return geometric_mean_interval(np.array(pair[0]) / np.array(pair[1]))

@@ -88,11 +88,11 @@ def timing_tiles(encoders: dict[str, Encoder], batch: int) -> NDArray[np.uint8]:
     return selftest_tiles(first.spec, max(_TILES, batch))
 
 
-def time_encoders(opened: OpenedEncoders, *, rounds: int, batch: int = 8, seed: int = 0) -> SpeedReport:
+def time_encoders(opened: OpenedEncoders, *, rounds: int, batch: int = 8) -> SpeedReport:
     """Latency and throughput beside an accuracy report, against the same reference."""
     assert opened.reference is not None
     tiles = timing_tiles(opened.encoders, batch)
-    return paired_speed(opened.encoders, tiles, reference=opened.reference, batch=batch, rounds=rounds, seed=seed)
+    return paired_speed(opened.encoders, tiles, reference=opened.reference, batch=batch, rounds=rounds)
 
 
 def paces(speed: SpeedReport, facts: dict[str, EncoderFacts], options: SpeedOptions | None = None) -> dict[str, Pace]:

@@ -86,7 +86,6 @@ def sweep(
     *,
     rounds: int = 4,
     block_seconds: float = 0.3,
-    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sweep:
     """Measure the settings in turns.
@@ -100,7 +99,6 @@ def sweep(
         tiles: `(N, tile_px, tile_px, 3)` uint8; used again and again.
         rounds: Turns of every setting.
         block_seconds: How long a turn lasts, at least.
-        seed: Seed of the bootstrap.
         progress: Called with turns done and turns in all.
 
     Raises:
@@ -123,7 +121,7 @@ def sweep(
         (setting for setting in wanted if len(rates[setting]) == rounds),
         key=lambda setting: float(np.median(rates[setting])),
     )
-    points = tuple(_point(setting, rates[setting], rates[best], setting == best, seed) for setting in wanted)
+    points = tuple(_point(setting, rates[setting], rates[best], setting == best) for setting in wanted)
     return Sweep(points=points, best=points[wanted.index(best)])
 
 
@@ -161,9 +159,9 @@ def _take_turns(
     return rates
 
 
-def _point(setting: Setting, rates: list[float], best: list[float], is_best: bool, seed: int) -> SweepPoint:
+def _point(setting: Setting, rates: list[float], best: list[float], is_best: bool) -> SweepPoint:
     shared = np.array(best[: len(rates)]) / np.array(rates)
-    behind = None if is_best else geometric_mean_interval(shared, seed=seed)
+    behind = None if is_best else geometric_mean_interval(shared)
     return SweepPoint(
         setting=setting,
         tiles_per_s=float(np.median(rates)),

@@ -208,7 +208,6 @@ def _speed(config: ExportConfig, sources: Sources, reference: Encoder, bundle: E
         batch=min(config.fixed_batch or _BENCH_BATCH, len(tiles)),
         rounds=_BENCH_ROUNDS,
         block_seconds=_BENCH_BLOCK_SECONDS,
-        seed=config.seed,
     )
 
 

@@ -70,7 +70,7 @@ def verify(
     with steps.progress("embedding", total) as advance:
         tested = embed_tiles({"reference": reference, "bundle": bundle}, evaluation, progress=advance)
         fitted = embed_tiles({"reference": reference}, fit, progress=advance)["reference"] if fit and probed else None
-    agreement = embedding_agreement(tested["reference"], tested["bundle"], groups=evaluation.group_numbers, seed=seed)
+    agreement = embedding_agreement(tested["reference"], tested["bundle"], groups=evaluation.group_numbers)
     drops = {} if fit is None or fitted is None else _drops(tested, evaluation, fitted, fit, seed)
     verdict = tiles = None
     if max_drop_pp is not None and drops:

@@ -94,7 +94,7 @@ def plan_accuracy(
         evaluation: The tiles compared.
         seed: Seed of the bootstrap.
     """
-    agreement = embedding_agreement(reference, candidate, groups=evaluation.group_numbers, seed=seed)
+    agreement = embedding_agreement(reference, candidate, groups=evaluation.group_numbers)
     drop = None
     if fitted is not None and fit.labels is not None and evaluation.labels is not None:
         drop = accuracy_drop(

@@ -161,7 +161,7 @@ class PlanBench:
             self.say(f"speed: {', '.join(names)} take turns")
             encoders = {plan.name: self.open(plan) for plan in plans}
             tiles = np.concatenate(self.material.calibration)[: 4 * BATCH]
-            raced = race(encoders, tiles, reference=REFERENCE, seed=self.config.seed)
+            raced = race(encoders, tiles, reference=REFERENCE)
             for encoder in encoders.values():
                 encoder.close()
             known = {name: speed.model_dump(mode="json") for name, speed in raced.items()}

@@ -33,7 +33,7 @@ class PlanSpeed(BaseModel):
 
 
 def race(
-    encoders: Mapping[str, Encoder], tiles: NDArray[np.uint8], *, reference: str, seed: int = 0, rounds: int = ROUNDS
+    encoders: Mapping[str, Encoder], tiles: NDArray[np.uint8], *, reference: str, rounds: int = ROUNDS
 ) -> dict[str, PlanSpeed]:
     """Time all encoders against the reference, one block each a round (see `bench.speed`).
 
@@ -41,7 +41,6 @@ def race(
         encoders: Name -> encoder, the reference among them.
         tiles: `(N, tile_px, tile_px, 3)` uint8.
         reference: Name of the full-precision encoder.
-        seed: Seed of the bootstrap.
         rounds: Turns of every encoder.
     """
     report = paired_speed(
@@ -51,7 +50,6 @@ def race(
         batch=min(BATCH, len(tiles)),
         rounds=rounds,
         block_seconds=_BLOCK_SECONDS,
-        seed=seed,
     )
     one = Interval(estimate=1.0, low=1.0, high=1.0, units=rounds, unit="round")
     return {
@@ -64,7 +62,7 @@ def race(
     }
 
 
-def faster_than(first: PlanSpeed, second: PlanSpeed, *, seed: int = 0) -> Interval:
+def faster_than(first: PlanSpeed, second: PlanSpeed) -> Interval:
     """Throughput of the first over that of the second, round by round of the same run."""
     rates = np.array([first.rounds_tiles_per_s, second.rounds_tiles_per_s])
-    return geometric_mean_interval(rates[0] / rates[1], seed=seed)
+    return geometric_mean_interval(rates[0] / rates[1])

@@ -44,13 +44,20 @@ def test_a_planted_defect_fails_the_gate_and_a_sound_bundle_beside_it_passes(
 ) -> None:
     done = run_command(
         "atlas-bench", "accuracy", bundle, planted, "--reference", tiny_model, "--eval", tiles, "--stress-tiles", "4",
-        "--min-cosine", "0.99", "--json",
+        "--max-flip", "25", "--verbose", "--min-cosine", "0.99", "--json",
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
     report = json.loads(done.stdout)
-    verdicts = {check["candidate"]: check["verdict"] for check in report["gate"]["checks"]}
-    assert verdicts == {"tiny": "PASS", "tiny-x8": "FAIL"}
+    verdicts = {(check["candidate"], check["option"]): check["verdict"] for check in report["gate"]["checks"]}
+    # 32 tiles tell that a 1st percentile is bad, never that it is good.
+    assert verdicts == {
+        ("tiny", "--max-flip"): "PASS", ("tiny", "--min-cosine"): "INCONCLUSIVE",
+        ("tiny-x8", "--max-flip"): "PASS", ("tiny-x8", "--min-cosine"): "FAIL",
+    }  # fmt: skip
     assert "tiny-x8: cosine, 1st percentile: FAIL (--min-cosine 0.99)" in done.stderr
+    assert "about 368 tiles would settle it; there are 32" in done.stderr
+    low = report["accuracy"]["candidates"]["tiny"]["agreement"]["cosine_p1_interval"]["low"]
+    assert low == -1 and "It has no lower end (-1): that takes 368 independent tiles" in " ".join(done.stderr.split())
     stress = report["accuracy"]["candidates"]["tiny-x8"]["stress"]
     assert len(stress) == 8
 

@@ -65,8 +65,14 @@ def test_verdicts_and_what_would_settle_them() -> None:
 
 
 def test_advice_counts_in_slides_where_slides_are_the_units() -> None:
-    found = run_gate(Budgets(default=Budget(max_drop_pp=1)), {"a": [_judged(-2, 0, 2, units=10, unit="group")]})
-    assert found.checks[0].advice == "about 40 groups (2400 tiles like these) would settle it; there are 10"
+    figures = {"a": [_judged(-2, 0, 2, units=40, unit="group")], "few": [_judged(-0.5, 0, 0.5, units=10, unit="group")]}
+    found = run_gate(Budgets(default=Budget(max_drop_pp=1)), figures)
+    assert [check.verdict for check in found.checks] == ["INCONCLUSIVE", "INCONCLUSIVE"]
+    assert found.checks[0].advice == "about 160 groups (2400 tiles like these) would settle it; there are 40"
+    assert found.checks[1].advice == (
+        "about 36 groups (2160 tiles like these) would settle it; there are 10; below 36 nothing passes, as a kind of "
+        "slide that is one in ten may not be among them"
+    )
 
 
 def test_an_unmeasured_figure_never_passes() -> None:
@@ -83,7 +89,7 @@ def test_a_pattern_without_a_candidate_is_refused() -> None:
 
 def test_cosine_is_judged_on_its_lower_end() -> None:
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(100, 8)).astype(np.float32)
+    x = rng.normal(size=(600, 8)).astype(np.float32)
     y = x + rng.normal(size=x.shape).astype(np.float32) * 0.05
     agreement = embedding_agreement(x, y)
     candidate = CandidateAccuracy(

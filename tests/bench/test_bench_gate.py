@@ -1,8 +1,9 @@
 import math
 
+import numpy as np
 import pytest
 
-from atlas_edge.bench.gate import Verdict, judge, units_to_settle, worst
+from atlas_edge.bench.gate import Verdict, judge, units_to_settle, units_to_settle_quantile, worst
 from atlas_edge.bench.interval import Interval
 
 
@@ -36,6 +37,31 @@ def test_units_to_settle_follows_the_square_root() -> None:
     assert units_to_settle(_interval(0, 2, 4), 1.0) == 2400
     assert units_to_settle(_interval(0, 1, 2), 1.0) is None
     assert units_to_settle(_interval(-math.inf, 0, math.inf, 1), 1.0) is None
+
+
+def test_a_handful_of_slides_passes_nothing_unless_nothing_is_in_doubt() -> None:
+    def by_slide(slides: int, half: float) -> Interval:
+        return Interval(low=-half, estimate=0, high=half, units=slides, unit="group")
+
+    assert judge(by_slide(35, 0.1), 1.0) is Verdict.INCONCLUSIVE
+    assert judge(by_slide(36, 0.1), 1.0) is Verdict.PASS
+    assert judge(by_slide(35, 0.0), 1.0) is Verdict.PASS  # equal bit for bit
+    assert judge(by_slide(3, 0.1), -0.5) is Verdict.FAIL
+    assert units_to_settle(by_slide(3, 0.1), 1.0) == 36
+
+
+def test_a_first_percentile_is_settled_by_the_share_of_tiles_below_the_budget() -> None:
+    values = np.linspace(0.99, 1.0, 100)
+    few = Interval(low=-1, estimate=0.9901, high=0.992, units=100)
+    # None of them below: 368 tiles, of which the worst would then be above.
+    assert units_to_settle_quantile(values, 0.01, 0.98, few, 100.0) == 368
+    # 2 % below: 1.96² · 0.01 · 0.99 / 0.01² = 380.3 tiles tell 2 % from 1 %.
+    assert units_to_settle_quantile(values, 0.01, 0.9902, few, 100.0) == 381
+    assert units_to_settle_quantile(values, 0.01, 0.9901, few, 100.0) is None
+    # Ten slides whose 100 tiles are worth 50: twice as many tiles, and never fewer than 36 slides.
+    slides = Interval(low=-1, estimate=0.9901, high=0.992, units=10, unit="group")
+    assert units_to_settle_quantile(values, 0.01, 0.98, slides, 50.0) == 74
+    assert units_to_settle_quantile(values, 0.01, 0.98, slides, 200.0) == 36
 
 
 def test_worst_verdict_wins() -> None:
