@@ -117,7 +117,7 @@ def _leftovers(folder: Path, name: str | None = None) -> list[tuple[Path, str, b
     """What is not this moment's work: path, kind, and whether its process runs; None where that cannot be known."""
     if not folder.is_dir():
         return []
-    found = []
+    found: list[tuple[Path, str, bool | None]] = []
     for entry in sorted(folder.iterdir()):
         parts = _LEFTOVER.match(entry.name)
         process = ProcessId.parse(parts["process"]) if parts and name in (None, parts["name"]) else None

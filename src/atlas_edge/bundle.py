@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pydantic import ValidationError
 
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import ChecksumError, InputError
 from atlas_edge.manifest import SCHEMA_VERSION, BundleFile, Manifest
+from atlas_edge.paths import stays_inside
 from atlas_edge.spec import Target
 
 MANIFEST = "manifest.json"
@@ -47,11 +48,13 @@ def verify_bundle(folder: Path) -> Manifest:
     """Compare every file of a bundle with its manifest.
 
     Returns:
-        The manifest, once all hashes and sizes match and no stray file lies beside them.
+        The manifest, once all hashes and sizes match and nothing else lies beside them. Hashes find what was damaged
+        or mixed up on the way. They lie in the bundle itself: whoever changes a file on purpose can change them, too.
 
     Raises:
         InputError: No manifest, one that cannot be read, or a path that leaves the folder.
-        ChecksumError: A file is missing, extra, or differs in size or SHA-256.
+        ChecksumError: A file is missing or differs in size or SHA-256, or something lies there that is not listed: a
+            file of any kind, hidden ones included, or an empty folder.
     """
     manifest = read_manifest(folder)
     for entry in manifest.files:
@@ -102,7 +105,7 @@ def read_manifest(folder: Path) -> Manifest:
                 hint="install the atlas-edge that wrote it, or export it again",
             )
         return Manifest.model_validate_json(path.read_bytes())
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
         raise InputError(f"{path} cannot be read: {what}", hint="export the bundle again") from error
@@ -140,12 +143,17 @@ def size_bytes(folder: Path) -> int:
 
 
 def _relative_files(folder: Path) -> list[str]:
-    files = (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
-    return sorted(path.relative_to(folder).as_posix() for path in files)
+    """Everything below a folder but the folders that hold something; an empty one ends in `/`."""
+    found = []
+    for path in folder.rglob("*"):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if not is_folder or not any(path.iterdir()):
+            found.append(path.relative_to(folder).as_posix() + "/" * is_folder)
+    return sorted(found)
 
 
 def _inside(folder: Path, name: str) -> Path:
-    path = folder / PurePosixPath(name)
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or path.is_symlink():
-        raise InputError(f"{folder}: the manifest names {name}, outside the bundle", hint="do not use this bundle")
+    path = folder / name
+    if not stays_inside(name) or path.resolve() != folder.resolve().joinpath(*name.split("/")):
+        raise InputError(f"{folder}: the manifest names {name!r}, outside the bundle", hint="do not use this bundle")
     return path

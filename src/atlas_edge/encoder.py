@@ -1,11 +1,12 @@
 """The one protocol that every runtime implements."""
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.errors import InputError
+from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.spec import EncoderSpec
 
 
@@ -30,14 +31,47 @@ class Encoder(Protocol):
         Returns:
             `(B, embed_dim)` float32, not normalised.
 
+        Threads may share an encoder.
+
         Raises:
             InputError: Wrong dtype or shape.
+            RuntimeMissing: The encoder is closed.
         """
         ...
 
     def close(self) -> None:
-        """Free the device and the model. Calling it twice is harmless."""
+        """Free the device, the model and its files. Calling it twice is harmless; `encode` raises afterwards."""
         ...
+
+
+def closed_error(spec: EncoderSpec) -> RuntimeMissing:
+    """For `encode` after `close`."""
+    return RuntimeMissing(f"{spec.name}: the encoder is closed", hint="open it again")
+
+
+def check_graph(
+    name: str, spec: EncoderSpec, inputs: Sequence[Sequence[object]], outputs: Sequence[Sequence[object]]
+) -> None:
+    """Refuse a graph that does not take the tiles, or give the embeddings, that its manifest speaks of.
+
+    Args:
+        name: What the graph is called.
+        spec: From the manifest.
+        inputs: Shape of each input; a size that is no number may be any.
+        outputs: Shape of each output.
+
+    Raises:
+        InputError: They differ, or there is not one of each.
+    """
+    wanted = {"takes": (inputs, (spec.tile_px, spec.tile_px, 3)), "gives": (outputs, (spec.embed_dim,))}
+    for verb, (shapes, expected) in wanted.items():
+        rests = [[size if isinstance(size, int) and size >= 0 else "any" for size in shape[1:]] for shape in shapes]
+        fits = len(rests) == 1 and len(rests[0]) == len(expected)
+        if not fits or any(size not in ("any", want) for size, want in zip(rests[0], expected, strict=True)):
+            found = " and ".join(str(("B", *rest)) for rest in rests) or "nothing"
+            raise InputError(
+                f"{name} {verb} {found}, the manifest says {('B', *expected)}", hint="export the bundle again"
+            )
 
 
 def check_tiles(tiles: NDArray[np.uint8], spec: EncoderSpec) -> None:

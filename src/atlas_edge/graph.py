@@ -188,7 +188,7 @@ def _bytes_of(tensor: "onnx.TensorProto") -> int:
     import onnx
 
     kind: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return math.prod(tensor.dims) * kind.itemsize
+    return int(math.prod(tensor.dims)) * kind.itemsize
 
 
 def _strip_metadata(model: "onnx.ModelProto") -> None:

@@ -1,13 +1,17 @@
 """`manifest.json`: what a bundle is, where it came from, and the hash of every file in it."""
 
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_edge.spec import EncoderSpec, Precision, Target
 
 SCHEMA_VERSION = 1
+
+
+# More tiles a call are a mistake, not a batch.
+Batch = Annotated[int, Field(ge=1, le=65536)]
 
 
 class _Model(BaseModel):
@@ -60,8 +64,8 @@ class Execution(_Model):
     """
 
     model_file: str
-    batch: int | None = None
-    batch_profile: tuple[int, int, int] | None = None
+    batch: Batch | None = None
+    batch_profile: tuple[Batch, Batch, Batch] | None = None
     inference_precision: Literal["f32", "f16", "bf16"] = "f32"
     compute_capabilities: tuple[str, ...] = ()
     fallback_file: str | None = None

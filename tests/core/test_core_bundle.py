@@ -1,4 +1,6 @@
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,24 @@ def test_added_file_is_found(name: str, bundle: Path) -> None:
         verify_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "sub/../../outside"])
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes are elsewhere there")
+def test_what_is_no_file_is_found_too(bundle: Path) -> None:
+    os.mkfifo(bundle / "pipe")
+    with pytest.raises(ChecksumError, match="pipe is not in the manifest"):
+        verify_bundle(bundle)
+    (bundle / "pipe").unlink()
+    (bundle / "sub" / "empty").mkdir()
+    with pytest.raises(ChecksumError, match="sub/empty/ is not in the manifest"):
+        verify_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside", "/etc/hostname", "sub/../../outside", "C:/outside", "C:outside", "..\\outside", "\\outside",
+        "\\\\host\\share\\outside", "sub/.. /../outside", "model.onnx:stream", "sub//x", "./model.onnx", "", "a\0b",
+    ],
+)  # fmt: skip
 def test_path_outside_is_refused(bundle: Path, name: str) -> None:
     (bundle.parent / "outside").write_bytes(b"x")
     change(bundle, files=[{"path": name, "sha256": "0" * 64, "size_bytes": 1}])
@@ -88,6 +107,23 @@ def test_link_out_of_the_bundle_is_refused(bundle: Path) -> None:
         verify_bundle(bundle)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+def test_folder_that_links_out_of_the_bundle_is_refused(bundle: Path) -> None:
+    (bundle / "sub").rename(bundle.parent / "outside")
+    (bundle / "sub").symlink_to(bundle.parent / "outside")
+    with pytest.raises(InputError, match="outside the bundle"):
+        verify_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "execution", [{"batch": -1}, {"batch": 0}, {"batch": 10**9}, {"batch_profile": [0, 1, 2]}, {"batch": "many"}]
+)
+def test_a_batch_that_cannot_be_is_refused(bundle: Path, execution: dict[str, Any]) -> None:
+    change(bundle, execution={"model_file": "model.onnx", **execution})
+    with pytest.raises(InputError, match=r"execution\.batch"):
+        verify_bundle(bundle)
+
+
 def test_model_file_must_be_a_listed_file(bundle: Path) -> None:
     change(bundle, execution={"model_file": "../evil.onnx"})
     with pytest.raises(InputError, match="not one of its files"):
@@ -98,6 +134,7 @@ def test_model_file_must_be_a_listed_file(bundle: Path) -> None:
     ("text", "message"),
     [
         ("", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
         ("[1]", "schema version None"),
         ('{"schema_version": 99}', "schema version 99, this atlas-edge reads 1"),
         ('{"schema_version": 1}', "Field required"),

@@ -5,6 +5,7 @@ too early gives wrong numbers. Addresses are checked against what was allocated.
 """
 
 import ctypes
+import threading
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, ILLEGAL_ADDRESS = 0, 1, 2, 700
+INVALID_DEVICE, INVALID_HANDLE, NOT_WHILE_CAPTURING = 101, 400, 900
 PX, DIM = 8, 5
 
 
@@ -20,8 +22,8 @@ class Status(int):
 
 
 class Stream:
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
+    def __init__(self, handle: int, device: int) -> None:
+        self.handle, self.device = handle, device
         self.queue: list[Callable[[], None]] = []
         self.captured: list[Callable[[], None]] | None = None
 
@@ -42,8 +44,12 @@ class Cudart:
         cudaMemcpyHostToDevice = 1
         cudaMemcpyDeviceToHost = 2
 
-    def __init__(self, *, memory_bytes: int = 1 << 30) -> None:
+    def __init__(self, *, memory_bytes: int = 1 << 30, devices: int = 1) -> None:
         self.free_bytes = memory_bytes
+        self.devices = devices
+        # Each thread has a device of its own, the first one until it says otherwise.
+        self._of_thread = threading.local()
+        self.device_of: dict[int, int] = {}
         self.device: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
         self.streams: dict[int, Stream] = {}
@@ -64,10 +70,24 @@ class Cudart:
         return ILLEGAL_ADDRESS if self.broken else self.fail.get(name, SUCCESS)
 
     def cudaSetDevice(self, device: int) -> tuple[Status]:
-        return (Status(self._enter("cudaSetDevice")),)
+        status = self._enter("cudaSetDevice")
+        if not 0 <= device < self.devices:
+            return (Status(INVALID_DEVICE),)
+        self._of_thread.device = device
+        return (Status(status),)
+
+    @property
+    def current(self) -> int:
+        return getattr(self._of_thread, "device", 0)
+
+    @property
+    def capturing(self) -> bool:
+        return any(stream.captured is not None for stream in self.streams.values())
 
     def _allocate(self, name: str, size: int, owned: dict[int, Any]) -> tuple[Status, int | None]:
         status = self._enter(name)
+        if self.capturing:
+            return Status(NOT_WHILE_CAPTURING), None
         if status == SUCCESS and size > self.free_bytes:
             status = OUT_OF_MEMORY
         if status != SUCCESS:
@@ -75,6 +95,7 @@ class Cudart:
         self.free_bytes -= size
         buffer = ctypes.create_string_buffer(b"\xcd" * size, size)
         owned[ctypes.addressof(buffer)] = buffer
+        self.device_of[ctypes.addressof(buffer)] = self.current
         return Status(SUCCESS), ctypes.addressof(buffer)
 
     def cudaMalloc(self, size: int) -> tuple[Status, int | None]:
@@ -100,17 +121,22 @@ class Cudart:
         status = self._enter("cudaStreamCreateWithFlags")
         if status != SUCCESS:
             return Status(status), None
-        stream = Stream(1000 + len(self.streams))
+        stream = Stream(1000 + len(self.streams), self.current)
         self.streams[stream.handle] = stream
         return Status(SUCCESS), stream
 
     def cudaStreamDestroy(self, stream: Stream) -> tuple[Status]:
         status = self._enter("cudaStreamDestroy")
-        self.streams.pop(stream.handle)
+        if self.streams.pop(stream.handle, None) is None:
+            return (Status(INVALID_HANDLE),)
         return (Status(status),)
 
     def cudaStreamSynchronize(self, stream: Stream) -> tuple[Status]:
         status = self._enter("cudaStreamSynchronize")
+        if stream.handle not in self.streams:
+            return (Status(INVALID_HANDLE),)
+        if stream.captured is not None:
+            return (Status(NOT_WHILE_CAPTURING),)
         self.waits += 1
         if self.break_at_wait is not None and self.waits >= self.break_at_wait:
             self.broken, status = True, ILLEGAL_ADDRESS
@@ -126,12 +152,16 @@ class Cudart:
         host, device = (source, to) if inward else (to, source)
         if not (_holds(self.pinned, host, size) and _holds(self.device, device, size)):
             return (Status(INVALID_VALUE),)
+        if stream.handle not in self.streams or stream.device != self.current:
+            return (Status(INVALID_HANDLE),)
         if status == SUCCESS:
             stream.add(lambda: ctypes.memmove(to, source, size) and None)
         return (Status(status),)
 
     def cudaStreamBeginCapture(self, stream: Stream, mode: int) -> tuple[Status]:
         status = self._enter("cudaStreamBeginCapture")
+        if stream.captured is not None or stream.queue:
+            return (Status(INVALID_VALUE),)
         stream.captured = []
         return (Status(status),)
 
@@ -152,11 +182,14 @@ class Cudart:
         return (Status(self._enter("cudaGraphDestroy")),)
 
     def cudaGraphExecDestroy(self, handle: int) -> tuple[Status]:
-        self.graphs.pop(handle)
+        if self.graphs.pop(handle, None) is None:
+            return (Status(INVALID_HANDLE),)
         return (Status(self._enter("cudaGraphExecDestroy")),)
 
     def cudaGraphLaunch(self, handle: int, stream: Stream) -> tuple[Status]:
         status = self._enter("cudaGraphLaunch")
+        if handle not in self.graphs or stream.device != self.current:
+            return (Status(INVALID_HANDLE),)
         for work in self.graphs[handle]:
             stream.add(work)
         return (Status(status),)
@@ -269,6 +302,7 @@ class FakeEngine:
 
     def __init__(self, trt: FakeTensorRT, logger: Any) -> None:
         self.trt, self.logger = trt, logger
+        self.device = trt.cudart.current
 
     def get_tensor_name(self, index: int) -> str:
         return ("tiles", "embedding")[index]
@@ -279,6 +313,11 @@ class FakeEngine:
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [(batch, PX, PX, 3) for batch in self.trt.profile]
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        smallest, _, largest = self.trt.profile
+        batch = smallest if smallest == largest else -1
+        return (batch, PX, PX, 3) if name == "tiles" else (batch, DIM)
+
     def create_runtime_config(self) -> FakeConfig:
         return FakeConfig(self.trt)
 
@@ -287,6 +326,7 @@ class FakeEngine:
             self.logger.log(Severity, "OutOfMemory (Requested size was 99 bytes.)")
             return None
         self.trt.contexts += 1
+        assert self.trt.cudart.current == self.device, "the engine was loaded on another device"
         return FakeContext(self.trt, self.logger)
 
 
@@ -296,23 +336,32 @@ class FakeContext:
         self.address: dict[str, int] = {}
         self.batch = 0
         self.stream: int | None = None
+        self.device = trt.cudart.current
 
     def __del__(self) -> None:
         self.trt.contexts -= 1
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self.address[name] = memory
-        return memory in self.trt.cudart.device
+        return memory in self.trt.cudart.device and self.trt.cudart.device_of[memory] == self.device
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.batch = shape[0]
-        return self.trt.profile[0] <= shape[0] <= self.trt.profile[2]
+        return shape[1:] == (PX, PX, 3) and self.trt.profile[0] <= shape[0] <= self.trt.profile[2]
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         if self.trt.refuse_to_run:
             self.logger.log(Severity, "no kernel image is available")
             return False
         stream = self.trt.cudart.streams[stream_handle]
+        if (
+            not self.batch
+            or len(self.address) != 2
+            or stream.device != self.device
+            or self.trt.cudart.current != self.device
+        ):
+            self.logger.log(Severity, "an input has no shape, a tensor no address, or the device is another one")
+            return False
         if stream.captured is not None and not self.trt.capturable:
             return False
         assert self.stream in {None, stream_handle}, "an execution context must stay on one stream"

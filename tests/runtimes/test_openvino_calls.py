@@ -67,11 +67,29 @@ def test_threads_take_turns(slow: runtime.OpenVinoEncoder) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_closed_while_another_thread_encodes(slow: runtime.OpenVinoEncoder) -> None:
+def test_closed_while_another_thread_encodes(slow: runtime.OpenVinoEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = slow.encode(random_tiles(3))
     found: list[NDArray[np.float32]] = []
+    begun, cut = threading.Event(), runtime.pieces
+
+    def watched(*arguments: Any, **options: Any) -> Iterator[Any]:
+        begun.set()
+        return cut(*arguments, **options)
+
+    monkeypatch.setattr(runtime, "pieces", watched)
     thread = threading.Thread(target=lambda: found.append(slow.encode(random_tiles(3))))
     thread.start()
+    assert begun.wait(20)
     slow.close()
     thread.join()
     np.testing.assert_array_equal(found[0], expected)
+
+
+def test_another_setting_waits_for_the_call_under_way(slow: runtime.OpenVinoEncoder) -> None:
+    expected = [slow.encode(random_tiles(seed)) for seed in range(3)]
+    with ThreadPoolExecutor(2) as pool:
+        for batch in (4, 3, 2):
+            calls = [pool.submit(slow.encode, random_tiles(seed)) for seed in range(3)]
+            slow.configure(batch=batch, streams=batch)
+            for call, embeddings in zip(calls, expected, strict=True):
+                np.testing.assert_allclose(call.result(), embeddings, atol=1e-6)

@@ -1,3 +1,7 @@
+"""TensorRT's runtime against a stand-in for CUDA and the library: what a GPU adds to that was not run here."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +34,12 @@ def tiles(count: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (count, PX, PX, 3), dtype=np.uint8)
 
 
-def encoder(trt: FakeTensorRT, library: Any = ENTERPRISE, **options: Any) -> TensorRTEncoder:
+def encoder(
+    trt: FakeTensorRT, library: Any = ENTERPRISE, *, device: int = 0, spec: EncoderSpec = SPEC, **options: Any
+) -> TensorRTEncoder:
+    cuda = Cuda(trt.cudart, device)
     engine = TensorRTEngine(trt, library, b"engine", **options)
-    return TensorRTEncoder(engine, Cuda(trt.cudart), SPEC, runtime="fake", own_graphs=not library.runtime_cache)
+    return TensorRTEncoder(engine, cuda, spec, runtime="fake", own_graphs=not library.runtime_cache)
 
 
 @settings(max_examples=40, deadline=None)
@@ -186,6 +193,41 @@ def test_compiled_kernels_are_kept_and_found_again(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_kernels_that_cannot_be_kept_leave_nothing_on_the_device(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    trt = FakeTensorRT(Cudart())
+    under_test = encoder(trt, RTX, runtime_cache=tmp_path / "file" / "kernels")
+    under_test.encode(tiles(12))
+    under_test.close()
+    assert trt.cudart.leaks == {}
+    assert "cannot be kept" in caplog.text
+
+
+def test_threads_take_turns_on_the_device_of_the_encoder() -> None:
+    cudart = Cudart(devices=2)
+    under_test = encoder(FakeTensorRT(cudart), device=1)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: under_test.encode(tiles(12, seed)), range(24)))
+    for seed, embeddings in enumerate(found):
+        np.testing.assert_array_equal(embeddings, embed(tiles(12, seed)))
+    thread = threading.Thread(target=under_test.close)
+    thread.start()
+    thread.join()
+    assert cudart.leaks == {}
+
+
+def test_a_device_that_is_not_there_is_a_fault() -> None:
+    with pytest.raises(DeviceFault, match="CUDA error 101"):
+        Cuda(Cudart(devices=1), 1)
+
+
+def test_an_engine_of_another_shape_than_the_manifest_says_is_refused() -> None:
+    with pytest.raises(InputError, match=r"gives \('B', 5\), the manifest says \('B', 7\)"):
+        encoder(FakeTensorRT(Cudart()), spec=SPEC.model_copy(update={"embed_dim": 7}))
+
+
 def test_wrong_tiles_leave_the_encoder_open() -> None:
     under_test = encoder(FakeTensorRT(Cudart()))
     with pytest.raises(InputError):
@@ -206,6 +248,7 @@ def test_the_fake_has_no_call_that_the_libraries_lack() -> None:
             "get_tensor_name",
             "get_tensor_mode",
             "get_tensor_profile_shape",
+            "get_tensor_shape",
             "create_runtime_config",
             "create_execution_context",
         ],

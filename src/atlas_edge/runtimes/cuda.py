@@ -36,7 +36,8 @@ class Cuda:
         self._pinned: list[int] = []
         self._streams: list[Any] = []
         self._graphs: list[Any] = []
-        self._call("cudaSetDevice", device)
+        self._index = device
+        self.use()
 
     @classmethod
     def open(cls, device: int = 0) -> "Cuda":
@@ -54,6 +55,10 @@ class Cuda:
                 hint="pip install 'atlas-edge[tensorrt-rtx]'",
             ) from error
         return cls(runtime, device)
+
+    def use(self) -> None:
+        """Make this the device of the calling thread, which begins with device 0."""
+        self._call("cudaSetDevice", self._index)
 
     def device_memory(self, size_bytes: int) -> int:
         """Allocate on the GPU; returns the address."""
@@ -117,6 +122,7 @@ class Cuda:
 
     def close(self) -> None:
         """Free everything. After a fault the calls may fail, too: each is made, none is checked."""
+        self._cudart.cudaSetDevice(self._index)
         self.wait_all()
         for name, owned in (
             ("cudaGraphExecDestroy", self._graphs),

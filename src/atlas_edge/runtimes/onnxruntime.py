@@ -1,11 +1,12 @@
 """ONNX Runtime on the CPU (or CUDA, where its GPU build is installed)."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.encoder import check_tiles
+from atlas_edge.encoder import check_graph, check_tiles, closed_error
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import encode_in_pieces
@@ -49,14 +50,17 @@ class OnnxEncoder:
         available = onnxruntime.get_available_providers()
         providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
         try:
-            self._session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
-        except _load_errors() as error:
+            self._session: Any = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
+        except Exception as error:  # its errors have no common base
             raise InputError(
                 f"{path.name}: ONNX Runtime cannot load it: {' '.join(str(error).split())}",
                 hint="export the bundle again with this version of onnxruntime",
             ) from error
         self.spec = spec
-        batch = self._session.get_inputs()[0].shape[0]
+        graph_inputs, graph_outputs = self._session.get_inputs(), self._session.get_outputs()
+        check_graph(path.name, spec, [port.shape for port in graph_inputs], [port.shape for port in graph_outputs])
+        self._input = graph_inputs[0].name
+        batch = graph_inputs[0].shape[0]
         self.fixed_batch = batch if isinstance(batch, int) else None
         parts = [
             f"ONNX Runtime {onnxruntime.__version__}",
@@ -73,30 +77,19 @@ class OnnxEncoder:
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
         check_tiles(tiles, self.spec)
+        session = self._session
+        if session is None:
+            raise closed_error(self.spec)
+
+        def infer(piece: NDArray[np.uint8]) -> NDArray[np.float32]:
+            result: NDArray[np.float32] = session.run(None, {self._input: piece})[0]
+            return result
+
         piece = self.fixed_batch or _PIECE
         return encode_in_pieces(
-            tiles, self._infer, piece=piece, embed_dim=self.spec.embed_dim, fixed=self.fixed_batch is not None
+            tiles, infer, piece=piece, embed_dim=self.spec.embed_dim, fixed=self.fixed_batch is not None
         )
 
     def close(self) -> None:
-        """ONNX Runtime frees the session with the object."""
-
-    def _infer(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        result: NDArray[np.float32] = self._session.run(None, {self._session.get_inputs()[0].name: tiles})[0]
-        return result
-
-
-def _load_errors() -> tuple[type[Exception], ...]:
-    # ONNX Runtime's errors have no common base but Exception.
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = (
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NoSuchFile",
-        "NotImplemented",
-        "RuntimeException",
-    )
-    return (RuntimeError, ValueError, OSError, *(getattr(state, name) for name in names))
+        """See `Encoder.close`. ONNX Runtime frees a session with the last call that uses it."""
+        self._session = None

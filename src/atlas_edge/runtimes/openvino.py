@@ -1,6 +1,5 @@
 """OpenVINO on the CPU."""
 
-import os
 import threading
 from pathlib import Path
 from typing import Any, Literal
@@ -8,8 +7,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.encoder import check_tiles
+from atlas_edge.encoder import check_graph, check_tiles, closed_error
 from atlas_edge.errors import InputError, RuntimeMissing
+from atlas_edge.hardware import usable_cores
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import encode_in_pieces, pieces
 from atlas_edge.runtimes.int8_sums import int8_properties
@@ -67,7 +67,7 @@ class OpenVinoEncoder:
         self._core = openvino.Core()
         self.spec = spec
         self.batch = batch or DEFAULT_BATCH
-        self.streams = streams or threads or _cores()
+        self.streams = streams or threads or usable_cores()
         self.inference_precision = _supported(self._core, inference_precision)
         self._properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": self.inference_precision,
@@ -79,7 +79,8 @@ class OpenVinoEncoder:
             self._properties["INFERENCE_NUM_THREADS"] = threads
         if cache_dir is not None:
             self._properties["CACHE_DIR"] = str(cache_dir)
-        self._model = _read(self._core, model) if isinstance(model, str | Path) else model.clone()
+        self._model: Any = _read(self._core, model) if isinstance(model, str | Path) else model.clone()
+        check_graph("the model", spec, _shapes(self._model.inputs), _shapes(self._model.outputs))
         self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]} CPU {self.inference_precision}"
         self.int8_in_float = False
         if any(node.get_type_name() == "FakeQuantize" for node in self._model.get_ops()):
@@ -115,21 +116,29 @@ class OpenVinoEncoder:
             batch: Tiles a call; unchanged when None.
             streams: Streams; unchanged when None.
         """
-        self.batch = batch or self.batch
-        self.streams = streams or self.streams
-        self.close()
+        with self._lock:
+            self.batch = batch or self.batch
+            self.streams = streams or self.streams
+            self._drop_compiled()
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
         check_tiles(tiles, self.spec)
         with self._lock:
+            if self._model is None:
+                raise closed_error(self.spec)
             return self._encode(tiles)
 
     def close(self) -> None:
-        """Drop the compiled models."""
+        """See `Encoder.close`."""
         with self._lock:
-            self._requests.clear()
-            self._queue = None
+            self._drop_compiled()
+            # Its weights are mapped from the file, which Windows neither renames nor removes meanwhile.
+            self._model = None
+
+    def _drop_compiled(self) -> None:
+        self._requests.clear()
+        self._queue = None
 
     def _encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         if self.streams > 1 and len(tiles) > self.batch:
@@ -163,6 +172,8 @@ class OpenVinoEncoder:
         finally:
             # After Ctrl-C, too: what is still under way would call back into the next call's embeddings.
             self._queue.wait_all()
+            # The callback holds the embeddings, which are the caller's.
+            self._queue.set_callback(lambda *_: None)
         return embeddings
 
     def _request(self, batch: int) -> Any:
@@ -174,26 +185,32 @@ class OpenVinoEncoder:
     def _compile(self, batch: int, properties: dict[str, Any]) -> Any:
         model = self._model.clone()
         side = self.spec.tile_px
-        model.reshape({model.inputs[0]: [batch, side, side, 3]})
-        return self._core.compile_model(model, "CPU", {**self._properties, **properties})
+        try:
+            model.reshape({model.inputs[0]: [batch, side, side, 3]})
+            return self._core.compile_model(model, "CPU", {**self._properties, **properties})
+        except Exception as error:  # its plugins raise anything
+            raise InputError(
+                f"OpenVINO cannot compile {self.spec.name} for {batch} tiles: {' '.join(str(error).split())}",
+                hint="export the bundle again with this version of openvino",
+            ) from error
 
 
 def _read(core: Any, path: str | Path) -> Any:
     try:
         return core.read_model(str(path))
-    except RuntimeError as error:
+    except Exception as error:  # its front ends raise anything
         raise InputError(
             f"{path}: OpenVINO cannot read it: {' '.join(str(error).split())}",
             hint="export the bundle again with this version of openvino",
         ) from error
 
 
-def _cores() -> int:
-    """Cores that this process may use; two hardware threads of one core share its arithmetic."""
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, psutil.cpu_count(logical=False) or allowed)
+def _shapes(ports: Any) -> list[list[int | None]]:
+    shapes = [port.partial_shape for port in ports]
+    return [
+        [size.get_length() if size.is_static else None for size in shape] if shape.rank.is_static else []
+        for shape in shapes
+    ]
 
 
 def _supported(core: Any, wanted: InferencePrecision) -> InferencePrecision:

@@ -4,6 +4,7 @@ A batch is cut into pieces that take turns on two streams, each with its own exe
 while one piece is computed, the next is copied.
 """
 
+import threading
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.encoder import check_tiles
+from atlas_edge.encoder import check_graph, check_tiles, closed_error
 from atlas_edge.errors import RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.cuda import Cuda, DeviceFault
@@ -26,7 +27,7 @@ _STRIPPED = "strip_weights"
 
 
 class TensorRTEncoder:
-    """An engine on one GPU.
+    """An engine on one GPU. Threads may share it: they take turns.
 
     Args:
         engine: Deserialised engine.
@@ -46,6 +47,9 @@ class TensorRTEncoder:
         self._smallest, self._optimum, self._largest = engine.batch_profile()
         self._own_graphs = own_graphs and self._smallest == self._largest
         self._lanes: list[_Lane] = []
+        # A call that fails closes what it runs on.
+        self._lock = threading.RLock()
+        check_graph("the engine", spec, [engine.shape(engine.input_name)], [engine.shape(engine.output_name)])
 
     @classmethod
     def from_bundle(cls, folder: Path, manifest: Manifest, *, cache_dir: Path | None = None) -> "TensorRTEncoder":
@@ -75,8 +79,8 @@ class TensorRTEncoder:
                 weights=folder / fallback if stripped and fallback else None,
                 runtime_cache=_runtime_cache(manifest, cache_dir),
             )
-        runtime = f"{library.title} {version} ({manifest.precision.value}, {fit.gpu.name})"
-        return cls(engine, cuda, manifest.encoder, runtime=runtime, own_graphs=not library.runtime_cache)
+            runtime = f"{library.title} {version} ({manifest.precision.value}, {fit.gpu.name})"
+            return cls(engine, cuda, manifest.encoder, runtime=runtime, own_graphs=not library.runtime_cache)
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`.
@@ -85,24 +89,29 @@ class TensorRTEncoder:
             DeviceFault: The GPU failed or is out of memory. The encoder is closed then.
         """
         check_tiles(tiles, self.spec)
-        if self._engine is None:
-            raise RuntimeMissing(f"{self.spec.name}: the encoder is closed", hint="open the bundle again")
-        try:
-            return self._encode(tiles)
-        except BaseException:
-            # After a fault nothing on the device can be trusted; after Ctrl-C copies may still be under way.
-            self.close()
-            raise
+        with self._lock:
+            if self._engine is None:
+                raise closed_error(self.spec)
+            try:
+                self._cuda.use()
+                return self._encode(tiles)
+            except BaseException:
+                # After a fault nothing on the device can be trusted; after Ctrl-C copies may still be under way.
+                self.close()
+                raise
 
     def close(self) -> None:
-        """Free the device. Calling it twice is harmless."""
-        if self._engine is None:
-            return
-        engine, self._engine = self._engine, None
-        self._cuda.wait_all()
-        self._lanes.clear()
-        engine.close()
-        self._cuda.close()
+        """See `Encoder.close`."""
+        with self._lock:
+            if self._engine is None:
+                return
+            engine, self._engine = self._engine, None
+            try:
+                self._cuda.wait_all()
+                self._lanes.clear()
+                engine.close()
+            finally:
+                self._cuda.close()
 
     def _encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         embeddings = np.empty((len(tiles), self.spec.embed_dim), dtype=np.float32)

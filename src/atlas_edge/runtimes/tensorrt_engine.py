@@ -1,5 +1,6 @@
 """An engine file in memory: deserialised, refitted where its weights were stripped, and its execution contexts."""
 
+import logging
 from collections import deque
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from atlas_edge.runtimes.cuda import DeviceFault
 from atlas_edge.runtimes.tensorrt_library import TensorRTLibrary
 
 _KEPT_MESSAGES = 20
+_log = logging.getLogger(__name__)
 
 
 class TensorRTEngine:
@@ -87,13 +89,22 @@ class TensorRTEngine:
         smallest, optimum, largest = self._engine.get_tensor_profile_shape(self.input_name, 0)
         return int(smallest[0]), int(optimum[0]), int(largest[0])
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of the input or the output, -1 where it is any."""
+        return tuple(self._engine.get_tensor_shape(name))
+
     def close(self) -> None:
         """Keep the compiled kernels, and free the engine. All contexts must be gone."""
-        if self._cache is not None and self._cache_path is not None:
-            self._cache_path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._cache_path, bytes(self._cache.serialize()))
-        # The order matters: each holds what comes after it.
-        self._cache = self._config = self._engine = self._runtime = None
+        try:
+            if self._cache is not None and self._cache_path is not None:
+                self._cache_path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(self._cache_path, bytes(self._cache.serialize()))
+        except OSError as error:
+            # They are compiled again at the next start.
+            _log.warning("compiled kernels cannot be kept in %s: %s", self._cache_path, error.strerror or error)
+        finally:
+            # The order matters: each holds what comes after it.
+            self._cache = self._config = self._engine = self._runtime = None
 
     def _configure_runtime(self) -> None:
         self._config = self._engine.create_runtime_config()

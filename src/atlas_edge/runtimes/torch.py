@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.encoder import check_tiles
+from atlas_edge.encoder import check_tiles, closed_error
 from atlas_edge.runtimes.batching import encode_in_pieces
 from atlas_edge.spec import EncoderSpec
 
@@ -35,28 +35,32 @@ class TorchEncoder:
         self._set_threads()
         self.spec = spec
         self.device = torch.device(device)
-        self.module = module.eval().to(self.device)
+        self.module: nn.Module | None = module.eval().to(self.device)
         self.runtime = f"PyTorch {torch.__version__.partition('+')[0]} eager f32, {torch.get_num_threads()} threads"
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
         check_tiles(tiles, self.spec)
+        import torch
+
+        module = self.module
+        if module is None:
+            raise closed_error(self.spec)
         self._set_threads()
-        return encode_in_pieces(tiles, self._infer, piece=_PIECE, embed_dim=self.spec.embed_dim, fixed=False)
+
+        def infer(piece: NDArray[np.uint8]) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                result: NDArray[np.float32] = module(torch.from_numpy(piece).to(self.device)).cpu().numpy()
+            return result
+
+        return encode_in_pieces(tiles, infer, piece=_PIECE, embed_dim=self.spec.embed_dim, fixed=False)
 
     def close(self) -> None:
-        """Nothing to free beyond the module itself."""
+        """See `Encoder.close`. The module is freed where nobody else holds it."""
+        self.module = None
 
     def _set_threads(self) -> None:
         import torch
 
         if self._threads not in (None, torch.get_num_threads()):
             torch.set_num_threads(self._threads)
-
-    def _infer(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        import torch
-
-        with torch.inference_mode():
-            embedding = self.module(torch.from_numpy(tiles).to(self.device))
-        result: NDArray[np.float32] = embedding.cpu().numpy()
-        return result
