@@ -2,7 +2,6 @@
 
 import os
 import socket
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,19 +57,20 @@ class ProcessId:
         return f"{self.pid}-{self.started}-{self.machine}"
 
 
+_HAS_PROC = Path("/proc/self/stat").exists()
 # psutil rounds what Windows and macOS say.
-_CLOCK_SLACK = 0 if sys.platform == "linux" else 1
+_CLOCK_SLACK = 0 if _HAS_PROC else 1
 
 
 def _started(pid: int) -> int:
-    if sys.platform == "linux":
+    if _HAS_PROC:
         # psutil adds the time of the boot, which moves when somebody sets the clock.
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
     return int(psutil.Process(pid).create_time())
 
 
 def _machine() -> str:
-    if sys.platform == "linux":
+    if _HAS_PROC:
         try:
             boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
             return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"

@@ -1,5 +1,7 @@
 """The real command line on good and bad slides; every fault is made, not imagined."""
 
+import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -218,3 +220,40 @@ def test_damaged_svs(shared: Path, mean_bundle: Path, tmp_path: Path, run_comman
     done = run_command(*arguments, "--overwrite", "--max-unreadable", "0")
     assert done.returncode == 5
     assert "tiles are unreadable, at most 0 may be: [" in done.stderr
+
+
+@pytest.mark.parametrize("refusal", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, None])
+def test_file_systems_without_locks(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int | None
+) -> None:
+    """NFS without its lock service, some SMB servers; None: neither fcntl nor msvcrt."""
+    from atlas_edge.embed.lock import OutputBusy, output_lock
+    from atlas_edge.process import ProcessId
+
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: object) -> None:
+        assert refusal is not None
+        raise OSError(refusal, os.strerror(refusal))
+
+    if refusal is None:
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    else:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    out, lock = tmp_path / "out.h5", tmp_path / ".out.h5.locked"
+    with output_lock(out):
+        assert ProcessId.parse(lock.read_text()) == ProcessId.current()
+        with (
+            pytest.raises(OutputBusy, match=rf"another process \({os.getpid()}\) is writing out\.h5"),
+            output_lock(out),
+        ):
+            pass
+    assert not list(tmp_path.glob(".out*"))
+    here = ProcessId.current()
+    # Left behind by a process whose number another one has now.
+    lock.write_text(str(dataclasses.replace(here, started=here.started - 1)))
+    with output_lock(out):
+        pass
+    lock.write_text(str(dataclasses.replace(here, machine="elsewhere")))
+    with pytest.raises(OutputBusy, match=r"remove .*\.out\.h5\.locked"), output_lock(out):
+        pass

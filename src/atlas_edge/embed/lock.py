@@ -1,29 +1,41 @@
 """One writer for an output: a lock that its process cannot outlive."""
 
+import errno
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from atlas_edge.errors import UsageError
+from atlas_edge.process import ProcessId
+
+_HELD = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK})
+_TEXT_BYTES = 256
+_UNWRITTEN_S = 60.0
+
+
+class OutputBusy(UsageError):
+    """Another process is writing the output: no fault of the slide."""
 
 
 @contextmanager
 def output_lock(out: Path) -> Iterator[None]:
     """Hold `.NAME.lock` beside an output.
 
-    The operating system frees it when the process ends, however it ends.
+    The operating system frees it when the process ends, however it ends. Where the file system has no locks (NFS
+    without its lock service, some SMB servers) the file itself is the lock, and names its process.
 
     Raises:
-        UsageError: Another process holds it.
+        OutputBusy: Another process holds it.
     """
     path = out.parent / f".{out.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _take(path)
+    descriptor, path = _take(path)
     try:
         os.truncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        os.write(descriptor, str(ProcessId.current()).encode())
         yield
     finally:
         # Removed while it is held: whoever opened this very file meanwhile notices in `_take`. Windows refuses.
@@ -32,25 +44,50 @@ def output_lock(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take(path: Path) -> int:
+def _take(path: Path) -> tuple[int, Path]:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        if not _lock(descriptor):
-            holder = os.read(descriptor, 32).decode(errors="replace")
+        locked = _lock(descriptor)
+        if locked is None:
             os.close(descriptor)
-            raise UsageError(
-                f"another process{f' ({holder})' if holder else ''} is writing {path.name[1:-5]}",
-                hint="wait for it, or choose another --out",
-            )
+            path.unlink(missing_ok=True)
+            return _take_by_name(path.with_name(f"{path.name}ed"))
+        if not locked:
+            holder = ProcessId.parse(os.read(descriptor, _TEXT_BYTES).decode(errors="replace"))
+            os.close(descriptor)
+            raise _busy(path, holder, "wait for it, or choose another --out")
         try:
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
+                return descriptor, path
         except FileNotFoundError:
             pass
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
+def _take_by_name(path: Path) -> tuple[int, Path]:
+    while True:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), path
+        except FileExistsError:
+            pass
+        try:
+            holder = ProcessId.parse(path.read_text(encoding="utf-8", errors="replace"))
+            unwritten = holder is None and time.time() - path.stat().st_mtime > _UNWRITTEN_S
+        except FileNotFoundError:
+            continue
+        if unwritten or (holder is not None and holder.is_running() is False):
+            path.unlink(missing_ok=True)
+            continue
+        raise _busy(path, holder, f"wait for it; if it has ended on another machine, remove {path}")
+
+
+def _busy(path: Path, holder: ProcessId | None, hint: str) -> OutputBusy:
+    who = f"another process{f' ({holder.pid})' if holder else ''}"
+    return OutputBusy(f"{who} is writing {path.name[1:].rpartition('.')[0]}", hint=hint)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Whether the lock is ours; None where there are no locks."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -63,6 +100,8 @@ def _lock(descriptor: int) -> bool:
             import fcntl
 
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except ImportError:
+        return None
+    except OSError as error:
+        return False if error.errno in _HELD else None
     return True
