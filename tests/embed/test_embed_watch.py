@@ -1,5 +1,6 @@
 """The watcher through its real command line: good slides, bad ones, kills, two at once, its page."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,8 +17,10 @@ from typing import Any
 
 import pytest
 
+from atlas_edge.embed.slide_files import SlideIdentity
 from atlas_edge.embed.status_page import render, status_page
 from atlas_edge.embed.watch_journal import State, Status, WatchJournal
+from atlas_edge.process import ProcessId
 from embed.conftest import make_scan
 from support import ROOT, RunCommand
 
@@ -177,13 +180,15 @@ def test_connections_that_open_a_new_journal_at_once_wait_for_each_other(tmp_pat
         list(pool.map(opened, range(320)))
 
 
+LOOKS = SlideIdentity(size_bytes=5, mtime_ns=1)
+
+
 def journal_with(tmp_path: Path, name: str = "s.svs") -> tuple[WatchJournal, Path]:
     journal, path = WatchJournal(tmp_path / "j.sqlite"), tmp_path / name
-    arguments = {"size_bytes": 5, "mtime_ns": 1, "settle_s": 10.0, "marked": False}
-    assert journal.observe(path, [tmp_path / "s.h5"], now=0.0, **arguments) == "found"
-    assert journal.observe(path, [tmp_path / "s.h5"], now=9.0, **arguments) is None
+    assert journal.observe(path, [tmp_path / "s.h5"], identity=LOOKS, now=0.0, ready=False) == "found"
+    assert journal.observe(path, [tmp_path / "s.h5"], identity=LOOKS, now=9.0, ready=False) is None
     assert journal.claim(9.0) is None
-    assert journal.observe(path, [tmp_path / "s.h5"], now=10.0, **arguments) == "queued"
+    assert journal.observe(path, [tmp_path / "s.h5"], identity=LOOKS, now=10.0, ready=True) == "queued"
     return journal, path
 
 
@@ -204,9 +209,9 @@ def test_journal_retries_with_a_growing_pause_then_quarantines(tmp_path: Path) -
     assert journal.claim(1e12) is None
     assert journal.status(now).errors[0]["error"] == "broken"
     # Replaced by another file: it starts anew.
-    replaced = {"size_bytes": 6, "mtime_ns": 2, "settle_s": 0.0, "marked": False}
-    assert journal.observe(path, [], now=now, **replaced) == "changed"
-    assert journal.observe(path, [], now=now, **replaced) == "queued"
+    replaced = SlideIdentity(size_bytes=6, mtime_ns=2)
+    assert journal.observe(path, [], identity=replaced, now=now, ready=True) == "changed"
+    assert journal.observe(path, [], identity=replaced, now=now, ready=True) == "queued"
     job = journal.claim(now)
     assert job is not None
     assert job.attempts == 1
@@ -215,13 +220,60 @@ def test_journal_retries_with_a_growing_pause_then_quarantines(tmp_path: Path) -
 
 def test_a_slide_that_kills_the_process_is_quarantined(tmp_path: Path) -> None:
     journal, path = journal_with(tmp_path)
-    host = os.uname().nodename
+    other = WatchJournal(tmp_path / "j.sqlite")
+    here = ProcessId.current()
+    # Its number has been given to a younger process, as process 1 of a container that was started again has.
+    dead = dataclasses.replace(here, started=here.started - 1)
     for attempt in (1, 2, 3):
         assert journal.claim(10.0) is not None
-        assert journal.reclaim(most_attempts=3) == [], "this process is alive"
-        journal._connection.execute("UPDATE slides SET owner = ?", (f"{host}/{2**22 + 1}/1",))
+        assert other.reclaim(most_attempts=3) == [], "this process is alive"
+        journal._connection.execute("UPDATE slides SET owner = ?", (f"host/{dead}/0",))
         expected = State.QUEUED if attempt < 3 else State.QUARANTINED
-        assert journal.reclaim(most_attempts=3) == [(path, expected)]
+        assert other.reclaim(most_attempts=3) == [(path, expected)]
+    journal.close()
+    other.close()
+
+
+def test_a_watcher_elsewhere_is_alive_as_long_as_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, path = journal_with(tmp_path)
+    elsewhere = f"container/{dataclasses.replace(ProcessId.current(), machine='elsewhere')}/0"
+    other, clock = WatchJournal(tmp_path / "j.sqlite", owner=elsewhere), [100.0]
+    monkeypatch.setattr("atlas_edge.embed.watch_journal.time.monotonic", lambda: clock[0])
+    assert other.claim(10.0) is not None
+    for _ in range(3):
+        other.beat()
+        assert journal.reclaim(most_attempts=3) == []
+        clock[0] += 50
+    assert journal.reclaim(most_attempts=3) == []
+    clock[0] += 30
+    assert journal.reclaim(most_attempts=3) == [(path, State.QUEUED)]
+    # Too late: it is not its slide any more.
+    job = journal.claim(10.0)
+    assert job is not None
+    other.finish(job, tiles=1, now=11.0)
+    assert journal.status(11.0).counts["running"] == 1
+    journal.close()
+    other.close()
+
+
+def test_what_could_not_be_written_down_is_queued_again_and_counts_as_no_attempt(tmp_path: Path) -> None:
+    journal, path = journal_with(tmp_path)
+    for _ in range(5):
+        job = journal.claim(10.0)
+        assert job is not None
+        assert job.attempts == 1
+        # Its `finish` met a full disk.
+        assert journal.reclaim(most_attempts=3) == [(path, State.QUEUED)]
+    journal.close()
+
+
+def test_no_pause_outlasts_a_clock_that_is_set_back(tmp_path: Path) -> None:
+    journal, _ = journal_with(tmp_path)
+    job = journal.claim(1e6)
+    assert job is not None
+    journal.fail(job, "broken", now=1e6, most_attempts=3, retry_s=60.0)
+    assert journal.claim(1e6 + 59, longest_pause_s=480.0) is None
+    assert journal.claim(1e6 - 3600, longest_pause_s=480.0) is not None
     journal.close()
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from atlas_edge.cli import console, make_app, print_json, run_app, set_verbosity
 from atlas_edge.embed.ray_command import ray
+from atlas_edge.embed.slide_files import printable
 from atlas_edge.embed.watch_command import watch
-from atlas_edge.errors import InputError, UsageError
+from atlas_edge.errors import AtlasError, InputError, RuntimeMissing, UsageError
 from atlas_edge.options import Flag, Quiet, Verbose
 
 HELP = """Embed the tissue of whole slides with a bundle.
@@ -19,15 +20,12 @@ Example, one slide:
 
     atlas-embed scan.svs --bundle atlas2-s-openvino-int8 --out scan.h5
 
-A run that was killed goes on where it stopped when the same command is given again.
+A run that was killed goes on where it stopped when the same command is given again; slides that are done are left out.
 """
 
 app = make_app("atlas-embed", HELP)
 app.command(watch)
 app.command(ray)
-
-
-_SUFFIXES = (".h5", ".hdf5", ".zarr", ".parquet")
 
 
 @app.default
@@ -48,6 +46,7 @@ def embed(
     batch: int = 64,
     devices: str = "",
     overwrite: Flag = False,
+    re_embed: Flag = False,
     dry_run: Flag = False,
     json: Flag = False,
     quiet: Quiet = False,
@@ -56,7 +55,7 @@ def embed(
     """Embed slides.
 
     Args:
-        slides: Slide files.
+        slides: Slide files, patterns such as '*.svs', or folders with their subfolders.
         bundle: Bundle folder (or a model, which then runs in PyTorch).
         out: For one slide the file: .h5, .parquet, or .zarr, a folder. For several a folder.
         form: Form of the files in that folder: h5, zarr or parquet.
@@ -69,16 +68,23 @@ def embed(
         streams: Calls side by side in OpenVINO; chosen by the cores when left out.
         batch: Tiles a batch.
         devices: CUDA devices such as 0,1: one worker process each.
-        overwrite: Replace outputs that are there.
+        overwrite: Embed all slides, also those whose output is there.
+        re_embed: Embed again what another bundle, scale or tissue limit embedded; refused when left out.
         dry_run: Find the tissue, say what would be embedded, and write nothing.
         json: Results as JSON on stdout.
         quiet: Say nothing but errors.
         verbose: Say more.
     """
     set_verbosity(quiet=quiet, verbose=verbose)
+    from atlas_edge.embed.jobs import SlideSkipped, expand, leave_out_done, one_or_many
+    from atlas_edge.embed.output import check_form
+    from atlas_edge.embed.plan import plan_of
+    from atlas_edge.embed.workers import SlideFailure, read_spec
+
+    jobs = one_or_many(expand(slides, out), slides, out, form)
     config = make_config(
         mpp=mpp,
-        override_mpp=len(slides) == 1,
+        override_mpp=[slide for slide, _ in jobs] == slides and len(jobs) == 1,
         tile_mpp=tile_mpp,
         min_tissue=min_tissue,
         tissue=tissue,
@@ -86,28 +92,28 @@ def embed(
         threads=threads,
         batch=batch,
     )
-    from atlas_edge.embed.output import check_form
-
-    jobs = list(zip(slides, _outputs(slides, out, form, overwrite=overwrite), strict=True))
     for _, target in jobs:
         check_form(target)
+    spec, sha256 = read_spec(bundle)
+    to_do, skipped = leave_out_done(jobs, plan_of(spec, config, sha256), overwrite=overwrite, re_embed=re_embed)
+    # One console: a second one would print into the bar of the first.
+    screen = console(quiet=quiet)
+    for item in skipped:
+        screen.print(result_line(item), markup=False, soft_wrap=not screen.is_terminal)
     if dry_run:
-        _show_plans(jobs, bundle, config, quiet=quiet, json=json)
+        _show_plans(to_do, spec, config, screen, json=json)
         return
     results: list[Any] = []
     failures: list[Any] = []
-    # One console: a second one would print into the bar of the first.
-    screen = console(quiet=quiet)
-    with closing(_results(jobs, bundle, config, devices, streams, screen)) as items:
+    with closing(_results(to_do, bundle, config, devices, streams, screen)) as items:
         for item in items:
-            failed = hasattr(item, "reason")
-            (failures if failed else results).append(item)
+            failed = isinstance(item, SlideFailure)
+            (failures if failed else skipped if isinstance(item, SlideSkipped) else results).append(item)
             if not failed or len(jobs) > 1:
                 screen.print(result_line(item), markup=False, soft_wrap=not screen.is_terminal)
     if json:
-        print_json(
-            {"slides": [dataclasses.asdict(r) for r in results], "failed": [dataclasses.asdict(f) for f in failures]}
-        )
+        kinds = {"slides": results, "skipped": skipped, "failed": failures}
+        print_json({name: [dataclasses.asdict(item) for item in items] for name, items in kinds.items()})
     _raise_first(failures, len(jobs))
 
 
@@ -132,43 +138,26 @@ def make_config(**options: Any) -> Any:
 
 def result_line(item: Any) -> str:
     """What became of a slide, in words."""
+    name = printable(Path(item.slide).name)
     if hasattr(item, "reason"):
-        return f"{Path(item.slide).name}: FAILED: {item.reason}"
+        return f"{name}: FAILED: {item.reason}"
+    if hasattr(item, "why"):
+        return f"{name}: {item.why}"
     lines = [
-        f"{Path(item.slide).name}: {item.tiles} tiles at {item.mpp:.3g} µm per pixel in {item.seconds:.1f} s "
+        f"{name}: {item.tiles} tiles at {item.mpp:.3g} µm per pixel in {item.seconds:.1f} s "
         f"({item.tiles_per_s:.0f} tiles/s), {len(item.unreadable)} unreadable, {item.resumed_tiles} "
-        f"from an earlier run -> {item.out}"
+        f"from an earlier run -> {printable(item.out)}"
     ]
     lines += [f"  unreadable at {where}: {reason}" for where, reason in item.unreadable.items()]
     return "\n".join(lines)
 
 
-def _outputs(slides: list[Path], out: Path, form: str, *, overwrite: bool) -> list[Path]:
-    if f".{form}" not in _SUFFIXES:
-        raise UsageError(f"--form {form}: expected h5, zarr or parquet", hint="leave it out for h5")
-    several = len(slides) > 1 or (out.is_dir() and out.suffix not in _SUFFIXES)
-    outputs = [out / f"{slide.stem}.{form}" for slide in slides] if several else [out]
-    if several and out.is_file():
-        raise UsageError(f"{out} is a file, expected a folder for {len(slides)} slides", hint="choose another --out")
-    twice = sorted({str(path) for path in outputs if outputs.count(path) > 1})
-    if twice:
-        raise UsageError(f"two slides would both be written to {twice[0]}", hint="embed them one by one")
-    there = [path for path in outputs if path.exists()]
-    if there and not overwrite:
-        raise UsageError(f"{there[0]} exists", hint="add --overwrite to replace it")
-    return outputs
-
-
-def _show_plans(jobs: list[tuple[Path, Path]], bundle: str, config: Any, *, quiet: bool, json: bool) -> None:
-    from atlas_edge.bundle import MANIFEST, read_manifest
+def _show_plans(jobs: list[tuple[Path, Path]], spec: Any, config: Any, screen: Any, *, json: bool) -> None:
     from atlas_edge.embed.slide import plan_slide
-    from atlas_edge.models import load_model
 
-    is_bundle = (Path(bundle) / MANIFEST).is_file()
-    spec = read_manifest(Path(bundle)).encoder if is_bundle else load_model(bundle).spec
     plans = [{**dataclasses.asdict(plan_slide(slide, spec, config)), "out": str(out)} for slide, out in jobs]
     for plan in plans:
-        console(quiet=quiet).print(
+        screen.print(
             "{slide}: {vendor}, {slide_mpp:.3g} µm per pixel; {tiles} of {candidates} tiles at {mpp:.3g} µm per pixel "
             "from level {level} would go to {out}".format(**plan),
             markup=False,
@@ -182,6 +171,8 @@ def _results(
 ) -> Generator[Any, None, None]:
     from atlas_edge.embed.workers import embed_here, embed_on_devices, open_encoder
 
+    if not jobs:
+        return
     names = [name.strip() for name in devices.split(",") if name.strip()]
     if names:
         with closing(embed_on_devices(jobs, bundle, config, devices=names, streams=streams)) as results:
@@ -231,7 +222,7 @@ def _raise_first(failures: list[Any], total: int) -> None:
     if total == 1:
         message, _, hint = failures[0].reason.partition("\n  fix: ")
     else:
-        names = ", ".join(Path(failure.slide).name for failure in failures)
+        names = ", ".join(printable(Path(failure.slide).name) for failure in failures)
         message, hint = f"{len(failures)} of {total} slides failed: {names}", "see the lines above"
-    kind = UsageError if failures[0].exit_code == UsageError.exit_code else InputError
-    raise kind(message, hint=hint or None)
+    kinds: dict[int, type[AtlasError]] = {kind.exit_code: kind for kind in (UsageError, RuntimeMissing)}
+    raise kinds.get(failures[0].exit_code, InputError)(message, hint=hint or None)

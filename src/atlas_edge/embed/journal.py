@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,18 @@ class Journal:
         out: Final output file; the journal is the folder `.NAME.work` beside it.
         plan: What the rows depend on: a journal of another plan is dropped.
         embed_dim: Values a row.
+
+    Attributes:
+        rows: Tiles so far.
+        unreadable: Index of a tile that could not be read -> reason.
+        begun: When the first run of this plan began, UTC.
     """
 
     def __init__(self, out: Path, plan: dict[str, Any], embed_dim: int) -> None:
         self.folder = out.parent / f".{out.name}.work"
         self.rows = 0
         self.unreadable: dict[int, str] = {}
+        self.begun = datetime.now(UTC).isoformat(timespec="seconds")
         self._row_bytes = 4 * embed_dim
         self._embed_dim = embed_dim
         self._progress = self.folder / "progress.json"
@@ -45,11 +53,19 @@ class Journal:
         self.rows += len(features)
         self.unreadable.update(unreadable)
 
+    def replace(self, rows: Sequence[int], features: NDArray[np.float32]) -> None:
+        """Put the features of tiles that could be read after all where those of white tiles are."""
+        for row, values in zip(rows, np.ascontiguousarray(features, dtype="<f4"), strict=True):
+            self._file.seek(row * self._row_bytes)
+            self._file.write(values.tobytes())
+            del self.unreadable[row]
+        self._file.seek(0, os.SEEK_END)
+
     def checkpoint(self) -> None:
         """Make what was appended survive a kill or a power cut."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        state = {"plan": self._plan, "rows": self.rows, "unreadable": self.unreadable}
+        state = {"plan": self._plan, "rows": self.rows, "unreadable": self.unreadable, "begun": self.begun}
         write_atomic(self._progress, json.dumps(state).encode())
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
@@ -70,12 +86,12 @@ class Journal:
     def _resume(self) -> bool:
         try:
             state = json.loads(self._progress.read_bytes())
-            rows = int(state["rows"])
+            rows, begun = int(state["rows"]), str(state["begun"])
             whole = self._features.stat().st_size >= rows * self._row_bytes
         except (OSError, ValueError, KeyError, TypeError):
             return False
         if state["plan"] != self._plan or not whole:
             return False
-        self.rows = rows
+        self.rows, self.begun = rows, begun
         self.unreadable = {int(index): str(reason) for index, reason in state["unreadable"].items()}
         return True

@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.cli import require_module
+from atlas_edge.embed.attributes import Attributes, coords_attributes
 from atlas_edge.embed.journal import Journal
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides import TileGrid
@@ -20,8 +20,6 @@ _ROWS = 4096
 # Coordinates, and what a container needs.
 _BYTES_A_ROW_BESIDES = 64
 _CONTAINER_BYTES = 2**15
-
-Attributes = dict[str, Any]
 
 
 class DiskFull(InputError):
@@ -124,7 +122,7 @@ def _write_hdf5(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: Til
     with h5py.File(path, "w") as file:
         file.attrs.update(attributes)
         coords = file.create_dataset("coords", data=grid.coords[keep])
-        coords.attrs.update(_grid_attributes(grid, attributes))
+        coords.attrs.update(coords_attributes(grid, attributes))
         file.create_dataset("unreadable_coords", data=grid.coords[~keep])
         features = file.create_dataset("features", (int(keep.sum()), attributes["embed_dim"]), dtype="<f4")
         for start, _, rows in _kept_rows(journal, keep, grid):
@@ -137,7 +135,7 @@ def _write_zarr(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: Til
     group = zarr.open_group(path, mode="w", attributes=attributes)
     shape = (int(keep.sum()), attributes["embed_dim"])
     coords = group.create_array("coords", data=grid.coords[keep], chunks=(max(shape[0], 1), 2))
-    coords.update_attributes(_grid_attributes(grid, attributes))
+    coords.update_attributes(coords_attributes(grid, attributes))
     group.create_array("unreadable_coords", data=grid.coords[~keep].reshape(-1, 2))
     features = group.create_array("features", shape=shape, chunks=(min(_ROWS, max(shape[0], 1)), shape[1]), dtype="<f4")
     for start, _, rows in _kept_rows(journal, keep, grid):
@@ -151,26 +149,13 @@ def _write_parquet(
     import pyarrow.parquet
 
     dim = attributes["embed_dim"]
-    about = {**attributes, **_grid_attributes(grid, attributes), "unreadable_coords": grid.coords[~keep].tolist()}
+    about = {**attributes, **coords_attributes(grid, attributes), "unreadable_coords": grid.coords[~keep].tolist()}
     fields = [("x", pyarrow.int64()), ("y", pyarrow.int64()), ("features", pyarrow.list_(pyarrow.float32(), dim))]
     schema = pyarrow.schema(fields, metadata={key: str(value) for key, value in about.items()})
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
         for _, coords, rows in _kept_rows(journal, keep, grid):
             features = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.ravel()), dim)
             writer.write_table(pyarrow.table([coords[:, 0].copy(), coords[:, 1].copy(), features], schema=schema))
-
-
-def _grid_attributes(grid: TileGrid, attributes: Attributes) -> Attributes:
-    # The names that CLAM and TRIDENT look for on `coords`.
-    return {
-        "name": Path(attributes["slide"]).stem,
-        "patch_size": grid.tile_px,
-        "patch_level": grid.level,
-        "patch_size_level0": round(grid.size_x),
-        "overlap": 0,
-        "level0_width": attributes["slide_width"],
-        "level0_height": attributes["slide_height"],
-    }
 
 
 def _kept_rows(

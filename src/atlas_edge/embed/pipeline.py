@@ -106,6 +106,18 @@ def embedded(
             yield EmbeddedBatch(start=start, features=features, unreadable=unreadable)
 
 
+def read_again(
+    reader: TileReader, encoder: Encoder, waiting: list[int], *, batch: int
+) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+    """Embed the tiles of a list, by their index in the grid, that can be read now: their indices and features."""
+    for start in range(0, len(waiting), batch):
+        part = waiting[start : start + batch]
+        tiles = reader.read(reader.grid.coords[part])
+        whole = [index for index in range(len(part)) if index not in tiles.unreadable]
+        if whole:
+            yield [part[index] for index in whole], encoder.encode(tiles.pixels[whole])
+
+
 def _decoded(reader: TileReader, first: int, threads: int, batch: int) -> Generator[tuple[int, ReadTiles], None, None]:
     """Batches in order, decoded by threads that stay at most `threads` + 1 batches ahead."""
     coords, waiting = reader.grid.coords, deque[tuple[int, "Future[ReadTiles]"]]()

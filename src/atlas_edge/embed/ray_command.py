@@ -26,6 +26,7 @@ def ray(
     max_unreadable: float = 0.01,
     threads: int = 1,
     batch: int = 64,
+    re_embed: Flag = False,
     dry_run: Flag = False,
     json: Flag = False,
     quiet: Quiet = False,
@@ -33,8 +34,8 @@ def ray(
 ) -> None:
     """Embed a folder of slides over the machines of a Ray cluster.
 
-    Slides whose output is there already are left out, so the same command goes on after an interruption. Slides,
-    bundle and --out lie on storage that all machines see. Example:
+    Slides that the same plan has embedded already are left out, so the same command goes on after an interruption.
+    Slides, bundle and --out lie on storage that all machines see. Example:
 
         atlas-embed ray /archive --bundle atlas2-s-openvino-int8 --out /embeddings --workers 16 --address auto
 
@@ -53,6 +54,7 @@ def ray(
         max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
         threads: Decode threads of each worker.
         batch: Tiles a batch.
+        re_embed: Embed again what another bundle, scale or tissue limit embedded; refused when left out.
         dry_run: List what would be embedded, and start nothing.
         json: Results as JSON on stdout.
         quiet: Say nothing but errors.
@@ -60,8 +62,11 @@ def ray(
     """
     set_verbosity(quiet=quiet, verbose=verbose)
     from atlas_edge.embed.cli import make_config, result_line
+    from atlas_edge.embed.jobs import FoundSlide, SlideSkipped, leave_out_done, name_outputs
     from atlas_edge.embed.output import check_form
-    from atlas_edge.embed.watch import find_slides
+    from atlas_edge.embed.plan import plan_of
+    from atlas_edge.embed.slide_files import find_slides
+    from atlas_edge.embed.workers import SlideFailure, read_spec
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder, expected a folder of slides")
@@ -78,8 +83,12 @@ def ray(
         batch=batch,
     )
     screen = console(quiet=quiet)
-    jobs = _jobs(folder.resolve(), out.resolve(), form, list(find_slides(folder.resolve(), out.resolve())))
-    screen.print(f"{len(jobs)} slides to embed", soft_wrap=True)
+    root, out = folder.resolve(), out.resolve()
+    found = [FoundSlide(path, root) for path in find_slides(root, out)]
+    spec, sha256 = read_spec(bundle)
+    plan = plan_of(spec, config, sha256)
+    jobs, skipped = leave_out_done(name_outputs(found, out, form), plan, overwrite=False, re_embed=re_embed)
+    screen.print(f"{len(jobs)} slides to embed, {len(skipped)} already embedded", soft_wrap=True)
     if dry_run or not jobs:
         if json:
             print_json({"slides": [], "failed": [], "to_do": [str(slide) for slide, _ in jobs]})
@@ -88,24 +97,16 @@ def ray(
 
     results: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
+    without_tissue: list[dict[str, Any]] = []
     for item, actor in embed_with_ray(
         jobs, str(Path(bundle).resolve()), config, workers=workers, gpus_a_worker=gpus_a_worker, address=address
     ):
-        kept = failures if hasattr(item, "reason") else results
+        kept = failures if isinstance(item, SlideFailure) else results
+        if isinstance(item, SlideSkipped):
+            kept = without_tissue
         kept.append({**dataclasses.asdict(item), "actor": actor})
         screen.print(result_line(item), markup=False, soft_wrap=True)
     if json:
-        print_json({"slides": results, "failed": failures, "to_do": []})
+        print_json({"slides": results, "skipped": without_tissue, "failed": failures, "to_do": []})
     if failures:
         raise InputError(f"{len(failures)} of {len(jobs)} slides failed", hint="see the lines above")
-
-
-def _jobs(folder: Path, out: Path, form: str, slides: list[Path]) -> list[tuple[Path, Path]]:
-    stems = [slide.with_suffix("") for slide in slides]
-    jobs = []
-    for slide in slides:
-        name = slide.stem if stems.count(slide.with_suffix("")) == 1 else slide.name
-        target = out / slide.relative_to(folder).parent / f"{name}.{form}"
-        if not target.exists():
-            jobs.append((slide, target))
-    return jobs

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from atlas_edge.cli import require_module
+from atlas_edge.embed.jobs import SlideSkipped
 from atlas_edge.embed.slide import EmbedConfig, SlideResult
-from atlas_edge.embed.workers import SlideFailure, attempt, open_encoder
+from atlas_edge.embed.workers import SlideFailure, SlideOutcome, attempt, open_encoder
 
 
 def embed_with_ray(
@@ -18,7 +19,7 @@ def embed_with_ray(
     workers: int,
     gpus_a_worker: float = 0.0,
     address: str | None = None,
-) -> Iterator[tuple[SlideResult | SlideFailure, str]]:
+) -> Iterator[tuple[SlideOutcome, str]]:
     """Embed slides with a pool of Ray actors; each loads the bundle once.
 
     Slides, bundle and outputs lie where every machine sees them by the same path. A slide whose machine is lost is
@@ -82,7 +83,7 @@ class _SlideEmbedder:
         return {"result": json.dumps(dataclasses.asdict(result)), "actor": self._actor}
 
 
-def _result(text: str) -> SlideResult | SlideFailure:
+def _result(text: str) -> SlideOutcome:
     import json
 
     from atlas_edge.embed.pipeline import StageSeconds
@@ -90,4 +91,6 @@ def _result(text: str) -> SlideResult | SlideFailure:
     fields = json.loads(text)
     if "reason" in fields:
         return SlideFailure(**fields)
+    if "why" in fields:
+        return SlideSkipped(**fields)
     return SlideResult(**{**fields, "stages": StageSeconds(**fields["stages"])})

@@ -11,10 +11,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_edge.atomic import write_atomic
+from atlas_edge.embed.attributes import run_attributes, slide_attributes
 from atlas_edge.embed.journal import Journal
 from atlas_edge.embed.lock import output_lock
 from atlas_edge.embed.output import check_form, check_room, explained_disk_full, write_output
-from atlas_edge.embed.pipeline import StageClock, StageSeconds, embedded
+from atlas_edge.embed.pipeline import StageClock, StageSeconds, embedded, read_again
+from atlas_edge.embed.plan import plan_of
+from atlas_edge.embed.slide_files import SlideIdentity, slide_identity
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError, NoTissue, UsageError
 from atlas_edge.slides import Slide, TileGrid, TileReader, TissueMask, find_tissue, open_slide, plan_grid
@@ -152,7 +155,7 @@ def _embed_locked(
     begun, clock = time.perf_counter(), StageClock()
     check_form(out)
     check_file(path)
-    before = _identity(path)
+    before = slide_identity(path)
     slide = open_slide(path, mpp=config.mpp, override=config.override_mpp)
     try:
         mask, grid = _lay_grid(slide, encoder.spec, config)
@@ -165,11 +168,13 @@ def _embed_locked(
         try:
             check_room(out, rows=len(grid.coords), journal_rows=resumed, embed_dim=dim)
             _run(TileReader(slide, grid), encoder, journal, config, clock, progress)
-            if _identity(path) != before:
+            if slide_identity(path) != before:
                 journal.remove()
                 raise InputError(f"{path} changed while it was read", hint="wait until the scanner has finished it")
             with clock.stage("write"):
-                count = write_output(out, journal, grid, _attributes(slide, encoder, grid, bundle_sha256))
+                about = slide_attributes(slide, before, mask, grid)
+                about |= run_attributes(encoder, journal.begun) | plan_of(encoder.spec, config, bundle_sha256)
+                count = write_output(out, journal, grid, about)
         finally:
             journal.close()
     finally:
@@ -225,17 +230,35 @@ def _run(
         for done in batches:
             with clock.stage("write"):
                 journal.append(done.features, done.unreadable)
-                if len(journal.unreadable) > limit:
-                    raise _too_many_unreadable(journal, total, limit, reader)
+                _check_readable(journal, reader, encoder, config, limit)
                 if time.monotonic() - saved > _CHECKPOINT_S:
                     journal.checkpoint()
                     saved = time.monotonic()
             if progress is not None:
                 progress(journal.rows, total)
+    _check_readable(journal, reader, encoder, config, limit, at_the_end=True)
     journal.checkpoint()
 
 
-def _too_many_unreadable(journal: Journal, total: int, limit: int, reader: TileReader) -> InputError:
+def _check_readable(
+    journal: Journal,
+    reader: TileReader,
+    encoder: Encoder,
+    config: EmbedConfig,
+    limit: int,
+    *,
+    at_the_end: bool = False,
+) -> None:
+    """Try unreadable tiles once more before they are given up, be it by this run or the one before."""
+    if at_the_end or len(journal.unreadable) > limit:
+        for rows, features in read_again(reader, encoder, sorted(journal.unreadable), batch=config.batch):
+            journal.replace(rows, features)
+    if len(journal.unreadable) > limit:
+        raise _too_many_unreadable(journal, limit, reader)
+
+
+def _too_many_unreadable(journal: Journal, limit: int, reader: TileReader) -> InputError:
+    total = len(reader.grid.coords)
     first = list(journal.unreadable.items())[:_LISTED]
     listed = "; ".join(f"{reader.grid.coords[index].tolist()}: {reason}" for index, reason in first)
     return InputError(
@@ -244,41 +267,16 @@ def _too_many_unreadable(journal: Journal, total: int, limit: int, reader: TileR
     )
 
 
-def _identity(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
 def _plan_of(
-    identity: list[int], encoder: Encoder, grid: TileGrid, config: EmbedConfig, bundle_sha256: str
+    identity: SlideIdentity, encoder: Encoder, grid: TileGrid, config: EmbedConfig, bundle_sha256: str
 ) -> dict[str, Any]:
     # Through JSON unchanged: lists, strings and numbers only.
     return {
-        "slide": identity,
+        "slide": [identity.size_bytes, identity.mtime_ns],
         "encoder": encoder.spec.model_dump(mode="json"),
         "runtime": encoder.runtime,
         "bundle": bundle_sha256,
         "batch": [config.batch, getattr(encoder, "batch", None), getattr(encoder, "streams", 1)],
         "coords": hashlib.sha256(grid.coords.tobytes()).hexdigest(),
         "grid": [grid.level, grid.scale_x, grid.scale_y],
-    }
-
-
-def _attributes(slide: Slide, encoder: Encoder, grid: TileGrid, bundle_sha256: str) -> dict[str, Any]:
-    return {
-        "slide": slide.path.name,
-        "slide_mpp": slide.mpp_x,
-        "slide_mpp_y": slide.mpp_y,
-        "slide_mpp_source": slide.mpp_source,
-        "slide_width": slide.levels[0].width,
-        "slide_height": slide.levels[0].height,
-        "vendor": slide.vendor,
-        "encoder": encoder.spec.name,
-        "random_weights": encoder.spec.random_weights,
-        "runtime": encoder.runtime,
-        "bundle_sha256": bundle_sha256,
-        "embed_dim": encoder.spec.embed_dim,
-        "mpp": grid.mpp,
-        "level": grid.level,
-        "tile_px": grid.tile_px,
     }

@@ -3,7 +3,9 @@
 import dataclasses
 import html
 import json
+import re
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +13,6 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import cast
 
 from atlas_edge.embed.watch_journal import Status
 
@@ -57,11 +58,10 @@ def status_page(status: Callable[[], Status], port: int) -> Iterator[str]:
     """
     handler = type("Handler", (_Handler,), {"status": staticmethod(status)})
     try:
-        server = ThreadingHTTPServer((LOOPBACK, port), handler)
+        server = _Server((LOOPBACK, port), handler)
     except OSError:
         # A second watcher: its page lives elsewhere.
-        server = ThreadingHTTPServer((LOOPBACK, 0), handler)
-    server.daemon_threads = True
+        server = _Server((LOOPBACK, 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="page", daemon=True)
     thread.start()
     try:
@@ -72,6 +72,15 @@ def status_page(status: Callable[[], Status], port: int) -> Iterator[str]:
         thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # On Windows this option lets two servers have one port, and one of them gets no request.
+    allow_reuse_address = sys.platform != "win32"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: a browser that closed its connection is no news."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     status: Callable[[], Status]
     server_version = "atlas-embed"
@@ -79,10 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer a request."""
-        port = cast(ThreadingHTTPServer, self.server).server_port
-        if self.headers.get("Host") not in (f"{LOOPBACK}:{port}", f"localhost:{port}"):
+        if not _is_loopback(self.headers.get("Host", "")):
             # A name of a stranger's that leads here (DNS rebinding): its pages must not read ours.
-            self._answer(HTTPStatus.FORBIDDEN, "text/plain", "only by 127.0.0.1 or localhost\n")
+            self._answer(HTTPStatus.FORBIDDEN, "text/plain", "only by 127.0.0.1, [::1] or localhost\n")
         elif self.path == "/":
             nonce = secrets.token_urlsafe(16)
             page = _PAGE.format(nonce=nonce, content=render(type(self).status(), time.time()))
@@ -98,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: a request every two seconds is no news."""
 
     def _answer(self, code: HTTPStatus, kind: str, text: str, nonce: str = "") -> None:
-        data = text.encode()
+        data = text.encode(errors="replace")
         source = f"'nonce-{nonce}'" if nonce else "'none'"
         self.send_response(code)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
@@ -113,12 +121,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
+def _is_loopback(host: str) -> bool:
+    """Whether a Host header names this machine, at whatever port: a tunnel from afar ends at another one."""
+    return re.fullmatch(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?", host, re.IGNORECASE) is not None
+
+
 def render(status: Status, now: float) -> str:
     """What the page shows, as HTML; names of files and errors are escaped."""
     figures = "".join(
         f"<div><dt>{name}</dt><dd id='{name}'>{count}</dd></div>" for name, count in status.counts.items()
     )
     figures += f"<div><dt>slides in the last hour</dt><dd id='hourly'>{status.slides_per_hour}</dd></div>"
+    problem = f"<p class='error' id='problem'>{html.escape(status.problem)}</p>" if status.problem else ""
     rows = "".join(
         f"<tr class='{row['state']}'><td>{html.escape(Path(row['path']).name)}</td><td>{row['state']}</td>"
         f"<td>{_tiles(row)}</td><td>{_ago(row['finished_at'] or row['started_at'], now)}</td></tr>"
@@ -130,7 +144,7 @@ def render(status: Status, now: float) -> str:
         for row in status.errors
     )
     return (
-        f"<dl>{figures}</dl><table><tr><th>slide</th><th>state</th><th>tiles</th><th></th></tr>{rows}</table>"
+        f"{problem}<dl>{figures}</dl><table><tr><th>slide</th><th>state</th><th>tiles</th><th></th></tr>{rows}</table>"
         f"<h2>Last errors</h2><ul>{errors or '<li>none</li>'}</ul>"
     )
 

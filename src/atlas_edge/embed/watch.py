@@ -1,29 +1,38 @@
 """A scanner's drop folder: every finished slide is embedded, once."""
 
 import json
+import sqlite3
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from atlas_edge.atomic import write_atomic
+from atlas_edge.embed.event_log import EventLog
+from atlas_edge.embed.jobs import output_names
+from atlas_edge.embed.lock import OutputBusy
 from atlas_edge.embed.output import DiskFull
-from atlas_edge.embed.slide import EmbedConfig, embed_slide
-from atlas_edge.embed.watch_journal import Job, State, WatchJournal
+from atlas_edge.embed.plan import attributes_of, differences, is_current, is_of_slide, other_plan, plan_of
+from atlas_edge.embed.slide import EmbedConfig, SlideResult, embed_slide
+from atlas_edge.embed.slide_files import SlideIdentity, printable, slide_identity
+from atlas_edge.embed.watch_journal import Job, State, Status, WatchJournal
+from atlas_edge.embed.watch_scan import Scanner, Troubles
+from atlas_edge.embed.workers import reason_of
 from atlas_edge.encoder import Encoder
-from atlas_edge.errors import InputError, UsageError
+from atlas_edge.errors import InputError, NoTissue, UsageError
 
 JOURNAL = "atlas-embed.sqlite"
 LOG = "atlas-embed.jsonl"
 QUARANTINE = "quarantine"
-SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".tif", ".tiff", ".vms", ".vmu", ".svslide", ".czi")
-"""Forms of one file a slide; DICOM, which is a folder of them, is not watched."""
 
 _PROGRESS_S = 1.0
 _IDLE_S = 0.2
+_BEAT_S = 5.0
+_GIVE_UP_S = 60.0
+"""With `once`, so long without journal, folder or room on the disk, and there is no point in waiting on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +40,14 @@ class WatchOptions:
     """How a folder is watched.
 
     Attributes:
-        settle_s: A file is finished once its size and time have not changed for so long.
-        marker_only: A file is finished only when NAME.done lies beside it.
+        settle_s: A slide is finished once the sizes and times of its files have not changed for so long.
+        marker_only: A slide is finished only when NAME.done lies beside it.
         poll_s: Pause between two looks at the folder.
         most_attempts: After so many failures a slide is quarantined.
         retry_s: Pause before the second attempt; it doubles.
         form: Form of the outputs: `h5`, `zarr`, `parquet`.
         once: End when everything is embedded or quarantined.
+        re_embed: Embed again what another plan embedded.
     """
 
     settle_s: float = 30.0
@@ -47,21 +57,7 @@ class WatchOptions:
     retry_s: float = 60.0
     form: str = "h5"
     once: bool = False
-
-
-class EventLog:
-    """JSON lines, one an event, appended to a file; the latest stay in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-
-    def write(self, event: str, **fields: Any) -> None:
-        """Append an event with the time."""
-        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields})
-        with self._lock, self._path.open("a", encoding="utf-8") as file:
-            # One write: lines of two watchers do not mix.
-            file.write(line + "\n")
+    re_embed: bool = False
 
 
 class Watcher:
@@ -93,160 +89,232 @@ class Watcher:
         self.log = EventLog(out / LOG)
         self._folder = folder.resolve()
         self._encoder, self._config, self._options, self._sha256 = encoder, config, options, bundle_sha256
+        self._plan = plan_of(encoder.spec, config, bundle_sha256)
         self._stop = threading.Event()
-        self._scanned = threading.Event()
-        self._scanner_error: OSError | None = None
-        self._told: set[Path] = set()
+        self._troubles = Troubles(self.log)
+
+    def status(self) -> Status:
+        """For the table and the page; also while the journal cannot be read."""
+        try:
+            with closing(WatchJournal(self.out / JOURNAL, self._folder)) as journal:
+                found = journal.status(time.time())
+        except (sqlite3.Error, InputError) as error:
+            return Status(counts={}, slides_per_hour=0, rows=[], errors=[], problem=str(error))
+        return replace(found, problem=str(self._troubles))
 
     def run(self) -> None:
         """Watch until `stop`, or, with `once`, until nothing is left.
 
         Raises:
-            InputError: The folder cannot be read any more.
+            InputError: The journal cannot be written; with `once` also where the folder is gone or the disk full.
+            UsageError: `out` holds embeddings of another plan.
         """
-        journal = WatchJournal(self.out / JOURNAL)
-        scanner = threading.Thread(target=self._scan_on, name="scan", daemon=True)
-        self.log.write("start", folder=str(self._folder), out=str(self.out), encoder=self._encoder.spec.name)
-        try:
-            scanner.start()
-            while not self._stop.is_set():
-                self._reclaim(journal)
-                job = journal.claim(time.time())
-                if job is not None:
-                    self._embed(journal, job)
-                elif self._scanner_error is not None:
-                    error = self._scanner_error
-                    raise InputError(f"{self._folder} cannot be read: {error.strerror or error}", hint="mount it again")
-                elif self._options.once and self._scanned.is_set() and journal.unfinished() == 0:
-                    return
-                else:
-                    self._stop.wait(_IDLE_S)
-        finally:
-            self._stop.set()
-            scanner.join()
-            self.log.write("stop")
-            journal.close()
+        with closing(self._open()) as journal:
+            self._check_plan(journal)
+            scanner = Scanner(self._folder, self.out.resolve(), self._options, self.log, self._troubles)
+            threads = [
+                threading.Thread(target=self._scan_on, args=(scanner, journal.owner), name="scan", daemon=True),
+                threading.Thread(target=self._beat_on, args=(journal.owner,), name="beat", daemon=True),
+            ]
+            self.log.write("start", folder=str(self._folder), out=str(self.out), encoder=self._encoder.spec.name)
+            try:
+                for thread in threads:
+                    thread.start()
+                while not self._stop.is_set() and not self._is_over(journal, scanner):
+                    job = self._next(journal) if scanner.looked.is_set() else None
+                    if job is None:
+                        self._stop.wait(_IDLE_S)
+                    else:
+                        self._embed(journal, job)
+            finally:
+                self._stop.set()
+                for thread in threads:
+                    thread.join()
+                self.log.write("stop")
 
     def stop(self) -> None:
         """End after the slide that is being embedded."""
         self._stop.set()
 
-    def _scan_on(self) -> None:
-        journal = WatchJournal(self.out / JOURNAL)
+    def _open(self, owner: str | None = None) -> WatchJournal:
         try:
-            while not self._stop.is_set():
-                self._scan(journal)
-                self._scanned.set()
-                self._stop.wait(self._options.poll_s)
-        except OSError as error:
-            self._scanner_error = error
-        finally:
-            journal.close()
+            return WatchJournal(self.out / JOURNAL, self._folder, owner=owner)
+        except sqlite3.Error as error:
+            raise InputError(
+                f"{self.out / JOURNAL} cannot be written: {error}", hint="make room there, or choose another --out"
+            ) from error
 
-    def _scan(self, journal: WatchJournal) -> None:
-        for path in find_slides(self._folder, self.out.resolve(), self._tell):
+    def _check_plan(self, journal: WatchJournal) -> None:
+        different = journal.adopt(self._plan, replace=self._options.re_embed)
+        if different:
+            raise other_plan(self.out, different)
+        for out in journal.unplanned():
+            # Written before journals held a plan.
+            different = differences(attributes_of(out) or {}, self._plan)
+            if different and not self._options.re_embed:
+                raise other_plan(out, different)
+            if different:
+                journal.queue_again(out)
+
+    def _scan_on(self, scanner: Scanner, owner: str) -> None:
+        while not self._stop.is_set():
             try:
-                status = path.stat()
-            except FileNotFoundError:
-                continue
-            marked = any(marker.is_file() for marker in (Path(f"{path}.done"), path.with_suffix(".done")))
-            happened = journal.observe(
-                path,
-                self._outs(path),
-                size_bytes=status.st_size,
-                mtime_ns=status.st_mtime_ns,
-                now=time.time(),
-                settle_s=float("inf") if self._options.marker_only else self._options.settle_s,
-                marked=marked,
-            )
-            if happened is not None:
-                self.log.write(happened, slide=str(path), size_bytes=status.st_size)
+                with closing(self._open(owner)) as journal:
+                    while not self._stop.is_set():
+                        scanner.look(journal, self._outs, self._holds)
+                        self._troubles.over("folder")
+                        self._stop.wait(self._options.poll_s)
+            except Exception as error:
+                # Whatever it was, a watcher that is alive looks: the journal may have been locked, the share gone.
+                pause = self._troubles.met("folder", f"{self._folder} cannot be looked at: {reason_of(error)}", error)
+                self._stop.wait(max(pause, min(self._options.poll_s, 1.0)))
 
-    def _tell(self, path: Path) -> None:
-        if path not in self._told:
-            self._told.add(path)
-            self.log.write("ignored", slide=str(path), reason="a folder, expected a slide file")
+    def _beat_on(self, owner: str) -> None:
+        while not self._stop.wait(_BEAT_S):
+            # Nobody on this machine asks for it.
+            with suppress(sqlite3.Error, InputError), closing(self._open(owner)) as journal:
+                journal.beat()
 
-    def _outs(self, path: Path) -> list[Path]:
-        # Two slides may share a name without its suffix, two folders a slide's name.
-        folder = self.out / path.relative_to(self._folder).parent
-        return [folder / f"{path.stem}.{self._options.form}", folder / f"{path.name}.{self._options.form}"]
+    def _is_over(self, journal: WatchJournal, scanner: Scanner) -> bool:
+        if scanner.refusal is not None:
+            raise scanner.refusal
+        if not self._options.once:
+            return False
+        self._troubles.give_up_after(_GIVE_UP_S)
+        # A slide whose marker never comes would be waited for for ever.
+        waiting = not self._options.marker_only
+        try:
+            return scanner.looked.is_set() and journal.unfinished(waiting=waiting) == 0
+        except sqlite3.Error:
+            return False
 
-    def _reclaim(self, journal: WatchJournal) -> None:
-        for path, state in journal.reclaim(most_attempts=self._options.most_attempts):
-            self.log.write("reclaimed", slide=str(path), state=state)
-            if state is State.QUARANTINED:
-                self._report(path, "the process that embedded it ended each time", self._options.most_attempts)
+    def _next(self, journal: WatchJournal) -> Job | None:
+        options = self._options
+        try:
+            for path, state in journal.reclaim(most_attempts=options.most_attempts):
+                self.log.write("reclaimed", slide=str(path), state=state)
+                if state is State.QUARANTINED:
+                    self._report(path, "the process that embedded it ended each time", options.most_attempts)
+            job = journal.claim(time.time(), longest_pause_s=options.retry_s * 2**options.most_attempts)
+        except sqlite3.Error as error:
+            self._stop.wait(self._troubles.met("journal", f"{self.out / JOURNAL} cannot be written: {error}", error))
+            return None
+        self._troubles.over("journal")
+        return job
+
+    def _outs(self, path: Path) -> Iterator[Path]:
+        for place in output_names(path, self._folder, self.out, self._options.form):
+            said = attributes_of(place) if place.exists() else None
+            if said is None or is_of_slide(said, path):
+                yield place
+
+    def _holds(self, path: Path, identity: SlideIdentity, out: Path) -> bool:
+        """Whether an output holds a slide's embeddings by this plan, be it that the journal does not know."""
+        said = attributes_of(out) if out.exists() else None
+        if said is None or not is_of_slide(said, path) or not is_current(out, said, identity):
+            return False
+        different = differences(said, self._plan)
+        if different and not self._options.re_embed:
+            raise other_plan(out, different)
+        return not different
 
     def _embed(self, journal: WatchJournal, job: Job) -> None:
-        self.log.write("begin", slide=str(job.path), attempt=job.attempts)
+        before: SlideIdentity | None = None
+        try:
+            before = slide_identity(job.path)
+            if self._holds(job.path, before, job.out):
+                journal.finish(job, tiles=0, now=time.time())
+                self.log.write("already embedded", slide=str(job.path))
+                return
+            self.log.write("begin", slide=str(job.path), attempt=job.attempts)
+            result = embed_slide(
+                job.path,
+                self._encoder,
+                job.out,
+                self._config,
+                bundle_sha256=self._sha256,
+                progress=self._progress_of(journal, job),
+            )
+            self._finish(journal, job, result)
+        except sqlite3.Error as error:
+            # What became of the slide could not be written down: it is reclaimed, and seen to be embedded.
+            self._stop.wait(self._troubles.met("journal", f"{self.out / JOURNAL} cannot be written: {error}", error))
+        except Exception as error:
+            with suppress(sqlite3.Error):
+                self._failed(journal, job, before, error)
+        except BaseException:
+            with suppress(sqlite3.Error):
+                journal.give_back(job)
+            self.log.write("interrupted", slide=str(job.path))
+            raise
+
+    def _finish(self, journal: WatchJournal, job: Job, result: SlideResult) -> None:
+        self._troubles.over("disk")
+        self.log.write(
+            "done",
+            slide=str(job.path),
+            out=str(job.out),
+            tiles=result.tiles,
+            resumed_tiles=result.resumed_tiles,
+            seconds=round(result.seconds, 3),
+            unreadable=result.unreadable,
+        )
+        journal.finish(job, tiles=result.tiles, now=time.time())
+
+    def _failed(self, journal: WatchJournal, job: Job, before: SlideIdentity | None, error: Exception) -> None:
+        """Count an attempt, unless it was no fault of the slide."""
+        again = time.time() + self._options.retry_s
+        if isinstance(error, NoTissue):
+            journal.finish(job, tiles=0, now=time.time())
+            self.log.write("no tissue", slide=str(job.path), reason=error.message)
+        elif isinstance(error, DiskFull):
+            self._troubles.met("disk", error.message, error)
+            journal.give_back(job, error.message, next_try_at=again)
+            self.log.write("disk full", slide=str(job.path), error=error.message)
+        elif isinstance(error, OutputBusy):
+            journal.give_back(job, error.message, next_try_at=again)
+            self.log.write("busy", slide=str(job.path), error=error.message)
+        elif (now := _look(job.path)) is None or now != before:
+            # The share is gone, the scanner still writes, or somebody renamed it: the next look at the folder tells.
+            journal.give_back(job, reason_of(error), next_try_at=again)
+            self.log.write("gone" if now is None else "changed", slide=str(job.path), error=reason_of(error))
+        else:
+            self._fail(journal, job, error)
+
+    def _fail(self, journal: WatchJournal, job: Job, error: Exception) -> None:
+        options, reason = self._options, reason_of(error)
+        state = journal.fail(job, reason, now=time.time(), most_attempts=options.most_attempts, retry_s=options.retry_s)
+        where = {} if isinstance(error, InputError | UsageError) else {"traceback": traceback.format_exc()}
+        self.log.write("failed", slide=str(job.path), attempt=job.attempts, state=state, error=reason, **where)
+        if state is State.QUARANTINED:
+            self._report(job.path, reason, job.attempts)
+
+    def _progress_of(self, journal: WatchJournal, job: Job) -> Callable[[int, int], None]:
         told = 0.0
 
         def progress(done: int, total: int) -> None:
             nonlocal told
             if time.monotonic() - told >= _PROGRESS_S or done == total:
-                journal.progress(job, done, total)
+                # Not worth a slide.
+                with suppress(sqlite3.Error):
+                    journal.progress(job, done, total)
                 told = time.monotonic()
 
-        try:
-            result = embed_slide(
-                job.path, self._encoder, job.out, self._config, bundle_sha256=self._sha256, progress=progress
-            )
-        except DiskFull as error:
-            # Not the slide's fault: it waits, and no attempt is counted.
-            journal.give_back(job, error.message, next_try_at=time.time() + self._options.retry_s)
-            self.log.write("disk full", slide=str(job.path), error=error.message)
-        except (InputError, UsageError, OSError) as error:
-            self._fail(journal, job, str(error))
-        except BaseException:
-            journal.give_back(job)
-            self.log.write("interrupted", slide=str(job.path))
-            raise
-        else:
-            journal.finish(job, tiles=result.tiles, now=time.time())
-            self.log.write(
-                "done",
-                slide=str(job.path),
-                out=str(job.out),
-                tiles=result.tiles,
-                resumed_tiles=result.resumed_tiles,
-                seconds=round(result.seconds, 3),
-                unreadable=result.unreadable,
-            )
-
-    def _fail(self, journal: WatchJournal, job: Job, error: str) -> None:
-        options = self._options
-        state = journal.fail(job, error, now=time.time(), most_attempts=options.most_attempts, retry_s=options.retry_s)
-        self.log.write("failed", slide=str(job.path), attempt=job.attempts, state=state, error=error)
-        if state is State.QUARANTINED:
-            self._report(job.path, error, job.attempts)
+        return progress
 
     def _report(self, path: Path, error: str, attempts: int) -> None:
         """Say in a file of its own why a slide is set aside; the slide stays where the scanner put it."""
         report = self.out / QUARANTINE / f"{'_'.join(path.relative_to(self._folder).parts)}.json"
-        report.parent.mkdir(exist_ok=True)
-        said = {"slide": str(path), "error": error, "attempts": attempts, "again": "replace or touch the slide"}
-        write_atomic(report, (json.dumps(said, indent=2) + "\n").encode())
+        said = {"slide": printable(path), "error": error, "attempts": attempts, "again": "replace or touch the slide"}
+        try:
+            report.parent.mkdir(exist_ok=True)
+            write_atomic(report, (json.dumps(said, indent=2) + "\n").encode())
+        except OSError as failed:
+            self.log.write("no report", slide=str(path), error=reason_of(failed))
 
 
-def find_slides(folder: Path, out: Path, on_folder: Callable[[Path], None] = lambda _: None) -> Iterator[Path]:
-    """Slides in a folder and its subfolders, sorted; hidden ones and what lies in `out` are left out.
-
-    Args:
-        folder: Where to look.
-        out: Where embeddings go, which may be below `folder`.
-        on_folder: Called with folders that are named like slides.
-
-    Raises:
-        FileNotFoundError: `folder` is gone.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(2, "it is not there", str(folder))
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() not in SLIDE_SUFFIXES or hidden or out in path.parents:
-            continue
-        if path.is_file():
-            yield path
-        else:
-            on_folder(path)
+def _look(path: Path) -> SlideIdentity | None:
+    try:
+        return slide_identity(path)
+    except OSError:
+        return None

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -32,6 +31,7 @@ def watch(
     threads: int = 1,
     streams: int | None = None,
     batch: int = 64,
+    re_embed: Flag = False,
     page: bool = True,
     port: int = 8777,
     once: Flag = False,
@@ -52,7 +52,7 @@ def watch(
         bundle: Bundle folder.
         out: Folder for the embeddings, the journal (SQLite), the log (JSON lines) and the quarantine's reports.
         form: Form of the embeddings: h5, zarr or parquet.
-        settle_seconds: A slide is finished when size and time have not changed for so long, or NAME.done is there.
+        settle_seconds: A slide is finished when none of its files has changed for so long, or NAME.done is there.
         marker_only: A slide is finished only when NAME.done is there.
         poll_seconds: Pause between looks at the folder.
         attempts: After so many failures a slide is quarantined: left alone until it changes.
@@ -64,9 +64,10 @@ def watch(
         threads: Decode threads.
         streams: Calls side by side in OpenVINO; chosen by the cores when left out.
         batch: Tiles a batch.
+        re_embed: Embed again what another bundle, scale or tissue limit embedded; refused when left out.
         page: Serve a status page on 127.0.0.1; --no-page does not.
         port: Port of the page; another free one where it is taken.
-        once: End when every slide is embedded or quarantined.
+        once: End when every slide is embedded or quarantined; after a minute without folder or room, too.
         dry_run: List the slides that are there, and do nothing.
         json: Print the slides and their states at the end as JSON on stdout.
         quiet: Say nothing but errors.
@@ -75,8 +76,7 @@ def watch(
     set_verbosity(quiet=quiet, verbose=verbose)
     from atlas_edge.embed.cli import make_config
     from atlas_edge.embed.output import check_form
-    from atlas_edge.embed.watch import JOURNAL, Watcher, WatchOptions
-    from atlas_edge.embed.watch_journal import WatchJournal
+    from atlas_edge.embed.watch import Watcher, WatchOptions
     from atlas_edge.embed.workers import open_encoder
 
     if attempts < 1 or min(settle_seconds, poll_seconds, retry_seconds) < 0 or not 0 <= port < 2**16:
@@ -93,19 +93,13 @@ def watch(
         retry_s=retry_seconds,
         form=form,
         once=once,
+        re_embed=re_embed,
     )
     if dry_run:
         _list(folder, out, json=json, quiet=quiet)
         return
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder, expected the scanner's drop folder")
-
-    def status() -> Any:
-        journal = WatchJournal(out / JOURNAL)
-        try:
-            return journal.status(time.time())
-        finally:
-            journal.close()
 
     with ExitStack() as stack:
         stack.enter_context(_terminated_like_interrupted())
@@ -118,38 +112,43 @@ def watch(
         if page:
             from atlas_edge.embed.status_page import status_page
 
-            address = stack.enter_context(status_page(status, port))
+            address = stack.enter_context(status_page(watcher.status, port))
             watcher.log.write("page", address=address)
-        stack.enter_context(_live_table(status, address, quiet=quiet))
+            if port and not address.endswith(f":{port}/"):
+                console(quiet=quiet).print(f"port {port} is taken: the status page is at {address}")
+        stack.enter_context(_live_table(watcher.status, address, quiet=quiet))
         watcher.run()
     if json:
-        print_json({"counts": status().counts, "slides": status().rows})
+        status = watcher.status()
+        print_json({"counts": status.counts, "slides": status.rows})
 
 
 def _list(folder: Path, out: Path, *, json: bool, quiet: bool) -> None:
-    from atlas_edge.embed.watch import find_slides
+    from atlas_edge.embed.slide_files import find_slides, printable
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder, expected the scanner's drop folder")
     found = [str(path) for path in find_slides(folder.resolve(), out.resolve())]
     for path in found:
-        console(quiet=quiet).print(path, markup=False, soft_wrap=True)
+        console(quiet=quiet).print(printable(path), markup=False, soft_wrap=True)
     if json:
         print_json({"slides": found})
 
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """A service manager's SIGTERM gives the slide back, as Ctrl-C does."""
+    """A service manager's SIGTERM (on Windows Ctrl-Break) gives the slide back, as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    numbers = [number for name in ("SIGTERM", "SIGBREAK") if (number := getattr(signal, name, None)) is not None]
+    before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -182,13 +181,17 @@ def _live_table(status: Any, address: str, *, quiet: bool) -> Iterator[None]:
 def _table(status: Any, address: str) -> Any:
     from rich.table import Table
 
+    from atlas_edge.embed.slide_files import printable
+
     counts = ", ".join(f"{count} {state}" for state, count in status.counts.items())
-    table = Table(title=f"{counts}; {status.slides_per_hour} slides in the last hour", caption=address or None)
+    caption = "\n".join(filter(None, (status.problem, address)))
+    table = Table(title=f"{counts}; {status.slides_per_hour} slides in the last hour", caption=caption or None)
     for column in ("slide", "state", "tiles", "last error"):
         table.add_column(column)
     for row in status.rows[:12]:
         tiles = f"{row['tiles_done']}/{row['tiles']}" if row["tiles"] else ""
         # The path only repeats the first column.
         error = (row["error"] or "").partition("\n")[0].replace(f"{row['path']} ", "", 1)
-        table.add_row(Path(row["path"]).name, row["state"], tiles, error)
+        name = printable(Path(row["path"]).name)
+        table.add_row(name, row["state"], tiles, printable(error))
     return table

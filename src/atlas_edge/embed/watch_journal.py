@@ -1,38 +1,26 @@
 """What the watcher knows of every slide, in SQLite: it outlives the process and serves several of them."""
 
 import os
+import secrets
 import socket
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import psutil
+from atlas_edge.embed.plan import Plan, differences
+from atlas_edge.embed.slide_files import SlideIdentity
+from atlas_edge.embed.watch_schema import open_journal, read_plan, write_plan
+from atlas_edge.errors import UsageError
+from atlas_edge.process import ProcessId
 
 _HOUR_S = 3600.0
-_BUSY_S = 60.0
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS slides (
-    path TEXT PRIMARY KEY,
-    out TEXT NOT NULL UNIQUE,
-    size_bytes INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL,
-    seen_at REAL NOT NULL,
-    state TEXT NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    next_try_at REAL NOT NULL DEFAULT 0,
-    owner TEXT,
-    tiles_done INTEGER NOT NULL DEFAULT 0,
-    tiles INTEGER NOT NULL DEFAULT 0,
-    started_at REAL,
-    finished_at REAL,
-    error TEXT
-)
-"""
+_DEAD_S = 60.0
+"""A watcher of another machine or container that shows no sign of life for so long has ended."""
 
 
 class State(StrEnum):
@@ -63,99 +51,181 @@ class Status:
         slides_per_hour: Finished within the last hour.
         rows: Unfinished slides, then the latest finished, at most `limit`.
         errors: The latest errors, newest first.
+        problem: What the watcher waits for: a folder that is gone, a full disk; "" where all is well.
     """
 
     counts: dict[str, int]
     slides_per_hour: int
     rows: list[dict[str, Any]]
     errors: list[dict[str, Any]]
+    problem: str = ""
 
 
 class WatchJournal:
     """A connection; open one in each thread.
 
     Args:
-        path: SQLite file, on a local disk.
+        path: SQLite file.
+        folder: The drop folder whose slides are claimed.
+        owner: Of another connection of this watcher; a new one when None.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
-        self._connection.row_factory = sqlite3.Row
-        self._write_ahead()
-        self._connection.execute(_SCHEMA)
-        self._owner = _owner_of(psutil.Process())
+    def __init__(self, path: Path, folder: Path = Path(), *, owner: str | None = None) -> None:
+        self._connection = open_journal(path)
+        self._folder = _stored(folder)
+        self.owner = owner or f"{socket.gethostname()}/{ProcessId.current()}/{secrets.token_hex(4)}"
+        self._plan: Plan | None = None
+        self._beats: dict[str, tuple[int, float]] = {}
 
-    def _write_ahead(self) -> None:
-        """Turn on the write-ahead log; SQLite does not wait for another connection that is just doing so."""
-        until = time.monotonic() + _BUSY_S
-        while True:
-            try:
-                self._connection.execute("PRAGMA journal_mode=WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error) or time.monotonic() > until:
-                    self._connection.close()
-                    raise
-            time.sleep(0.02)
+    def adopt(self, plan: Plan, *, replace: bool = False) -> list[str]:
+        """Work by a plan from now on; the first slide that is claimed gives it to the journal.
+
+        Args:
+            plan: See `plan_of`.
+            replace: Put it in the place of another one: slides that are done are queued again.
+
+        Returns:
+            What differs from the plan that the journal has: nothing must be claimed then.
+
+        Raises:
+            UsageError: Another watcher works by the plan that is to be replaced.
+        """
+        self._plan = plan
+        before = read_plan(self._connection)
+        different = differences(before or {}, plan)
+        if not different or not replace:
+            return different
+        with self._transaction() as sql:
+            running = sql.execute("SELECT owner, beat FROM slides WHERE state = ?", (State.RUNNING,)).fetchall()
+            if any(self._is_alive(row["owner"], row["beat"]) for row in running):
+                raise UsageError("another watcher works on the same --out by another plan", hint="stop it first")
+            write_plan(sql, plan)
+            sql.execute(
+                "UPDATE slides SET state = ?, attempts = 0, next_try_at = 0, error = NULL WHERE state IN (?, ?)",
+                (State.QUEUED, State.DONE, State.QUARANTINED),
+            )
+        return []
+
+    def unplanned(self) -> list[Path]:
+        """Outputs of slides that were done before the journal had a plan."""
+        if read_plan(self._connection) is not None:
+            return []
+        rows = self._connection.execute("SELECT out FROM slides WHERE state = ?", (State.DONE,))
+        return [_path(row["out"]) for row in rows.fetchall()]
+
+    def queue_again(self, out: Path) -> None:
+        """Have a slide that is done embedded again."""
+        self._connection.execute("UPDATE slides SET state = ? WHERE out = ?", (State.QUEUED, _stored(out)))
 
     def observe(
-        self, path: Path, outs: list[Path], *, size_bytes: int, mtime_ns: int, now: float, settle_s: float, marked: bool
+        self,
+        path: Path,
+        outs: Iterable[Path],
+        *,
+        identity: SlideIdentity,
+        now: float,
+        ready: bool,
+        embedded: Callable[[Path], bool] = lambda _: False,
     ) -> str | None:
-        """Note what a file looks like now; it is queued once it has looked so for long enough, or is marked as done.
+        """Note what a slide looks like now; it is queued once it is ready.
 
         Args:
             path: Slide.
             outs: Where its embeddings may go, the first that is free.
-            size_bytes: Of the slide.
-            mtime_ns: Of the slide.
+            identity: What its files look like.
             now: Seconds since the epoch.
-            settle_s: How long size and time must stay as they are.
-            marked: Its `.done` marker is there.
+            ready: It has looked so for long enough, or is marked as done.
+            embedded: Says of one of `outs` whether it holds the slide's embeddings; for when the journal was lost.
 
         Returns:
-            `found`, `changed`, `queued` or `already embedded`; None where nothing happened.
+            `found`, `changed`, `queued`, `moved` or `already embedded`; None where nothing happened.
         """
+        looks = (identity.size_bytes, identity.mtime_ns)
+        # Mostly nothing has happened, which takes no lock to see.
+        row = self._row(path)
+        if row is not None and (row["size_bytes"], row["mtime_ns"]) == looks and row["folder"] == self._folder:
+            if row["state"] != State.WAITING or not ready:
+                return None
+        elif row is not None and row["state"] == State.RUNNING:
+            return None
         with self._transaction() as sql:
-            row = sql.execute("SELECT * FROM slides WHERE path = ?", (str(path),)).fetchone()
+            row = self._row(path)
             if row is None:
-                return self._insert(sql, path, outs, size_bytes, mtime_ns, now)
-            same = (row["size_bytes"], row["mtime_ns"]) == (size_bytes, mtime_ns)
+                return self._insert(sql, path, outs, identity, now, embedded)
+            if row["folder"] != self._folder:
+                sql.execute("UPDATE slides SET folder = ? WHERE path = ?", (self._folder, _stored(path)))
             if row["state"] == State.RUNNING:
                 return None
-            if not same:
+            if (row["size_bytes"], row["mtime_ns"]) != looks:
                 sql.execute(
                     "UPDATE slides SET size_bytes = ?, mtime_ns = ?, seen_at = ?, state = ?, attempts = 0, "
                     "next_try_at = 0, error = NULL WHERE path = ?",
-                    (size_bytes, mtime_ns, now, State.WAITING, str(path)),
+                    (*looks, now, State.WAITING, _stored(path)),
                 )
                 return "changed" if row["state"] != State.WAITING else None
-            if row["state"] == State.WAITING and (marked or now - row["seen_at"] >= settle_s):
-                sql.execute("UPDATE slides SET state = ? WHERE path = ?", (State.QUEUED, str(path)))
+            if row["state"] == State.WAITING and ready:
+                sql.execute("UPDATE slides SET state = ? WHERE path = ?", (State.QUEUED, _stored(path)))
                 return "queued"
             return None
 
-    def claim(self, now: float) -> Job | None:
-        """Take the slide that has waited longest, or None where there is none to take."""
+    def forget(self, seen: set[Path], unread: list[Path]) -> list[Path]:
+        """Drop unfinished slides that are not in the folder any more: renamed, moved or deleted.
+
+        Args:
+            seen: Slides that are there.
+            unread: Folders that could not be looked into.
+        """
+        rows = self._connection.execute(
+            "SELECT path FROM slides WHERE folder = ? AND state IN (?, ?)", (self._folder, State.WAITING, State.QUEUED)
+        ).fetchall()
+        paths = [_path(row["path"]) for row in rows]
+        gone = [path for path in paths if path not in seen and not any(folder in path.parents for folder in unread)]
+        for path in gone:
+            self._connection.execute(
+                "DELETE FROM slides WHERE path = ? AND state IN (?, ?)",
+                (_stored(path), State.WAITING, State.QUEUED),
+            )
+        return gone
+
+    def claim(self, now: float, *, longest_pause_s: float = float("inf")) -> Job | None:
+        """Take the slide that has waited longest, or None where there is none to take.
+
+        Args:
+            now: Seconds since the epoch.
+            longest_pause_s: No slide waits longer for its next attempt, whatever became of the clock meanwhile.
+
+        Raises:
+            UsageError: The folder of embeddings has been given another plan.
+        """
+        due = (State.QUEUED, self._folder, now, now + longest_pause_s)
+        query = (
+            "SELECT * FROM slides WHERE state = ? AND folder = ? AND (next_try_at <= ? OR next_try_at > ?) "
+            "ORDER BY seen_at, path LIMIT 1"
+        )
+        if self._connection.execute(query, due).fetchone() is None:
+            return None
         with self._transaction() as sql:
-            row = sql.execute(
-                "SELECT * FROM slides WHERE state = ? AND next_try_at <= ? ORDER BY seen_at, path LIMIT 1",
-                (State.QUEUED, now),
-            ).fetchone()
+            self._check_plan(sql)
+            row = sql.execute(query, due).fetchone()
             if row is None:
                 return None
             sql.execute(
                 "UPDATE slides SET state = ?, owner = ?, attempts = attempts + 1, started_at = ?, tiles_done = 0 "
                 "WHERE path = ?",
-                (State.RUNNING, self._owner, now, row["path"]),
+                (State.RUNNING, self.owner, now, row["path"]),
             )
-            return Job(path=Path(row["path"]), out=Path(row["out"]), attempts=row["attempts"] + 1)
+            return Job(path=_path(row["path"]), out=_path(row["out"]), attempts=row["attempts"] + 1)
 
     def progress(self, job: Job, done: int, total: int) -> None:
         """Note how far a claimed slide is."""
         self._set(job, "tiles_done = ?, tiles = ?", done, total)
 
+    def beat(self) -> None:
+        """Show watchers on other machines and in other containers that this one is alive."""
+        self._connection.execute("UPDATE slides SET beat = beat + 1 WHERE owner = ?", (self.owner,))
+
     def finish(self, job: Job, *, tiles: int, now: float) -> None:
-        """A slide is embedded."""
+        """A slide is embedded, or has nothing to embed."""
         self._set(
             job,
             "state = ?, owner = NULL, tiles = ?, tiles_done = ?, finished_at = ?, error = NULL",
@@ -182,27 +252,32 @@ class WatchJournal:
         )
 
     def reclaim(self, *, most_attempts: int) -> list[tuple[Path, State]]:
-        """Queue what processes of this machine that are gone had claimed; quarantine what killed them too often."""
-        with self._transaction() as sql:
-            rows = sql.execute("SELECT path, owner, attempts FROM slides WHERE state = ?", (State.RUNNING,)).fetchall()
-            orphans = []
-            for row in rows:
-                if _is_alive(row["owner"]):
-                    continue
-                state = State.QUEUED if row["attempts"] < most_attempts else State.QUARANTINED
-                sql.execute(
-                    "UPDATE slides SET state = ?, owner = NULL, next_try_at = 0, error = ? WHERE path = ?",
-                    (state, "the process that embedded it ended", row["path"]),
-                )
-                orphans.append((Path(row["path"]), state))
-            return orphans
+        """Queue what watchers that are gone had claimed; quarantine what killed them too often.
 
-    def unfinished(self) -> int:
-        """Slides that still have to be embedded, by whomever."""
-        states = (State.WAITING, State.QUEUED, State.RUNNING)
-        return int(
-            self._connection.execute("SELECT COUNT(*) FROM slides WHERE state IN (?, ?, ?)", states).fetchone()[0]
-        )
+        What this very watcher had claimed is queued, too, and counts as no attempt: it asks only when it does
+        nothing, so that a full disk must have kept it from saying what became of the slide.
+        """
+        query = "SELECT path, owner, attempts, beat FROM slides WHERE state = ?"
+        if not self._orphans(self._connection.execute(query, (State.RUNNING,)).fetchall()):
+            return []
+        with self._transaction() as sql:
+            freed = []
+            for row in self._orphans(sql.execute(query, (State.RUNNING,)).fetchall()):
+                attempts = row["attempts"] - (row["owner"] == self.owner)
+                state = State.QUEUED if attempts < most_attempts else State.QUARANTINED
+                sql.execute(
+                    "UPDATE slides SET state = ?, owner = NULL, attempts = ?, next_try_at = 0, error = ? "
+                    "WHERE path = ?",
+                    (state, attempts, "the process that embedded it ended", row["path"]),
+                )
+                freed.append((_path(row["path"]), state))
+            return freed
+
+    def unfinished(self, *, waiting: bool = True) -> int:
+        """Slides that still have to be embedded, by whomever; without those that wait to be finished if asked to."""
+        states = (State.QUEUED, State.RUNNING, State.WAITING if waiting else State.QUEUED)
+        query = "SELECT COUNT(*) FROM slides WHERE folder = ? AND state IN (?, ?, ?)"
+        return int(self._connection.execute(query, (self._folder, *states)).fetchone()[0])
 
     def status(self, now: float, *, limit: int = 50) -> Status:
         """See `Status`."""
@@ -224,32 +299,79 @@ class WatchJournal:
         return Status(
             counts=counts,
             slides_per_hour=int(hourly),
-            rows=[dict(row) for row in rows.fetchall()],
-            errors=[dict(row) for row in errors.fetchall()],
+            rows=[{**row, "path": str(_path(row["path"]))} for row in map(dict, rows.fetchall())],
+            errors=[{**row, "path": str(_path(row["path"]))} for row in map(dict, errors.fetchall())],
         )
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
 
+    def _check_plan(self, sql: sqlite3.Connection) -> None:
+        if self._plan is None:
+            return
+        before = read_plan(sql) or {}
+        if differences(before, self._plan):
+            raise UsageError("another watcher gave --out another plan", hint="stop it, or choose another --out")
+        if before.keys() != self._plan.keys():
+            write_plan(sql, before | self._plan)
+
+    def _row(self, path: Path) -> sqlite3.Row | None:
+        found: sqlite3.Row | None = self._connection.execute(
+            "SELECT * FROM slides WHERE path = ?", (_stored(path),)
+        ).fetchone()
+        return found
+
     def _insert(
-        self, sql: sqlite3.Connection, path: Path, outs: list[Path], size_bytes: int, mtime_ns: int, now: float
+        self,
+        sql: sqlite3.Connection,
+        path: Path,
+        outs: Iterable[Path],
+        identity: SlideIdentity,
+        now: float,
+        embedded: Callable[[Path], bool],
     ) -> str:
-        taken = {row[0] for row in sql.execute("SELECT out FROM slides").fetchall()}
-        out = next(out for out in outs if str(out) not in taken)
-        # A lost journal must not embed everything once more.
-        embedded = out.exists() and out.stat().st_mtime_ns >= mtime_ns
-        state = State.DONE if embedded else State.WAITING
+        looks = (identity.size_bytes, identity.mtime_ns)
+        for row in sql.execute("SELECT path FROM slides WHERE size_bytes = ? AND mtime_ns = ?", looks).fetchall():
+            before = _path(row["path"])
+            if before.name == path.name and not before.exists():
+                # The very file under another path: the share is mounted elsewhere, or the folder has a new name.
+                sql.execute(
+                    "UPDATE slides SET path = ?, folder = ? WHERE path = ?", (_stored(path), self._folder, row["path"])
+                )
+                return "moved"
+        taken = "SELECT 1 FROM slides WHERE out = ?"
+        out = next(out for out in outs if sql.execute(taken, (_stored(out),)).fetchone() is None)
+        done = embedded(out)
         sql.execute(
-            "INSERT INTO slides (path, out, size_bytes, mtime_ns, seen_at, state) VALUES (?, ?, ?, ?, ?, ?)",
-            (str(path), str(out), size_bytes, mtime_ns, now, state),
+            "INSERT INTO slides (path, folder, out, size_bytes, mtime_ns, seen_at, state) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (_stored(path), self._folder, _stored(out), *looks, now, State.DONE if done else State.WAITING),
         )
-        return "already embedded" if embedded else "found"
+        return "already embedded" if done else "found"
+
+    def _orphans(self, running: list[sqlite3.Row]) -> list[sqlite3.Row]:
+        owners = {row["owner"]: row["beat"] for row in running}
+        self._beats = {owner: beat for owner, beat in self._beats.items() if owner in owners}
+        return [row for row in running if not self._is_alive(row["owner"], owners[row["owner"]])]
+
+    def _is_alive(self, owner: str | None, beat: int) -> bool:
+        if owner is None or owner == self.owner:
+            return False
+        process = ProcessId.parse(owner.split("/")[1]) if owner.count("/") == 2 else None
+        alive = process.is_running() if process is not None else None
+        if alive is not None:
+            return alive
+        # Of another machine or container nothing is known but that it counts on; timed by our own clock.
+        counted, since = self._beats.get(owner, (None, 0.0))
+        if counted != beat:
+            self._beats[owner] = (beat, time.monotonic())
+            return True
+        return time.monotonic() - since < _DEAD_S
 
     def _set(self, job: Job, assignment: str, *values: Any) -> None:
         # Only where it is still ours.
         self._connection.execute(
-            f"UPDATE slides SET {assignment} WHERE path = ? AND owner = ?", (*values, str(job.path), self._owner)
+            f"UPDATE slides SET {assignment} WHERE path = ? AND owner = ?", (*values, _stored(job.path), self.owner)
         )
 
     @contextmanager
@@ -257,24 +379,23 @@ class WatchJournal:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            # A full disk has rolled it back already.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
 
 
-def _owner_of(process: psutil.Process) -> str:
-    return f"{socket.gethostname()}/{process.pid}/{int(process.create_time())}"
-
-
-def _is_alive(owner: str | None) -> bool:
-    host, pid, started = (owner or "//").split("/")
-    if host != socket.gethostname():
-        # Another machine's process cannot be seen from here.
-        return bool(owner)
-    if int(pid) == os.getpid():
-        return True
+def _stored(path: Path) -> str | bytes:
+    """SQLite's text is UTF-8; names that are not are kept as their bytes."""
+    text = str(path)
     try:
-        return abs(int(psutil.Process(int(pid)).create_time()) - int(started)) <= 1
-    except psutil.NoSuchProcess:
-        return False
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return text
+
+
+def _path(stored: str | bytes) -> Path:
+    return Path(os.fsdecode(stored))

@@ -1,5 +1,6 @@
 """Several slides: one after the other in this process, or one worker process a device."""
 
+import logging
 import multiprocessing
 import os
 import queue
@@ -8,14 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atlas_edge.bundle import MANIFEST, sha256_file
+from atlas_edge.bundle import MANIFEST, read_manifest, sha256_file
+from atlas_edge.embed.jobs import SlideSkipped
 from atlas_edge.embed.slide import EmbedConfig, SlideResult, embed_slide
+from atlas_edge.embed.slide_files import printable
 from atlas_edge.encoder import Encoder
-from atlas_edge.errors import AtlasError, InputError, RuntimeMissing, UsageError
+from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, UsageError
+from atlas_edge.models import WEIGHTS, load_encoder, load_model
+from atlas_edge.spec import EncoderSpec
 
 Progress = Callable[[Path, int, int], None]
 
 _POLL_S = 1.0
+_LOGGER = logging.getLogger("atlas_edge")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +33,9 @@ class SlideFailure:
     exit_code: int
 
 
+SlideOutcome = SlideResult | SlideSkipped | SlideFailure
+
+
 def open_encoder(bundle: str, *, batch: int, streams: int | None = None) -> tuple[Encoder, str]:
     """Load a bundle or model, in several streams where its runtime has them.
 
@@ -36,13 +45,11 @@ def open_encoder(bundle: str, *, batch: int, streams: int | None = None) -> tupl
         streams: Calls side by side; as many as there are cores and the batch fills when None.
 
     Returns:
-        The encoder, and the SHA-256 of the bundle's manifest ("" for a model).
+        The encoder, and what tells it from others: see `bundle_hash`.
 
     Raises:
         UsageError: `streams` for a runtime without them.
     """
-    from atlas_edge.models import load_encoder
-
     encoder = load_encoder(bundle)
     configure = getattr(encoder, "configure", None)
     if configure is not None:
@@ -51,25 +58,39 @@ def open_encoder(bundle: str, *, batch: int, streams: int | None = None) -> tupl
         configure(streams=streams or min(os.cpu_count() or 1, fills))
     elif streams is not None:
         raise UsageError(f"--streams {streams}: {encoder.runtime} has no streams", hint="leave --streams out")
-    manifest = Path(bundle) / MANIFEST
-    return encoder, sha256_file(manifest) if manifest.is_file() else ""
+    return encoder, bundle_hash(bundle)
+
+
+def read_spec(bundle: str) -> tuple[EncoderSpec, str]:
+    """What `open_encoder` would open, without loading a bundle: its encoder and its hash."""
+    is_bundle = (Path(bundle) / MANIFEST).is_file()
+    spec = read_manifest(Path(bundle)).encoder if is_bundle else load_model(bundle).spec
+    return spec, bundle_hash(bundle)
+
+
+def bundle_hash(bundle: str) -> str:
+    """SHA-256 of a bundle's manifest, of a model folder's weights; "" for a model that is known by its name."""
+    for file in (Path(bundle) / MANIFEST, Path(bundle) / WEIGHTS):
+        if file.is_file():
+            return sha256_file(file)
+    return ""
 
 
 def embed_here(
     jobs: list[tuple[Path, Path]], encoder: Encoder, config: EmbedConfig, sha256: str, progress: Progress
-) -> Iterator[SlideResult | SlideFailure]:
+) -> Iterator[SlideOutcome]:
     """Embed slides one after the other; one that fails does not stop the rest.
 
     `progress` is told of a slide, 0 and 0 before its tiles are known, then of its tiles done and in all.
     """
     for slide, out in jobs:
         progress(slide, 0, 0)
-        yield attempt(slide, out, encoder, config, sha256, progress)
+        yield attempt(slide, out, encoder, config, sha256, progress, alone=len(jobs) == 1)
 
 
 def embed_on_devices(
     jobs: list[tuple[Path, Path]], bundle: str, config: EmbedConfig, *, devices: list[str], streams: int | None = None
-) -> Generator[SlideResult | SlideFailure, None, None]:
+) -> Generator[SlideOutcome, None, None]:
     """Embed slides with one process a device; each takes the next slide when it has done one.
 
     Args:
@@ -101,7 +122,7 @@ def embed_on_devices(
             worker.terminate()
 
 
-def _next(done: Any, workers: list[Any]) -> SlideResult | SlideFailure:
+def _next(done: Any, workers: list[Any]) -> SlideOutcome:
     while True:
         try:
             result = done.get(timeout=_POLL_S)
@@ -114,7 +135,7 @@ def _next(done: Any, workers: list[Any]) -> SlideResult | SlideFailure:
             continue
         if isinstance(result, AtlasError):
             raise result
-        assert isinstance(result, SlideResult | SlideFailure)
+        assert isinstance(result, SlideResult | SlideSkipped | SlideFailure)
         return result
 
 
@@ -132,9 +153,26 @@ def _work(device: str, bundle: str, config: EmbedConfig, streams: int | None, wa
 
 
 def attempt(
-    slide: Path, out: Path, encoder: Encoder, config: EmbedConfig, sha256: str, progress: Progress
-) -> SlideResult | SlideFailure:
-    """Embed a slide, or say why not."""
+    slide: Path,
+    out: Path,
+    encoder: Encoder,
+    config: EmbedConfig,
+    sha256: str,
+    progress: Progress,
+    *,
+    alone: bool = False,
+) -> SlideOutcome:
+    """Embed a slide, or say why not: whatever a slide does to the libraries that read it, the others go on.
+
+    Args:
+        slide: Slide.
+        out: Output.
+        encoder: What embeds.
+        config: See `EmbedConfig`.
+        sha256: See `bundle_hash`.
+        progress: See `embed_here`.
+        alone: It is the only one: without tissue there is no result.
+    """
     try:
         return embed_slide(
             slide,
@@ -144,7 +182,19 @@ def attempt(
             bundle_sha256=sha256,
             progress=lambda ready, total: progress(slide, ready, total),
         )
-    except (InputError, UsageError) as error:
+    except NoTissue as error:
+        if alone:
+            return SlideFailure(slide=str(slide), reason=str(error), exit_code=error.exit_code)
+        return SlideSkipped(slide=str(slide), out=str(out), why="no tissue, nothing to embed")
+    except AtlasError as error:
         return SlideFailure(slide=str(slide), reason=str(error), exit_code=error.exit_code)
-    except OSError as error:
-        return SlideFailure(slide=str(slide), reason=f"{error.strerror or error}", exit_code=InputError.exit_code)
+    except Exception as error:
+        _LOGGER.debug("%s", printable(slide), exc_info=True)
+        return SlideFailure(slide=str(slide), reason=reason_of(error), exit_code=InputError.exit_code)
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in words, also where a library raised it without any."""
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}"
+    return str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}".removesuffix(": ")

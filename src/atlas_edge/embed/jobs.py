@@ -1,0 +1,167 @@
+"""From what was typed to jobs: which slides, where their embeddings go, and which of them are there already."""
+
+import glob
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from atlas_edge.embed.plan import Plan, attributes_of, differences, is_current, is_of_slide, other_plan
+from atlas_edge.embed.slide_files import SLIDE_SUFFIXES, find_slides, printable, slide_identity, slide_stem
+from atlas_edge.errors import InputError, UsageError
+
+FORMS = ("h5", "zarr", "parquet")
+_SUFFIXES = (".h5", ".hdf5", ".zarr", ".parquet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideSkipped:
+    """A slide with nothing left to do, and why in words: embedded by the same plan, or without tissue."""
+
+    slide: str
+    out: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSlide:
+    """A slide, and the folder that it was found in: its place below that is its output's place below `--out`."""
+
+    path: Path
+    root: Path
+
+
+def expand(slides: Sequence[Path], out: Path) -> list[FoundSlide]:
+    """Slides that were named, by file, by pattern (no Windows shell expands one) or by folder.
+
+    Raises:
+        InputError: A pattern or folder without slides.
+    """
+    found: list[FoundSlide] = []
+    for given in slides:
+        if given.is_dir() and given.suffix.lower() not in SLIDE_SUFFIXES:
+            inside = list(find_slides(given, out if out.suffix not in _SUFFIXES else None))
+            if not inside:
+                raise InputError(f"{printable(given)} holds no slide", hint=f"expected {', '.join(SLIDE_SUFFIXES)}")
+            found += [FoundSlide(path, given) for path in inside]
+        elif not given.exists() and glob.has_magic(str(given)):
+            matches = _matches(given)
+            if not matches:
+                raise InputError(f"no slide matches {printable(given)}", hint="check the pattern")
+            found += [FoundSlide(path, path.parent) for path in matches]
+        else:
+            found.append(FoundSlide(given, given.parent))
+    return _apart(list({slide.path.absolute(): slide for slide in found}.values()))
+
+
+def output_names(slide: Path, root: Path, out: Path, form: str) -> Iterator[Path]:
+    """Where a slide's embeddings may go, the first place that no other slide has taken.
+
+    `OUT/SUB/STEM.FORM`, `SUB` being the folders between the root and the slide; then with the slide's whole name, then
+    numbered.
+    """
+    folder = out / slide.relative_to(root).parent
+    yield folder / f"{slide_stem(slide)}.{form}"
+    yield folder / f"{slide.name}.{form}"
+    for number in itertools.count(2):
+        yield folder / f"{slide.name}-{number}.{form}"
+
+
+def name_outputs(slides: list[FoundSlide], out: Path, form: str) -> list[tuple[Path, Path]]:
+    """Slides and their outputs below a folder; see `output_names`."""
+    jobs: list[tuple[Path, Path]] = []
+    taken: set[Path] = set()
+    for slide in slides:
+        for place in output_names(slide.path, slide.root, out, form):
+            if place not in taken and not _is_of_another(place, slide.path):
+                break
+        taken.add(place)
+        jobs.append((slide.path, place))
+    return jobs
+
+
+def one_or_many(slides: list[FoundSlide], given: Sequence[Path], out: Path, form: str) -> list[tuple[Path, Path]]:
+    """Slides and their outputs: a file for one slide that was named itself, else files in a folder.
+
+    Raises:
+        UsageError: `out` is a file where a folder is needed, or has no form's suffix.
+    """
+    if form not in FORMS:
+        raise UsageError(f"--form {form}: expected h5, zarr or parquet", hint="leave it out for h5")
+    is_form = out.suffix in _SUFFIXES
+    alone = len(slides) == 1 and slides[0].path in given
+    if is_form and alone:
+        return [(slides[0].path, out)]
+    if is_form or out.is_file():
+        raise UsageError(
+            f"{printable(out)} is a file's name, expected a folder for {len(slides)} slides",
+            hint="choose another --out",
+        )
+    if out.suffix and alone and not out.is_dir():
+        raise UsageError(
+            f"{printable(out)} ends in {out.suffix!r}, expected one of {', '.join(_SUFFIXES)}",
+            hint="use --out slide.h5",
+        )
+    return name_outputs(slides, out, form)
+
+
+def leave_out_done(
+    jobs: list[tuple[Path, Path]], plan: Plan, *, overwrite: bool, re_embed: bool
+) -> tuple[list[tuple[Path, Path]], list[SlideSkipped]]:
+    """Part jobs into those to do and those that the same plan has done.
+
+    Args:
+        jobs: Slides and outputs.
+        plan: See `plan_of`.
+        overwrite: Do all of them.
+        re_embed: Do those that another plan did.
+
+    Raises:
+        UsageError: An output holds embeddings of another plan, of another slide, or something else.
+    """
+    to_do: list[tuple[Path, Path]] = []
+    done: list[SlideSkipped] = []
+    for slide, out in jobs:
+        if overwrite or not out.exists():
+            to_do.append((slide, out))
+            continue
+        said = attributes_of(out)
+        if said is None or not is_of_slide(said, slide):
+            what = "is no output of atlas-embed" if said is None else f"was made of {said['slide']}"
+            raise UsageError(f"{printable(out)} {what}", hint="add --overwrite to replace it, or choose another --out")
+        different = differences(said, plan)
+        if slide.exists() and not is_current(out, said, slide_identity(slide)):
+            different.append("the slide has changed since")
+        if not different:
+            done.append(SlideSkipped(slide=str(slide), out=str(out), why="already embedded"))
+        elif re_embed:
+            to_do.append((slide, out))
+        else:
+            raise other_plan(out, different)
+    return to_do, done
+
+
+def _matches(pattern: Path) -> list[Path]:
+    root = Path(pattern.anchor)
+    names = root.glob(str(pattern.relative_to(root)))
+    return sorted(path for path in names if path.is_file() and not path.name.startswith("."))
+
+
+def _apart(slides: list[FoundSlide]) -> list[FoundSlide]:
+    """Slides of one name in several folders keep their folders below the one that all have in common."""
+    roots: dict[str, set[Path]] = {}
+    for slide in slides:
+        roots.setdefault(slide_stem(slide.path), set()).add(slide.root)
+    if all(len(several) == 1 for several in roots.values()):
+        return slides
+    try:
+        common = Path(os.path.commonpath([slide.root.absolute() for slide in slides]))
+    except ValueError:  # drives of Windows have nothing in common: numbers tell them apart
+        return slides
+    return [FoundSlide(slide.path.absolute(), common) for slide in slides]
+
+
+def _is_of_another(place: Path, slide: Path) -> bool:
+    said = attributes_of(place) if place.exists() else None
+    return said is not None and not is_of_slide(said, slide)

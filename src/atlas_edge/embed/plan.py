@@ -1,0 +1,109 @@
+"""What embeddings depend on beside the slide. Those of two plans never lie in one folder."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atlas_edge.embed.slide_files import SlideIdentity, printable
+from atlas_edge.errors import UsageError
+from atlas_edge.spec import EncoderSpec
+
+if TYPE_CHECKING:
+    from atlas_edge.embed.slide import EmbedConfig
+
+Plan = dict[str, Any]
+
+_SAME_MPP = 0.011
+"""A level within 1 % of the wanted scale is embedded as it is."""
+
+
+def plan_of(spec: EncoderSpec, config: "EmbedConfig", bundle_sha256: str) -> Plan:
+    """The plan, by the names of the attributes that say it in an output; through JSON unchanged."""
+    given = {} if config.mpp is None else {"given_mpp": config.mpp}
+    return {
+        **given,
+        "encoder": spec.name,
+        "bundle_sha256": bundle_sha256,
+        "tile_px": spec.tile_px,
+        "tile_mpp": config.tile_mpp or spec.mpp,
+        "min_tissue": config.min_tissue,
+        "tissue": config.tissue,
+    }
+
+
+def differences(said: Mapping[str, Any], plan: Plan) -> list[str]:
+    """In words, where what an output or a journal says of its plan is not `plan`; what it does not say is the same."""
+    found = [
+        f"{name} {_short(said[name])}, now {_short(value)}"
+        for name, value in plan.items()
+        if name in said and not _same(said[name], value)
+    ]
+    if "tile_mpp" not in said and "mpp" in said and plan["tile_mpp"]:
+        # Written before attributes held what was asked for.
+        mpp = float(said["mpp"])
+        if not math.isclose(mpp, plan["tile_mpp"], rel_tol=_SAME_MPP):
+            found.append(f"mpp {mpp:g}, now {plan['tile_mpp']:g}")
+    return found
+
+
+def other_plan(out: Path, different: list[str]) -> UsageError:
+    """What to say where embeddings of another plan are."""
+    return UsageError(
+        f"{printable(out)} holds embeddings of another plan: {'; '.join(different)}",
+        hint="add --re-embed to embed those slides again, or choose another --out",
+    )
+
+
+def attributes_of(out: Path) -> dict[str, Any] | None:
+    """An output's attributes; None where it is none that can be read."""
+    try:
+        return _READERS[out.suffix](out)
+    except Exception:  # whatever lies there, each library has its own words for it
+        return None
+
+
+def is_of_slide(said: Mapping[str, Any], path: Path) -> bool:
+    """Whether an output was made of a slide with this file name."""
+    return said.get("slide") in (None, printable(path.name))
+
+
+def is_current(out: Path, said: Mapping[str, Any], identity: SlideIdentity) -> bool:
+    """Whether the slide's files still look as they did when they were embedded."""
+    if "slide_size_bytes" in said:
+        return (int(said["slide_size_bytes"]), int(said["slide_mtime_ns"])) == (identity.size_bytes, identity.mtime_ns)
+    return out.stat().st_mtime_ns >= identity.mtime_ns
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, str) and not isinstance(other, str):  # parquet keeps text
+        return one == str(other)
+    return bool(one == other)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text or "none"
+
+
+def _hdf5(out: Path) -> dict[str, Any]:
+    import h5py
+
+    with h5py.File(out, "r") as file:
+        return dict(file.attrs)
+
+
+def _zarr(out: Path) -> dict[str, Any]:
+    import zarr
+
+    return dict(zarr.open_group(out, mode="r").attrs)
+
+
+def _parquet(out: Path) -> dict[str, Any]:
+    import pyarrow.parquet
+
+    found = pyarrow.parquet.read_schema(out).metadata or {}
+    return {key.decode(): value.decode() for key, value in found.items()}
+
+
+_READERS = {".h5": _hdf5, ".hdf5": _hdf5, ".zarr": _zarr, ".parquet": _parquet}

@@ -1,0 +1,173 @@
+"""Looking at a drop folder again and again: what is new, what has settled, what has gone."""
+
+import sqlite3
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atlas_edge.embed.event_log import EventLog
+from atlas_edge.embed.slide_files import SlideIdentity, find_slides, slide_identity
+from atlas_edge.embed.watch_journal import WatchJournal
+from atlas_edge.embed.workers import reason_of
+from atlas_edge.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from atlas_edge.embed.watch import WatchOptions
+
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 60.0
+
+
+class Troubles:
+    """What keeps a watcher from its work for the time being: told once, waited for with a growing pause."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._lock = threading.Lock()
+        self._messages: dict[str, str] = {}
+        self._since: dict[str, float] = {}
+        self._pauses: dict[str, float] = {}
+
+    def met(self, kind: str, message: str, error: BaseException) -> float:
+        """Note a trouble; returns how long to wait before the next try, seconds."""
+        with self._lock:
+            if self._messages.get(kind) != message:
+                known = isinstance(error, OSError | InputError | UsageError)
+                where = {} if known else {"traceback": "".join(traceback.format_exception(error))}
+                self._log.write("trouble", kind=kind, error=message, **where)
+            self._messages[kind] = message
+            self._since.setdefault(kind, time.monotonic())
+            pause = self._pauses.get(kind, _FIRST_PAUSE_S)
+            self._pauses[kind] = min(2 * pause, _LONGEST_PAUSE_S)
+            return pause
+
+    def over(self, kind: str) -> None:
+        """Note that it is over."""
+        with self._lock:
+            self._pauses.pop(kind, None)
+            if self._messages.pop(kind, None) is not None:
+                seconds = round(time.monotonic() - self._since.pop(kind), 1)
+                self._log.write("trouble over", kind=kind, seconds=seconds)
+
+    def give_up_after(self, seconds: float) -> None:
+        """Raise what has lasted longer.
+
+        Raises:
+            InputError: A trouble that has.
+        """
+        with self._lock:
+            for kind, since in self._since.items():
+                if time.monotonic() - since > seconds:
+                    raise InputError(self._messages[kind], hint="mend it and start again: it goes on where it stopped")
+
+    def __str__(self) -> str:
+        with self._lock:
+            return "; ".join(self._messages.values())
+
+
+class Scanner:
+    """Looks at a folder.
+
+    Attributes:
+        looked: Set once all of the folder has been seen.
+        refusal: Why the watcher must not begin; None where it may.
+    """
+
+    def __init__(self, folder: Path, out: Path, options: "WatchOptions", log: EventLog, troubles: Troubles) -> None:
+        self.looked = threading.Event()
+        self.refusal: UsageError | None = None
+        self._folder, self._out, self._options, self._log, self._troubles = folder, out, options, log, troubles
+        # By a clock that nobody sets.
+        self._since: dict[Path, tuple[SlideIdentity, float]] = {}
+        self._told: set[tuple[str, Path]] = set()
+
+    def look(
+        self,
+        journal: WatchJournal,
+        outs: Callable[[Path], Iterator[Path]],
+        holds: Callable[[Path, SlideIdentity, Path], bool],
+    ) -> None:
+        """Look once; what one slide does wrong is that slide's.
+
+        Args:
+            journal: Where it is noted.
+            outs: Where a slide's embeddings may go.
+            holds: Whether an output holds a slide's embeddings already.
+
+        Raises:
+            FileNotFoundError: The folder is gone.
+            sqlite3.Error: The journal cannot be written.
+        """
+        unread: list[Path] = []
+
+        def failed(error: OSError) -> None:
+            unread.append(Path(error.filename or self._folder))
+            self._tell("unread", unread[-1], reason_of(error))
+
+        seen: set[Path] = set()
+        for path in find_slides(self._folder, self._out, self._ignore, failed):
+            seen.add(path)
+            try:
+                self._observe(journal, path, outs, holds)
+            except FileNotFoundError:
+                continue
+            except UsageError as error:
+                self.refusal = error
+                return
+            except sqlite3.Error:
+                raise
+            except Exception as error:
+                self._tell("unread", path, reason_of(error))
+        for path in journal.forget(seen, unread):
+            self._log.write("gone", slide=str(path))
+        self._since = {path: since for path, since in self._since.items() if path in seen}
+        self.looked.set()
+
+    def _observe(
+        self,
+        journal: WatchJournal,
+        path: Path,
+        outs: Callable[[Path], Iterator[Path]],
+        holds: Callable[[Path, SlideIdentity, Path], bool],
+    ) -> None:
+        identity = slide_identity(path)
+        marked = any(marker.is_file() for marker in (Path(f"{path}.done"), path.with_suffix(".done")))
+        happened = journal.observe(
+            path,
+            outs(path),
+            identity=identity,
+            now=time.time(),
+            ready=marked or (self._has_settled(path, identity) and not self._options.marker_only),
+            embedded=lambda out: self._is_embedded(holds, path, identity, out),
+        )
+        if happened is not None:
+            self._log.write(happened, slide=str(path), size_bytes=identity.size_bytes)
+
+    def _is_embedded(
+        self, holds: Callable[[Path, SlideIdentity, Path], bool], path: Path, identity: SlideIdentity, out: Path
+    ) -> bool:
+        try:
+            return holds(path, identity, out)
+        except UsageError:
+            if not self.looked.is_set():
+                raise
+            # A watcher that is at work does not end for one output that was put there: that slide will fail.
+            return False
+
+    def _has_settled(self, path: Path, identity: SlideIdentity) -> bool:
+        looked, since = self._since.get(path, (None, 0.0))
+        if looked != identity:
+            since = time.monotonic()
+            self._since[path] = (identity, since)
+        return time.monotonic() - since >= self._options.settle_s
+
+    def _ignore(self, path: Path) -> None:
+        self._tell("ignored", path, "a folder, expected a slide file")
+
+    def _tell(self, event: str, path: Path, reason: str) -> None:
+        if (event, path) not in self._told:
+            self._told.add((event, path))
+            self._log.write(event, slide=str(path), reason=reason)
