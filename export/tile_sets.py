@@ -56,7 +56,10 @@ def open_tile_sets(config: ExportConfig) -> TileSets:
     """
     calib = config.calib or config.eval or SAMPLE
     eval_ = config.eval or (calib if Path(calib).exists() else calib.partition("@")[0])
-    calibration, evaluation = open_tiles(calib, role="calibration"), open_tiles(eval_, role="evaluation")
+    calibration = open_tiles(calib, role="calibration")
+    # Opened once: finding the tissue of a folder of slides takes minutes.
+    same = eval_ == calib and not calibration.splits()
+    evaluation = calibration if same else open_tiles(eval_, role="evaluation")
     if config.calib is None and config.eval is not None and not calibration.splits():
         raise UsageError(
             f"{config.eval} has no splits: calibrating on the tiles that judge would flatter the result",

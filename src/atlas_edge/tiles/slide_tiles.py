@@ -1,8 +1,12 @@
-"""Tiles straight from a slide, at one or several µm per pixel: nothing is cut to files first."""
+"""Tiles straight from slides, at one or several µm per pixel: nothing is cut to files first."""
 
 import hashlib
+import logging
 import re
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,27 +14,47 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.errors import InputError
+from atlas_edge.cli import require_module
+from atlas_edge.errors import InputError, NoTissue
+from atlas_edge.tiles.decode import MAX_TILE_BYTES, MAX_TILE_PIXELS
+from atlas_edge.tiles.folders import printable
 from atlas_edge.tiles.source import TileRecord, TileSource
 
 if TYPE_CHECKING:
-    from atlas_edge.slides import Slide, TileReader
+    from atlas_edge.slides import Slide, TileGrid
 
 DEFAULT_MPP = (0.5,)
+_LOGGER = logging.getLogger("atlas_edge")
 _SPEC = re.compile(r"(?P<path>.+?)(?:@(?P<mpp>[0-9.]+(?:,[0-9.]+)*))?")
 _TILE_SETS = frozenset({".parquet", ".h5", ".hdf5", ".csv"})
-# Only scanners write these; a folder of TIFFs may hold tiles.
+# Only scanners write these; a TIFF may be a slide or a tile.
 _SCANNERS = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu", ".czi"})
-SLIDE_SUFFIXES = _SCANNERS | {".tif", ".tiff", ".dcm"}
+_TIFFS = frozenset({".tif", ".tiff"})
+SLIDE_SUFFIXES = _SCANNERS | _TIFFS | {".dcm"}
+# TIFFs of a folder without a scanner's own file that are looked at: all of a million tiles would take minutes.
+_LOOKED_AT = 8
 _HASHED_BYTES = 2**20
+_OPEN_SLIDES = 32
+# Decoded tiles of all open slides together: about four times as many bytes.
+_CACHE_BYTES = 128 * 2**20
+_LEAST_CACHE_BYTES = 8 * 2**20
+# What `atlas-embed` calls options is part of a tile set's name here.
+_MPP_OPTION = re.compile(r"add --(?:tile-)?mpp (\S+)(?: to embed it as it is)?")
 
 
 @dataclass(frozen=True, slots=True)
 class SlideSpec:
-    """`SLIDE` or `SLIDE@MPP,MPP…`, as the user typed it."""
+    """`SLIDE` or `SLIDE@MPP,MPP…`, as the user typed it.
+
+    Attributes:
+        path: The slide.
+        mpps: µm per pixel of the tiles.
+        own_mpp: µm per pixel of a slide that does not say it: the finest that was asked for, None where none was.
+    """
 
     path: Path
     mpps: tuple[float, ...]
+    own_mpp: float | None = None
 
 
 def slide_spec(spec: str) -> SlideSpec | None:
@@ -50,11 +74,13 @@ def slide_spec(spec: str) -> SlideSpec | None:
         mpps = (0.0,)
     if min(mpps) <= 0:
         raise InputError(f"{spec}: {found['mpp']} is no µm per pixel", hint=f"give {path}@0.5 or {path}@0.5,1,2")
-    return SlideSpec(path, mpps)
+    return SlideSpec(path, mpps, own_mpp=min(mpps))
 
 
 class SlideTiles(TileSource):
     """The tissue of one slide as a grid of tiles at each µm per pixel.
+
+    The slide is opened and its tissue found once. Of all slides a few stay open for reading.
 
     Args:
         spec: Slide and µm per pixel.
@@ -62,7 +88,8 @@ class SlideTiles(TileSource):
         min_tissue: Least share of tissue in a tile.
 
     Raises:
-        InputError: No readable slide, one without µm per pixel or tissue, or one that is coarser than asked for.
+        NoTissue: There is none.
+        InputError: No readable slide, one without µm per pixel, or one that is coarser than asked for.
         RuntimeMissing: OpenSlide is not installed.
     """
 
@@ -70,21 +97,31 @@ class SlideTiles(TileSource):
 
     def __init__(self, spec: SlideSpec, *, tile_px: int = 224, min_tissue: float = 0.5) -> None:
         self.path, self.mpps, self.tile_px = spec.path, spec.mpps, tile_px
-        self.name = spec.path.name
-        self._slide, self._readers = _open(spec, tile_px, min_tissue)
+        self.name, self.slide_name = printable(spec.path.name), printable(spec.path.stem)
+        self._spec = spec
+        try:
+            with _HANDLES.use(spec) as slide:
+                self._grids = _plan(slide, spec, tile_px, min_tissue)
+        except InputError as error:
+            self.close()
+            hint = error.hint and _MPP_OPTION.sub(lambda found: f"give {spec.path}@{found[1]}", error.hint)
+            raise type(error)(error.message, hint=hint) from error
 
     def records(self) -> Iterator[TileRecord]:
         """From the first µm per pixel to the last, row by row."""
-        for number, (mpp, reader) in enumerate(zip(self.mpps, self._readers, strict=True)):
-            for x, y in reader.grid.coords.tolist():
+        for number, (mpp, grid) in enumerate(zip(self.mpps, self._grids, strict=True)):
+            for x, y in grid.coords:
                 yield TileRecord(
-                    id=f"{mpp:g}/{x}_{y}", group=self._slide.name, mpp=reader.grid.mpp, locator=(number, x, y)
+                    id=f"{mpp:g}/{x}_{y}", group=self.slide_name, mpp=grid.mpp, locator=(number, int(x), int(y))
                 )
 
     def read(self, record: TileRecord) -> NDArray[np.uint8]:
         """See `TileSource.read`; may be called from several threads."""
+        from atlas_edge.slides import TileReader
+
         number, x, y = (int(part) for part in record.locator)
-        found = self._readers[number].read(np.array([[x, y]], dtype=np.int64))
+        with _HANDLES.use(self._spec) as slide:
+            found = TileReader(slide, self._grids[number]).read(np.array([[x, y]], dtype=np.int64))
         if found.unreadable:
             raise InputError(f"{self.path} cannot be read at {x}, {y}: {found.unreadable[0]}")
         tile: NDArray[np.uint8] = found.pixels[0]
@@ -103,57 +140,59 @@ class SlideTiles(TileSource):
         digest = hashlib.sha256(f"{self.path.stat().st_size}:{self.tile_px}:{self.mpps}".encode())
         with self.path.open("rb") as file:
             digest.update(file.read(_HASHED_BYTES))
-        for reader in self._readers:
-            digest.update(reader.grid.coords.tobytes())
+        for grid in self._grids:
+            digest.update(grid.coords.tobytes())
         return digest.hexdigest()
 
     def close(self) -> None:
         """Close the slide."""
-        self._slide.close()
+        _HANDLES.close(self._spec)
 
 
 class SlideFolder(TileSource):
     """The tissue of every slide in a folder; a slide is a group.
+
+    Slides are opened one after the other as their tiles are asked for. One that cannot be read, has no tissue, is
+    coarser than 0.5 µm per pixel or does not say its scale is left out, and a warning names it.
 
     Args:
         path: See `fits`.
         min_tissue: See `SlideTiles`.
 
     Raises:
-        InputError: See `SlideTiles`.
         RuntimeMissing: OpenSlide is not installed.
     """
 
     kind = "slides"
 
     def __init__(self, path: Path, *, min_tissue: float = 0.5) -> None:
-        self.name = path.name
-        self._slides: list[SlideTiles] = []
-        try:
-            for slide in _scans(path):
-                self._slides.append(SlideTiles(SlideSpec(slide, DEFAULT_MPP), min_tissue=min_tissue))
-        except BaseException:
-            self.close()
-            raise
+        require_module("openslide", extra="slides")
+        self.name = printable(path.resolve().name)
+        self._path, self._paths, self._min_tissue = path, _scans(path), min_tissue
+        self._found: dict[int, SlideTiles | InputError] = {}
 
     @staticmethod
     def fits(path: Path) -> bool:
-        """Whether this is a folder that holds slides of forms that only scanners write."""
+        """Whether this is a folder that holds slides: files of a form that only scanners write, or large TIFFs."""
         return bool(_scans(path))
 
     def records(self) -> Iterator[TileRecord]:
-        """Slide by slide, by name."""
-        for number, slide in enumerate(self._slides):
+        """Slide by slide, by name.
+
+        Raises:
+            InputError: No slide can be used.
+        """
+        for number, slide in self._slides():
             for record in slide.records():
                 yield replace(record, id=f"{slide.name}/{record.id}", locator=(number, *record.locator))
 
     def read(self, record: TileRecord) -> NDArray[np.uint8]:
         """See `TileSource.read`; may be called from several threads."""
-        return self._slides[int(record.locator[0])].read(replace(record, locator=record.locator[1:]))
+        return self._slide_of(record).read(replace(record, locator=record.locator[1:]))
 
     def place(self, record: TileRecord) -> tuple[str, str]:
         """See `SlideTiles.place`."""
-        return self._slides[int(record.locator[0])].place(replace(record, locator=record.locator[1:]))
+        return self._slide_of(record).place(replace(record, locator=record.locator[1:]))
 
     def splits(self) -> frozenset[str]:
         """Slides have none."""
@@ -161,35 +200,110 @@ class SlideFolder(TileSource):
 
     def fingerprint(self) -> str:
         """Over those of the slides."""
-        return hashlib.sha256("".join(slide.fingerprint() for slide in self._slides).encode()).hexdigest()
+        return hashlib.sha256("".join(slide.fingerprint() for _, slide in self._slides()).encode()).hexdigest()
 
     def close(self) -> None:
         """Close the slides."""
-        for slide in self._slides:
-            slide.close()
+        for slide in self._found.values():
+            if isinstance(slide, SlideTiles):
+                slide.close()
+
+    def _slides(self) -> Iterator[tuple[int, SlideTiles]]:
+        """Those that can be used, with their numbers."""
+        for number, path in enumerate(self._paths):
+            if number not in self._found:
+                self._found[number] = self._open(path)
+            slide = self._found[number]
+            if isinstance(slide, SlideTiles):
+                yield number, slide
+        faults = [found for found in self._found.values() if isinstance(found, InputError)]
+        if len(faults) == len(self._paths):
+            raise InputError(
+                f"none of {len(faults)} slides in {self._path} can be used: {faults[0].message}", hint=faults[0].hint
+            ) from faults[0]
+
+    def _open(self, path: Path) -> SlideTiles | InputError:
+        try:
+            return SlideTiles(SlideSpec(path, DEFAULT_MPP), min_tissue=self._min_tissue)
+        except InputError as error:
+            _LOGGER.warning("left out: %s%s", error.message, f" ({error.hint})" if error.hint else "")
+            return error
+
+    def _slide_of(self, record: TileRecord) -> SlideTiles:
+        slide = self._found.get(int(record.locator[0]))
+        if not isinstance(slide, SlideTiles):
+            raise InputError(f"tile {record.id} is none of {self._path}", hint="list its tiles again")
+        return slide
+
+
+class _Handles:
+    """The slides that are open, of all tile sets together: those last used, and those that a thread is reading."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: OrderedDict[SlideSpec, Slide] = OrderedDict()
+        self._readers: Counter[SlideSpec] = Counter()
+
+    @contextmanager
+    def use(self, spec: SlideSpec) -> "Iterator[Slide]":
+        from atlas_edge.slides import open_slide
+
+        with self._lock:
+            if spec not in self._open:
+                cache_bytes = max(_CACHE_BYTES // (len(self._open) + 1), _LEAST_CACHE_BYTES)
+                self._open[spec] = open_slide(spec.path, mpp=spec.own_mpp, cache_bytes=cache_bytes)
+            self._open.move_to_end(spec)
+            self._readers[spec] += 1
+            slide = self._open[spec]
+            idle = [other for other in self._open if not self._readers[other]]
+            for other in idle[: max(len(self._open) - _OPEN_SLIDES, 0)]:
+                self._open.pop(other).close()
+        try:
+            yield slide
+        finally:
+            with self._lock:
+                self._readers[spec] -= 1
+
+    def close(self, spec: SlideSpec) -> None:
+        with self._lock:
+            if spec in self._open and not self._readers[spec]:
+                self._open.pop(spec).close()
+
+
+_HANDLES = _Handles()
 
 
 def _scans(folder: Path) -> list[Path]:
+    """The slides of a folder, by name. TIFFs are slides beside those of a scanner, or where one is too large a tile."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SCANNERS and path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SCANNERS | _TIFFS and path.is_file())
+    tiffs = [path for path in files if path.suffix.lower() in _TIFFS]
+    if len(tiffs) < len(files) or any(_is_large(path) for path in tiffs[:_LOOKED_AT]):
+        return files
+    return []
 
 
-def _open(spec: SlideSpec, tile_px: int, min_tissue: float) -> "tuple[Slide, tuple[TileReader, ...]]":
-    from atlas_edge.slides import TileReader, find_tissue, open_slide, plan_grid
+def _is_large(path: Path) -> bool:
+    from PIL.TiffImagePlugin import TiffImageFile
 
-    slide = None
+    if path.stat().st_size > MAX_TILE_BYTES:
+        return True
     try:
-        slide = open_slide(spec.path)
-        mask = find_tissue(slide)
-        grids = [plan_grid(slide, mask, tile_px=tile_px, mpp=mpp, min_tissue=min_tissue) for mpp in spec.mpps]
-    except InputError as error:
-        if slide is not None:
-            slide.close()
-        raise InputError(error.message, hint=f"give {spec.path}@MPP with a µm per pixel that the slide has") from error
+        # `Image.open` would call a slide a decompression bomb.
+        with TiffImageFile(path) as image:
+            return image.width * image.height > MAX_TILE_PIXELS
+    except Exception:  # of a damaged file Pillow raises almost anything; whoever reads it says so
+        return False
+
+
+def _plan(slide: "Slide", spec: SlideSpec, tile_px: int, min_tissue: float) -> "tuple[TileGrid, ...]":
+    from atlas_edge.slides import find_tissue, plan_grid
+
+    mask = find_tissue(slide)
+    grids = tuple(plan_grid(slide, mask, tile_px=tile_px, mpp=mpp, min_tissue=min_tissue) for mpp in spec.mpps)
     if not any(len(grid.coords) for grid in grids):
-        slide.close()
-        raise InputError(
+        raise NoTissue(
             f"{spec.path} has no tile with {min_tissue:.0%} tissue at {', '.join(f'{m:g}' for m in spec.mpps)} µm"
         )
-    return slide, tuple(TileReader(slide, grid) for grid in grids)
+    return grids
