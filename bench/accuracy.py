@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.bench.agreement import Agreement, embedding_agreement, linear_cka, tile_cosines, unit_rows
+from atlas_edge.bench.agreement import Agreement, embedding_agreement, linear_cka, tile_cosines
 from atlas_edge.bench.drop import AccuracyDrop, balanced_accuracy, calibration_error, drop_with_probes
 from atlas_edge.bench.interval import Interval, share_difference_interval
 from atlas_edge.bench.plism import PlismBench, plism_bench
 from atlas_edge.bench.probe import Probe, ProbeMethod, fit_probe
-from atlas_edge.bench.robustness import DEFAULT_K, RobustnessIndex, neighbour_counts, robustness_index
+from atlas_edge.bench.robustness import DEFAULT_K, NeighbourCounts, RobustnessIndex, pathorob_tiles, robustness_counts
 from atlas_edge.bench.stress import STRESSES, StressResult, stress_result
 from atlas_edge.bench.tileset import TileSet, embed_tiles
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
+from atlas_edge.tiles.overlap import find_overlap
 
 Progress = Callable[[str, int, int], None]
 
@@ -30,7 +31,7 @@ class AccuracyOptions:
     Attributes:
         stress_tiles: Tiles for the stain and scanner stress test; 0 leaves it out.
         robustness_k: Neighbours of the robustness index.
-        robustness_paired: Average it over paired 2 x 2 subsets, as PathoROB does on TCGA.
+        robustness_paired: Neighbours within paired 2 x 2 subsets, pooled, as PathoROB has them on TCGA.
         seed: Seed of every bootstrap.
     """
 
@@ -69,7 +70,7 @@ class CandidateAccuracy:
         worst_tiles: Identifiers of `agreement.worst`.
         cka: Linear CKA, which also compares embeddings of different sizes.
         drops: Accuracy drops: linear and kNN with the reference's probe, then both refitted; empty without labels.
-        robustness_drop: Robustness index lost, 0-1, with its interval; None where the index is, or is averaged.
+        robustness_drop: Robustness index lost, 0-1, with its interval; None where the index is.
         stress: Stress test, one entry a shift; empty where left out.
     """
 
@@ -133,6 +134,7 @@ def accuracy_report(
     options = options or AccuracyOptions()
     labelled = fit is not None and fit.labels is not None and evaluation.labels is not None
     notes = _notes(evaluation, fit)
+    _ = evaluation.positions  # refused before anything is embedded
     started = time.perf_counter()
     embedded = embed_tiles(encoders, evaluation, progress=_tell(progress, "embedding", len(encoders), evaluation))
     fitted = None
@@ -194,25 +196,18 @@ def _notes(evaluation: TileSet, fit: TileSet | None) -> tuple[str, ...]:
             "tiles of one slide resemble one another."
         )
     if fit is not None:
-        _refuse_overlap(evaluation, fit)
-        shared = sorted(set(evaluation.groups or ()) & set(fit.groups or ()))
-        if shared:
+        found = find_overlap((fit.source, fit.records), (evaluation.source, evaluation.records))
+        if found.tiles:
+            raise InputError(
+                f"{len(found.tiles)} tiles (such as {found.tiles[0]}) are both in --eval and in --fit",
+                hint="name disjoint splits: --fit PATH@train --eval PATH@test",
+            )
+        if found.slides:
             notes.append(
-                f"{len(shared)} slides (such as {shared[0]}) are both fitted and tested: scores are too good, the drop "
-                "stands."
+                f"{len(found.slides)} slides (such as {found.slides[0]}) are both fitted and tested: scores are too "
+                "good, the drop stands."
             )
     return tuple(notes)
-
-
-def _refuse_overlap(evaluation: TileSet, fit: TileSet) -> None:
-    if evaluation.source.fingerprint() != fit.source.fingerprint():
-        return
-    shared = {record.id for record in evaluation.records} & {record.id for record in fit.records}
-    if shared:
-        raise InputError(
-            f"{len(shared)} tiles (such as {min(shared)}) are both in --eval and in --fit",
-            hint="name disjoint splits: --fit PATH@train --eval PATH@test",
-        )
 
 
 def _tell(progress: Progress | None, what: str, encoders: int, tiles: TileSet) -> Callable[[int], None] | None:
@@ -243,6 +238,7 @@ def _embed_stressed(
 
 def _scores(work: _Work, name: str) -> EncoderScores:
     x, tiles = work.embedded[name], work.evaluation
+    neighbours = _neighbours(work, x)
     linear = knn = error = None
     if work.fitted is not None:
         assert tiles.labels is not None
@@ -255,18 +251,19 @@ def _scores(work: _Work, name: str) -> EncoderScores:
         linear=linear,
         knn=knn,
         calibration_error=error,
-        robustness=_robustness(work, x),
+        robustness=None if neighbours is None else neighbours.index,
         plism=None if tiles.positions is None or tiles.scans is None else plism_bench(x, tiles.positions, tiles.scans),
     )
 
 
-def _robustness(work: _Work, x: NDArray[np.float32]) -> RobustnessIndex | None:
+def _neighbours(work: _Work, x: NDArray[np.float32]) -> NeighbourCounts | None:
     tiles, options = work.evaluation, work.options
     if tiles.labels is None or tiles.centers is None or tiles.groups is None:
         return None
-    if len(set(tiles.labels)) < 2 or len(set(tiles.centers)) < 2:
+    used = pathorob_tiles(tiles.subsets, len(tiles.records))
+    if min(len(np.unique(np.asarray(column)[used])) for column in (tiles.labels, tiles.centers)) < 2:
         return None
-    return robustness_index(
+    return robustness_counts(
         x,
         tiles.labels,
         tiles.centers,
@@ -316,19 +313,11 @@ def _drops(work: _Work, reference: str, name: str, *, comparable: bool) -> tuple
 
 
 def _robustness_drop(work: _Work, reference: str, name: str) -> Interval | None:
-    tiles = work.evaluation
-    if work.options.robustness_paired or _robustness(work, work.embedded[reference]) is None:
+    one, two = (_neighbours(work, work.embedded[encoder]) for encoder in (reference, name))
+    if one is None or two is None:
         return None
-    classes, centers = (
-        np.unique(np.asarray(column), return_inverse=True)[1] for column in (tiles.labels, tiles.centers)
-    )
-    groups = tiles.group_numbers
-    assert groups is not None
-    counted = []
-    for embeddings in (work.embedded[reference], work.embedded[name]):
-        so, os_ = neighbour_counts(unit_rows(embeddings), classes, centers, groups, k=work.options.robustness_k)
-        counted.append((so, so + os_))
-    return share_difference_interval(counted[0], counted[1], groups, seed=work.options.seed)
+    first, second = ((found.so, found.so + found.os) for found in (one, two))
+    return share_difference_interval(first, second, work.evaluation.group_numbers, seed=work.options.seed)
 
 
 def _stress(work: _Work, reference: str, name: str) -> tuple[StressResult, ...]:

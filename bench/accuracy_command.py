@@ -67,8 +67,8 @@ def accuracy(
         tile_fit: What to do with tiles of another size than an encoder takes.
         stress_tiles: Tiles for the stain and scanner stress test; 0 leaves it out.
         robustness_k: Neighbours of the robustness index (11 Camelyon, 61 TCGA, 46 Tolkach).
-        robustness_paired: Average the index over paired 2 x 2 subsets, as PathoROB does on TCGA; those that the tile
-            set names, or all that its classes and centres allow.
+        robustness_paired: Neighbours within paired 2 x 2 subsets, pooled, as PathoROB has them on TCGA; the subsets
+            that the tile set names, or all that its classes and centres allow.
         speed: Time the encoders, too.
         rounds: Turns of every encoder when timed.
         min_throughput_ratio: Least throughput over the reference's; needs --speed.

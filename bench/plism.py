@@ -1,8 +1,9 @@
 """plismbench: does an encoder see the same tissue as the same on another scanner or with another stain?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,43 +11,65 @@ from numpy.typing import NDArray
 from atlas_edge.bench.agreement import unit_rows
 
 TOP_K = (1, 3, 5, 10)
+KINDS = ("across scanners", "across stains", "across both")
+
+
+class Scan(NamedTuple):
+    """Which scan a tile is from.
+
+    Attributes:
+        name: Scanner and stain, or the slide.
+        scanner: Where known.
+        stain: Where known.
+    """
+
+    name: str
+    scanner: str | None = None
+    stain: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlismBench:
-    """plismbench's two figures, each the mean over all pairs of scans that share positions.
+    """plismbench's figures over all pairs of scans that share positions.
 
     Attributes:
-        cosine: Mean cosine of registered tiles, -1 to 1.
-        top_k: k -> share of tiles whose registered twin is among the k nearest, 0-1.
+        cosine: Mean over the pairs of the mean cosine of registered tiles, -1 to 1.
+        top_k: k -> share of tiles whose registered twin is among the k nearest, 0-1, mean over the pairs.
         pairs: Pairs of scans.
         positions: Positions seen on at least two scans.
+        cosine_median: Median over the pairs of the mean cosine; None in reports of before it was measured.
+        top_10_medians: Median top-10 share of pairs `across scanners` (of one stain), `across stains` (of one scanner)
+            and `across both`; without those kinds that there are no pairs of.
+        leaderboard: Mean of these four medians, by which plismbench ranks encoders; None without all three kinds.
     """
 
     cosine: float
     top_k: dict[int, float]
     pairs: int
     positions: int
+    cosine_median: float | None = None
+    top_10_medians: dict[str, float] = field(default_factory=dict)
+    leaderboard: float | None = None
 
 
-def plism_bench(embeddings: NDArray[np.float32], positions: Sequence[str], scans: Sequence[str]) -> PlismBench | None:
+def plism_bench(embeddings: NDArray[np.float32], positions: Sequence[str], scans: Sequence[Scan]) -> PlismBench | None:
     """Compare every pair of scans of the same tissue (Filiot et al., plismbench; data CC BY 4.0).
 
     Args:
         embeddings: `(N, D)`.
         positions: `(N,)` the physical place of each tile; equal places on two scans are registered twins.
-        scans: `(N,)` scan of each tile: scanner and stain, or slide.
+        scans: `(N,)` scan of each tile; none has two tiles at one place (`TileSet.positions`).
 
     Returns:
         The figures, or None where no two scans share two positions.
     """
     unit = unit_rows(embeddings)
-    rows_of: dict[str, dict[str, int]] = {}
+    rows_of: dict[Scan, dict[str, int]] = {}
     for row, (position, scan) in enumerate(zip(positions, scans, strict=True)):
-        rows_of.setdefault(scan, {}).setdefault(position, row)
-    cosines, shares = [], []
+        rows_of.setdefault(scan, {})[position] = row
+    cosines, shares, kinds = [], [], []
     shared: set[str] = set()
-    for one, two in combinations(sorted(rows_of), 2):
+    for one, two in combinations(sorted(rows_of, key=lambda scan: scan.name), 2):
         common = sorted(rows_of[one].keys() & rows_of[two].keys())
         if len(common) < 2:
             continue
@@ -55,14 +78,29 @@ def plism_bench(embeddings: NDArray[np.float32], positions: Sequence[str], scans
         b = unit[[rows_of[two][position] for position in common]]
         cosines.append(float(np.einsum("nd,nd->n", a, b).mean()))
         shares.append(twin_top_k(a, b))
+        kinds.append(_kind(one, two))
     if not cosines:
         return None
+    top_10 = np.array([share[10] for share in shares])
+    medians = {kind: float(np.median(top_10[np.array(kinds) == kind])) for kind in KINDS if kind in kinds}
+    whole = float(np.median(cosines))
     return PlismBench(
         cosine=float(np.mean(cosines)),
         top_k={k: float(np.mean([share[k] for share in shares])) for k in TOP_K},
         pairs=len(cosines),
         positions=len(shared),
+        cosine_median=whole,
+        top_10_medians=medians,
+        leaderboard=float(np.mean([whole, *medians.values()])) if len(medians) == len(KINDS) else None,
     )
+
+
+def _kind(one: Scan, two: Scan) -> str:
+    """One of `KINDS`; empty where scanner or stain are not known, or both are the same."""
+    if None in (one.scanner, one.stain, two.scanner, two.stain):
+        return ""
+    differ = (one.scanner != two.scanner, one.stain != two.stain)
+    return {(True, False): KINDS[0], (False, True): KINDS[1], (True, True): KINDS[2]}.get(differ, "")
 
 
 def twin_top_k(a: NDArray[np.float64], b: NDArray[np.float64]) -> dict[int, float]:

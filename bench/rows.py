@@ -8,6 +8,7 @@ from atlas_edge.bench.agreement import FEWEST_TILES, Agreement
 from atlas_edge.bench.budgets import GateCheck
 from atlas_edge.bench.drop import AccuracyDrop
 from atlas_edge.bench.interval import FEWEST_GROUPS, Interval
+from atlas_edge.bench.plism import KINDS
 from atlas_edge.bench.report import Report
 from atlas_edge.bench.stress import StressResult
 
@@ -169,19 +170,28 @@ def _scores(scores: dict[str, EncoderScores]) -> Rows:
         ("robustness index", lambda found: "" if found.robustness is None else f"{found.robustness.index:.3f}"),
         ("plismbench cosine", lambda found: "" if found.plism is None else f"{found.plism.cosine:.3f}"),
         *[(f"plismbench top-{k}", _top(k)) for k in (1, 3, 5, 10)],
+        ("median cosine", lambda found: "" if found.plism is None else _number(found.plism.cosine_median)),
+        *[(f"median top-10 {kind}", _median(kind)) for kind in KINDS],
+        ("plismbench leaderboard", lambda found: "" if found.plism is None else _number(found.plism.leaderboard)),
     ]
     kept = [(name, cell) for name, cell in columns if any(cell(found) for found in scores.values())]
     rows = tuple((name, *(cell(found) for _, cell in kept)) for name, found in scores.items())
     notes = []
     robustness = next((found.robustness for found in scores.values() if found.robustness is not None), None)
     if robustness is not None:
-        subsets = f", mean over {robustness.subsets} paired 2 x 2 subsets" if robustness.subsets else ""
-        notes.append(f"Robustness index (PathoROB): k = {robustness.k}, {robustness.centers} centres{subsets}.")
+        subsets = f", pooled over {robustness.subsets} paired 2 x 2 subsets" if robustness.subsets else ""
+        left_out = f"; {robustness.left_out} tiles of subset OOD left out" if robustness.left_out else ""
+        notes.append(
+            f"Robustness index (PathoROB): k = {robustness.k}, {robustness.centers} centres{subsets}{left_out}."
+        )
     else:
         notes.append("No robustness index: it needs classes, slides and at least two centres.")
     plism = next((found.plism for found in scores.values() if found.plism is not None), None)
     if plism is not None:
-        notes.append(f"plismbench: {plism.positions} positions, {plism.pairs} pairs of scans.")
+        notes.append(
+            f"plismbench: {plism.positions} positions, {plism.pairs} pairs of scans: means, and the medians of which "
+            "its leaderboard is the mean."
+        )
     else:
         notes.append("No plismbench: it needs positions that occur on two scans.")
     return Rows(
@@ -194,6 +204,10 @@ def _scores(scores: dict[str, EncoderScores]) -> Rows:
 
 def _top(k: int) -> Callable[[EncoderScores], str]:
     return lambda found: "" if found.plism is None else f"{found.plism.top_k[k]:.1%}"
+
+
+def _median(kind: str) -> Callable[[EncoderScores], str]:
+    return lambda found: "" if found.plism is None else _number(found.plism.top_10_medians.get(kind))
 
 
 def _number(value: float | None) -> str:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from atlas_edge.bench.agreement import Agreement, embedding_agreement, tile_cosines, unit_rows
 from atlas_edge.bench.budgets import Budget, Budgets, judged_cosine, run_gate
 from atlas_edge.bench.gate import Verdict
-from atlas_edge.bench.plism import PlismBench, plism_bench
+from atlas_edge.bench.plism import PlismBench, Scan, plism_bench
 from atlas_edge.cli import require_module
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
@@ -153,7 +153,7 @@ def compare_scans(one: SlideFeatures, two: SlideFeatures) -> PlismBench:
     names = [str(number) for number in range(len(pairs))]
     found = None
     if len(pairs) >= 2:
-        found = plism_bench(features, names + names, ["one"] * len(pairs) + ["two"] * len(pairs))
+        found = plism_bench(features, names + names, [Scan("one")] * len(pairs) + [Scan("two")] * len(pairs))
     if found is None:
         raise InputError(
             f"{one.path.name} and {two.path.name} share {len(pairs)} tiles within {_SAME_PLACE_UM} µm",

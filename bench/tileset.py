@@ -7,7 +7,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_edge.bench.plism import Scan
 from atlas_edge.encoder import Encoder
+from atlas_edge.errors import InputError
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.tiles import TileFit, TileRecord, TileSource, batches, fit_tile
 
@@ -57,14 +59,31 @@ class TileSet:
         return _complete([record.split for record in self.records])
 
     @cached_property
-    def scans(self) -> tuple[str, ...] | None:
+    def scans(self) -> tuple[Scan, ...] | None:
         """Scanner and stain of each tile, or its slide; None where neither is known."""
-        return _complete([_scan(record) for record in self.records])
+        names = _complete([_scan(record) for record in self.records])
+        if names is None:
+            return None
+        each = zip(names, self.records, strict=True)
+        return tuple(Scan(name, record.scanner, record.stain) for name, record in each)
 
     @cached_property
     def positions(self) -> tuple[str, ...] | None:
-        """Physical places, or None where one is unknown."""
-        return _complete([record.position for record in self.records])
+        """Physical places, or None where one is unknown; patients' places of equal names are told apart by `group`.
+
+        Raises:
+            InputError: A scan has two tiles at one place.
+        """
+        places = _complete([record.position for record in self.records])
+        if places is None or self.scans is None or (twice := _twice(self.scans, places)) is None:
+            return places
+        of_patients = tuple(f"{record.group} / {record.position}" for record in self.records)
+        if self.groups is not None and _twice(self.scans, of_patients) is None and _twins(self.scans, of_patients):
+            return of_patients
+        raise InputError(
+            f"position {twice[1]} occurs twice on scan {twice[0].name}: no telling which of them is the other's twin",
+            hint="name positions apart (patient and place), or give patients as group",
+        )
 
     def provenance(self) -> TilesProvenance:
         """What a report says of these tiles."""
@@ -143,6 +162,20 @@ def _chunks(records: Sequence[TileRecord]) -> list[Sequence[TileRecord]]:
 def _complete(column: Sequence[str | None]) -> tuple[str, ...] | None:
     found = tuple(value for value in column if value is not None)
     return found if len(found) == len(column) and found else None
+
+
+def _twice(scans: Sequence[Scan], places: Sequence[str]) -> tuple[Scan, str] | None:
+    seen: set[tuple[Scan, str]] = set()
+    for found in zip(scans, places, strict=True):
+        if found in seen:
+            return found
+        seen.add(found)
+    return None
+
+
+def _twins(scans: Sequence[Scan], places: Sequence[str]) -> bool:
+    """Whether a place is on two scans."""
+    return len(set(zip(scans, places, strict=True))) > len(set(places))
 
 
 def _scan(record: TileRecord) -> str | None:

@@ -68,6 +68,13 @@ def units(encoder: Path, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def index_by_definition(unit: NDArray[np.float64], columns: dict[str, list[str]], rows: list[int], k: int) -> float:
+    so, os_ = counts_by_definition(unit, columns, rows, k)
+    return so / (so + os_)
+
+
+def counts_by_definition(
+    unit: NDArray[np.float64], columns: dict[str, list[str]], rows: list[int], k: int
+) -> tuple[int, int]:
     so = os_ = 0
     for i in rows:
         near = sorted(
@@ -79,7 +86,7 @@ def index_by_definition(unit: NDArray[np.float64], columns: dict[str, list[str]]
             same_center = columns["medical_center"][i] == columns["medical_center"][j]
             so += same_class and not same_center
             os_ += same_center and not same_class
-    return so / (so + os_)
+    return so, os_
 
 
 @pytest.fixture
@@ -111,27 +118,31 @@ def test_pathorob_parquet_gives_the_index_by_definition(
     path = tmp_path / "camelyon.parquet"
     options = ("--robustness-k", str(K), "--max-robustness-drop", "1", "--verbose")
     found = accuracy(bundle, "--reference", tiny_model, "--eval", path, *options)
-    everything = list(range(len(pixels)))
+    kept = [row for row, subset in enumerate(columns["subset"]) if subset == "ID"]
     expected = {
-        label: index_by_definition(units(path, pixels), columns, everything, K)
+        label: index_by_definition(units(path, pixels), columns, kept, K)
         for label, path in (("tiny-vit", tiny_model), ("tiny", bundle))
     }
     for label, value in expected.items():
         robustness = found["scores"][label]["robustness"]
         assert robustness["index"] == pytest.approx(value, abs=1e-9)
-        assert (robustness["centers"], robustness["tiles"], robustness["k"]) == (3, 36, K)
+        assert (robustness["centers"], robustness["tiles"], robustness["k"]) == (2, 24, K)
+        assert robustness["left_out"] == 12
     drop = found["candidates"]["tiny"]["robustness_drop"]
     assert drop["estimate"] == pytest.approx(expected["tiny-vit"] - expected["tiny"], abs=1e-9)
     assert drop["unit"] == "group" and drop["units"] == 6
     assert found["candidates"]["tiny"]["drops"] == [] and any("--fit" in note for note in found["notes"])
     checks = [(check["option"], check["verdict"]) for check in found["gate"]["checks"]]
     assert checks == [("--max-robustness-drop", "INCONCLUSIVE")]
-    assert "robustness index" in found["said"] and "3 centres" in found["said"]
+    assert "robustness index" in found["said"] and "2 centres; 12 tiles of subset OOD left out" in " ".join(
+        found["said"].split()
+    )
 
 
-def test_paired_index_averages_over_the_subsets_that_the_tile_set_names(
+def test_paired_index_pools_the_subsets_that_the_tile_set_names_and_its_drop_can_be_judged(
     columns: dict[str, list[str]],
     pixels: NDArray[np.uint8],
+    bundle: Path,
     tiny_model: Path,
     tmp_path: Path,
     accuracy: Callable[..., dict[str, Any]],
@@ -142,15 +153,35 @@ def test_paired_index_averages_over_the_subsets_that_the_tile_set_names(
     repeated = {key: [column[i] for _, i in rows] for key, column in columns.items()}
     repeated["subset"] = [name for name, _ in rows]
     write_pathorob(tmp_path / "tcga.parquet", repeated, pixels[[i for _, i in rows]])
-    found = accuracy(tiny_model, "--eval", tmp_path / "tcga.parquet", "--robustness-paired", "--robustness-k", str(K))
-    unit = units(tiny_model, pixels)
-    expected = [
-        index_by_definition(unit, columns, [i for i in range(36) if columns["medical_center"][i] in pair], K)
-        for pair in pairs.values()
-    ]
-    robustness = found["scores"]["tiny-vit"]["robustness"]
-    assert robustness["index"] == pytest.approx(np.mean(expected), abs=1e-9)
-    assert robustness["subsets"] == 2
+    options = ("--robustness-paired", "--robustness-k", str(K), "--max-robustness-drop", "1")
+    found = accuracy(bundle, "--reference", tiny_model, "--eval", tmp_path / "tcga.parquet", *options)
+    index = {}
+    for label, path in (("tiny-vit", tiny_model), ("tiny", bundle)):
+        unit = units(path, pixels)
+        rows_of = [[i for i in range(36) if columns["medical_center"][i] in pair] for pair in pairs.values()]
+        so, os_ = np.sum([counts_by_definition(unit, columns, rows, K) for rows in rows_of], axis=0)
+        index[label] = so / (so + os_)
+        robustness = found["scores"][label]["robustness"]
+        assert (robustness["index"], robustness["subsets"]) == (pytest.approx(index[label], abs=1e-9), 2)
+    drop = found["candidates"]["tiny"]["robustness_drop"]
+    assert drop["estimate"] == pytest.approx(index["tiny-vit"] - index["tiny"], abs=1e-9)
+    assert drop["low"] < drop["estimate"] < drop["high"]
+
+
+def test_a_tile_in_both_sets_is_refused_however_they_are_spelt(
+    columns: dict[str, list[str]],
+    pixels: NDArray[np.uint8],
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "c.parquet"
+    write_pathorob(path, columns, pixels)
+    assert run_app(app, ["accuracy", str(tiny_model), "--eval", f"{path}@ID", "--fit", str(path)]) == 5
+    assert "24 tiles" in (said := capsys.readouterr().err) and "both in --eval and in --fit" in said
+    # Other tiles of the same slides only make the scores too good.
+    others = ["accuracy", str(tiny_model), "--eval", f"{path}@ID", "--fit", f"{path}@OOD", "--dry-run"]
+    assert run_app(app, others) == 0
 
 
 def plism_by_definition(scans: list[NDArray[np.float64]]) -> tuple[float, dict[int, float]]:
@@ -188,6 +219,13 @@ def test_plism_hdf5_gives_cosine_and_top_k_by_definition(
         assert plism["cosine"] == pytest.approx(cosine, abs=1e-6)
         assert {int(k): share for k, share in plism["top_k"].items()} == pytest.approx(top_k)
         assert (plism["pairs"], plism["positions"]) == (3, 8)
+        # GIV_S60 and GMH_S60 share the scanner, GIV_S60 and GIV_AT2 the stain, GMH_S60 and GIV_AT2 neither.
+        a, b, c = (units(path, scan) for scan in scans)
+        tens = [plism_by_definition(pair)[1][10] for pair in ([a, c], [a, b], [b, c])]
+        assert list(plism["top_10_medians"].values()) == pytest.approx(tens)
+        assert list(plism["top_10_medians"]) == ["across scanners", "across stains", "across both"]
+        middle = np.median([plism_by_definition(pair)[0] for pair in ([a, b], [a, c], [b, c])])
+        assert plism["leaderboard"] == pytest.approx(np.mean([middle, *tens]), abs=1e-6)
     # Fewer tiles are whole places, not halves of pairs.
     fewer = accuracy(tiny_model, "--eval", folder, "--limit", "9")
     assert fewer["scores"]["tiny-vit"]["plism"]["positions"] == 3
@@ -218,6 +256,6 @@ def test_five_real_scanners_of_one_region(
         writer.writerows(lines)
     plism = accuracy(tiny_model, "--eval", tmp_path)["scores"]["tiny-vit"]["plism"]
     cosine, top_k = plism_by_definition([units(tiny_model, np.stack(scan)) for scan in scans])
-    assert (plism["pairs"], plism["positions"]) == (10, 49)
+    assert (plism["pairs"], plism["positions"], plism["leaderboard"]) == (10, 49, None)
     assert plism["cosine"] == pytest.approx(cosine, abs=1e-6)
     assert {int(k): share for k, share in plism["top_k"].items()} == pytest.approx(top_k)

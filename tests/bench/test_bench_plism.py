@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atlas_edge.bench.plism import TOP_K, plism_bench, twin_top_k
+from atlas_edge.bench.plism import TOP_K, Scan, plism_bench, twin_top_k
 
 
 def _directions(degrees: list[float]) -> np.ndarray:
@@ -11,8 +11,12 @@ def _directions(degrees: list[float]) -> np.ndarray:
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
+def _scans(names: str) -> list[Scan]:
+    return [Scan(name) for name in names]
+
+
 def test_twins_that_coincide_score_1() -> None:
-    found = plism_bench(_directions([0, 90, 0, 90]).astype(np.float32), list("pqpq"), list("AABB"))
+    found = plism_bench(_directions([0, 90, 0, 90]).astype(np.float32), list("pqpq"), _scans("AABB"))
     assert found is not None
     assert found.cosine == pytest.approx(1.0)
     assert (found.top_k[1], found.pairs, found.positions) == (1.0, 1, 2)
@@ -33,7 +37,7 @@ def test_top_k_by_hand() -> None:
 def test_cosine_by_hand_and_mean_over_pairs_of_scans() -> None:
     # Positions p, q on scans A, B, C; B is A turned by 60 degrees, C is A: cosines 0.5, 1, 0.5.
     x = _directions([0, 45, 60, 105, 0, 45]).astype(np.float32)
-    found = plism_bench(x, list("pqpqpq"), list("AABBCC"))
+    found = plism_bench(x, list("pqpqpq"), _scans("AABBCC"))
     assert found is not None
     assert found.pairs == 3
     assert found.cosine == pytest.approx(2 / 3, abs=1e-6)
@@ -60,4 +64,35 @@ def test_equals_the_definition_on_random_embeddings() -> None:
 
 
 def test_no_shared_positions_gives_nothing() -> None:
-    assert plism_bench(_directions([0, 1, 2, 3]).astype(np.float32), list("pqrs"), list("AABB")) is None
+    assert plism_bench(_directions([0, 1, 2, 3]).astype(np.float32), list("pqrs"), _scans("AABB")) is None
+
+
+def test_the_leaderboard_is_the_mean_of_four_medians_by_hand() -> None:
+    # Stain and scanner of five scans; 12 positions, twins first or, on scan C, never among ten: C's places lie in the
+    # opposite order, a right angle or more from their twins.
+    scans = [Scan("GIV/S60", "S60", "GIV"), Scan("GIV/AT2", "AT2", "GIV"), Scan("GMH/S60", "S60", "GMH")]
+    scans += [Scan("GMH/AT2", "AT2", "GMH")]
+    places = np.linspace(0, 3.3, 12)
+    turned = {scan.name: places + number / 1e3 for number, scan in enumerate(scans)}
+    turned["GMH/AT2"] = places[::-1].copy()
+    angles = np.concatenate([turned[scan.name] for scan in scans])
+    x = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    found = plism_bench(x, [str(place) for place in range(12)] * 4, [scan for scan in scans for _ in range(12)])
+    assert found is not None
+    a, b, c, d = (x[12 * number : 12 * (number + 1)].astype(np.float64) for number in range(4))
+    ten = {pair: twin_top_k(one, two)[10] for pair, one, two in (("bd", b, d), ("cd", c, d), ("ad", a, d))}
+    assert max(ten.values()) < 1  # the pairs with the turned scan; all others find their twins
+    assert found.top_10_medians == {
+        "across scanners": pytest.approx(np.median([1.0, ten["cd"]])),  # GIV: S60, AT2; GMH: S60, AT2
+        "across stains": pytest.approx(np.median([1.0, ten["bd"]])),  # S60: GIV, GMH; AT2: GIV, GMH
+        "across both": pytest.approx(np.median([1.0, ten["ad"]])),
+    }
+    cosines = [np.einsum("nd,nd->n", one, two).mean() for one, two in ((a, b), (a, c), (a, d), (b, c), (b, d), (c, d))]
+    assert found.cosine_median == pytest.approx(np.median(cosines), abs=1e-6)
+    assert found.leaderboard == pytest.approx((found.cosine_median + sum(found.top_10_medians.values())) / 4, abs=1e-12)
+
+
+def test_without_all_three_kinds_of_pairs_there_is_no_leaderboard() -> None:
+    scans = [Scan("A", "A", "HE"), Scan("B", "B", "HE")]
+    found = plism_bench(_directions([0, 90, 0, 90]).astype(np.float32), list("pqpq"), [scans[n // 2] for n in range(4)])
+    assert found is not None and found.leaderboard is None and list(found.top_10_medians) == ["across scanners"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from atlas_edge.bench.plism import Scan
 from atlas_edge.bench.tileset import TileSet, embed_tiles, pick_tiles
 from atlas_edge.errors import InputError
 from atlas_edge.spec import EncoderSpec
@@ -100,8 +101,27 @@ def test_a_column_with_a_gap_is_no_column() -> None:
     full = [TileRecord(id="1", label="a", group="s1", center="x", position="p", scanner="S", stain="HE")]
     gap = [*full, TileRecord(id="2", label="b", group="s2")]
     whole, broken = (TileSet(source=Listed(records), records=tuple(records)) for records in (full, gap))
-    assert (whole.centers, whole.positions, whole.scans) == (("x",), ("p",), ("S / HE",))
+    assert (whole.centers, whole.positions, whole.scans) == (("x",), ("p",), (Scan("S / HE", "S", "HE"),))
     assert (broken.centers, broken.positions) == (None, None)
-    assert broken.scans == ("S / HE", "s2")  # a slide is a scan where nothing better is known
+    assert broken.scans == (Scan("S / HE", "S", "HE"), Scan("s2"))  # a slide is a scan where nothing better is known
     assert broken.group_numbers is not None and broken.group_numbers.tolist() == [0, 1]
     assert TileSet(source=Listed([]), records=()).labels is None
+
+
+def _places(groups: list[str]) -> TileSet:
+    """Two patients' place `0-0` and `0-1` on scanners A and B; groups by patient and scanner."""
+    records = [
+        TileRecord(id=f"{patient}{scanner}{place}", scanner="AB"[scanner], position=f"0-{place}", group=groups[number])
+        for number, (patient, scanner) in enumerate((p, s) for p in range(2) for s in range(2))
+        for place in range(2)
+    ]
+    return TileSet(source=Listed(records), records=tuple(records))
+
+
+def test_places_of_several_patients_are_told_apart_by_patient_or_refused() -> None:
+    patients = _places(["one", "one", "two", "two"])
+    assert patients.positions is not None and len(set(patients.positions)) == 4
+    assert set(patients.positions[:2]) == {"one / 0-0", "one / 0-1"} == set(patients.positions[2:4])
+    # A slide of its own for every scan: no twin could be found.
+    with pytest.raises(InputError, match="position 0-0 occurs twice on scan A"):
+        _ = _places(["one on A", "one on B", "two on A", "two on B"]).positions
