@@ -115,12 +115,12 @@ def _measure(model: str, threads: int | None, cache: Path | None, batch: int) ->
 
 
 def _peak_memory_bytes() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         import psutil
 
         return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     status = Path("/proc/self/status")
     if status.is_file():
         # Linux hands the parent's maximum on to a child in ru_maxrss; VmHWM starts anew with the program.

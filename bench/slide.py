@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -314,7 +315,7 @@ class _Turns:
 
 def _forget_file(path: Path) -> None:
     """Ask the system to drop the file from its cache, so that reading it is part of the figures."""
-    if hasattr(os, "posix_fadvise"):
+    if sys.platform == "linux":
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

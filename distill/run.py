@@ -110,13 +110,13 @@ def distill(
 
 def peak_memory_mb() -> float | None:
     """Largest resident memory that this process has had, MB; None on Windows."""
-    try:
-        import resource
-    except ImportError:
+    if sys.platform == "win32":
         return None
+    import resource
+
     # Linux counts kibibytes, macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit / 1e6
 
 
 def training_tiles(config: TrainConfig) -> TrainingTiles:

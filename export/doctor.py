@@ -68,10 +68,12 @@ def diagnose(
         gpus: NVIDIA GPUs; this machine's when None.
         installed: Importable modules among those of `_MODULES`; looked up when None.
     """
+    asked = cpu is None
     cpu = hardware.cpu() if cpu is None else cpu
     gpus = hardware.gpus() if gpus is None else gpus
     installed = frozenset(name for name in _MODULES if find_spec(name)) if installed is None else installed
-    checks = (*_cpu_checks(cpu), _gpu_check(gpus), *_runtime_checks(installed), _export_check(installed))
+    known = _asked_of_openvino() if asked and "openvino" in installed else None
+    checks = (*_cpu_checks(cpu, known), _gpu_check(gpus), *_runtime_checks(installed), _export_check(installed))
     return Diagnosis(checks=checks, abilities=_abilities(gpus, installed))
 
 
@@ -91,9 +93,28 @@ _MODULES = {
 _RUNTIMES = ("openvino", "onnxruntime", "tensorrt", "tensorrt_rtx")
 
 
-def _cpu_checks(cpu: Cpu) -> list[Check]:
-    integer = cpu.avx512_vnni or cpu.avx_vnni or cpu.amx_int8
-    bfloat = cpu.avx512_bf16 or cpu.amx_bf16
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Arithmetic:
+    """What OpenVINO found when it tried: it knows processors whose features Windows does not list."""
+
+    exact_int8: bool
+    bf16: bool
+
+
+def _asked_of_openvino() -> _Arithmetic | None:
+    from atlas_edge.runtimes.int8_sums import int8_sums_are_exact
+    from atlas_edge.runtimes.openvino import float_formats
+
+    try:
+        return _Arithmetic(exact_int8=int8_sums_are_exact(), bf16="BF16" in float_formats())
+    except Exception:  # a broken installation raises anything, and is told by the runtime's own line
+        return None
+
+
+def _cpu_checks(cpu: Cpu, known: _Arithmetic | None) -> list[Check]:
+    integer = cpu.avx512_vnni or cpu.avx_vnni or cpu.amx_int8 or (known is not None and known.exact_int8)
+    bfloat = cpu.avx512_bf16 or cpu.amx_bf16 or (known is not None and known.bf16)
+    tried = "OpenVINO computes it here"
     return [
         Check(
             name="processor",
@@ -104,13 +125,15 @@ def _cpu_checks(cpu: Cpu) -> list[Check]:
         Check(
             name="INT8 arithmetic",
             status=Status.PASS if integer else Status.WARN,
-            found=_named(cpu, amx_int8="AMX-INT8", avx512_vnni="AVX512-VNNI", avx_vnni="AVX-VNNI") or "no VNNI, no AMX",
+            found=_named(cpu, amx_int8="AMX-INT8", avx512_vnni="AVX512-VNNI", avx_vnni="AVX-VNNI")
+            or (tried if integer else "no VNNI, no AMX"),
             fix="" if integer else "OpenVINO bundles in INT8 are right here, but slower than those of --precision fp32",
         ),
         Check(
             name="BF16 arithmetic",
             status=Status.PASS if bfloat else Status.WARN,
-            found=_named(cpu, amx_bf16="AMX-BF16", avx512_bf16="AVX512-BF16") or "no AVX512-BF16, no AMX",
+            found=_named(cpu, amx_bf16="AMX-BF16", avx512_bf16="AVX512-BF16")
+            or (tried if bfloat else "no AVX512-BF16, no AMX"),
             fix=""
             if bfloat
             else f"BF16 bundles run in f32 here: choose --precision {'int8 or fp32' if integer else 'fp32'}",

@@ -187,11 +187,10 @@ def _sync(folder: Path) -> None:
 
 def _sync_names(folder: Path) -> None:
     """Make the names in a folder survive a power cut, where the system has a way to."""
-    if sys.platform == "win32":
-        return
-    with suppress(OSError):  # not every network share can
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    if sys.platform != "win32":
+        with suppress(OSError):  # not every network share can
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -73,10 +74,12 @@ def cpu() -> Cpu:
 
 
 def usable_cores() -> int:
-    """Physical cores, or fewer where the process is pinned to fewer."""
-    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
-    return min(physical, allowed)
+    """Physical cores, or fewer where the process is pinned to fewer, or its container gets less time than that."""
+    cores = [psutil.cpu_count(logical=False) or os.cpu_count() or 1]
+    if sys.platform != "darwin":
+        cores.append(len(psutil.Process().cpu_affinity()))
+    quota = _cgroup_cores()
+    return min(cores if quota is None else [*cores, max(int(quota), 1)])
 
 
 def gpus() -> list[Gpu]:
@@ -106,6 +109,40 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _cgroup_cores(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """Processor time that control groups leave this process, in cores; None without a limit (docker --cpus sets one).
+
+    Args:
+        root: Where the control groups are mounted.
+        own: The process's own place among them, a line each: `0::/docker/3f2a` in version 2.
+    """
+    try:
+        lines = own.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    limits = []
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / controllers if controllers else root
+        # A limit holds for all that is below it. Within a container the place may name what only the host sees.
+        folder = top / place.strip("/")
+        for group in (folder, *folder.parents[: len(Path(place.strip("/")).parts)]):
+            limits += _quotas(group)
+    return min(limits, default=None)
+
+
+def _quotas(group: Path) -> list[float]:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((group / name).read_text(encoding="ascii") for name in names).split()
+            return [int(quota) / int(period)] if quota not in ("max", "-1") else []
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return []
 
 
 def _name_and_flags() -> tuple[str, frozenset[str]]:

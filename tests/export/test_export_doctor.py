@@ -1,5 +1,9 @@
+import dataclasses
 import json
 
+import pytest
+
+from atlas_edge import hardware
 from atlas_edge.export.doctor import Status, diagnose
 from atlas_edge.hardware import Cpu, Gpu
 from support import RunCommand
@@ -52,3 +56,27 @@ def test_command(run_command: RunCommand) -> None:
     assert {check["status"] for check in data["checks"]} <= {"PASS", "WARN"}
     assert "numpy" in data["versions"]
     assert "PASS" in run_command("atlas-export", "doctor").stdout
+
+
+@pytest.mark.parametrize(("exact", "formats", "passed"), [(True, {"FP32", "BF16"}, True), (False, {"FP32"}, False)])
+def test_openvino_is_asked_for_what_the_system_does_not_list(
+    exact: bool, formats: set[str], passed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on Windows, where no library lists AVX-VNNI, AVX512-BF16 or AMX.
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(hardware, "cpu", lambda: dataclasses.replace(OLD, avx2=True))
+    monkeypatch.setattr("atlas_edge.runtimes.int8_sums.int8_sums_are_exact", lambda: exact)
+    monkeypatch.setattr("atlas_edge.runtimes.openvino.float_formats", lambda: frozenset(formats))
+    checks = {check.name: check for check in diagnose(None, [], frozenset({"openvino"})).checks}
+    for name in ("INT8 arithmetic", "BF16 arithmetic"):
+        assert (checks[name].status is Status.PASS) == passed, checks[name]
+
+
+def test_a_broken_runtime_does_not_end_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+
+    def broken() -> bool:
+        raise RuntimeError("libtbb.so.12: cannot open shared object file")
+
+    monkeypatch.setattr("atlas_edge.runtimes.int8_sums.int8_sums_are_exact", broken)
+    assert diagnose(None, [], frozenset({"openvino"})).checks

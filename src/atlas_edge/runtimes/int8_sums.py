@@ -17,7 +17,7 @@ _TERMS = 64
 def int8_properties() -> dict[str, Any]:
     """Properties with which OpenVINO computes an INT8 model rightly here.
 
-    None where 8-bit sums are exact. Where they saturate, low-precision transformations are switched off: the model's
+    Empty where 8-bit sums are exact. Where they saturate, low-precision transformations are switched off: the model's
     integer weights and rounded inputs are then multiplied in floating point, to the same embeddings.
     """
     return {} if int8_sums_are_exact() else {"LP_TRANSFORMS_MODE": False}

@@ -195,6 +195,17 @@ class OpenVinoEncoder:
             ) from error
 
 
+def float_formats(core: Any = None) -> frozenset[str]:
+    """Number formats that OpenVINO's CPU plugin says it computes in here: `FP32`, `BF16`, ...; it knows the processor.
+
+    Args:
+        core: An `openvino.Core`; a new one when None.
+    """
+    import openvino
+
+    return frozenset((core or openvino.Core()).get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
 def _read(core: Any, path: str | Path) -> Any:
     try:
         return core.read_model(str(path))
@@ -214,6 +225,6 @@ def _shapes(ports: Any) -> list[list[int | None]]:
 
 
 def _supported(core: Any, wanted: InferencePrecision) -> InferencePrecision:
-    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = float_formats(core)
     name = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}[wanted]
     return wanted if name in capabilities else "f32"
