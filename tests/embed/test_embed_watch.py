@@ -22,6 +22,7 @@ from atlas_edge.embed.status_page import render, status_page
 from atlas_edge.embed.watch_journal import State, Status, WatchJournal
 from atlas_edge.process import ProcessId
 from embed.conftest import make_scan
+from embed.test_embed import KEEPS_EVERY_BATCH
 from support import ROOT, RunCommand
 
 h5py = pytest.importorskip("h5py")
@@ -48,7 +49,8 @@ def until(condition: Callable[[], Any], process: "subprocess.Popen[bytes]") -> A
 def watching(
     folder: Path, out: Path, bundle: Path, *options: str, settle_s: float = 0.3
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    command = [sys.executable, "-m", "atlas_edge.embed", "watch", folder, "--bundle", bundle, "--out", out, *QUICK]
+    """A watcher in a process of its own, which keeps every batch at once."""
+    command = [sys.executable, "-c", KEEPS_EVERY_BATCH, "watch", folder, "--bundle", bundle, "--out", out, *QUICK]
     with (folder.parent / "stderr.txt").open("ab") as stderr:
         process = subprocess.Popen(
             [*map(str, command), "--settle-seconds", str(settle_s), *options],
@@ -135,41 +137,61 @@ def test_waits_until_a_slide_is_whole(mean_bundle: Path, tmp_path: Path) -> None
     assert not any(event["event"] == "failed" for event in events(out))
 
 
-def test_goes_on_after_a_kill(mean_bundle: Path, tmp_path: Path) -> None:
+def test_goes_on_after_a_kill(mean_bundle: Path, tmp_path: Path, run_command: RunCommand) -> None:
     folder, out = tmp_path / "scans", tmp_path / "out"
     folder.mkdir()
     make_scan(folder / "a.tif")
     make_scan(folder / "b.tif", 1)
     with watching(folder, out, mean_bundle, "--batch", "1") as process:
-        until(lambda: any(event["event"] == "begin" for event in events(out)), process)
+        until(lambda: rows_kept(out / ".a.h5.work") or rows_kept(out / ".b.h5.work"), process)
         process.send_signal(signal.SIGKILL)
         process.wait()
     with watching(folder, out, mean_bundle, "--batch", "1", "--once") as process:
         process.wait(timeout=300)
         assert process.returncode == 0
     said = events(out)
-    assert sorted(Path(event["slide"]).name for event in said if event["event"] == "done") == ["a.tif", "b.tif"]
-    assert sum(event["event"] == "reclaimed" for event in said) <= 1
-    for name in ("a", "b"):
-        with h5py.File(out / f"{name}.h5") as file:
-            assert len(file["coords"]) == 600
+    done = {Path(event["slide"]).stem: event for event in said if event["event"] == "done"}
+    assert sorted(done) == ["a", "b"]
+    assert sum(event["event"] == "done" for event in said) == 2
+    assert sum(event["event"] == "reclaimed" for event in said) == 1
+    (killed,) = [name for name, event in done.items() if event["resumed_tiles"]]
+    whole = run_command(
+        "atlas-embed", folder / f"{killed}.tif", "--bundle", mean_bundle, "--batch", "1", "--out", tmp_path / "whole.h5"
+    )
+    assert whole.returncode == 0, whole.stderr
+    with h5py.File(out / f"{killed}.h5") as resumed, h5py.File(tmp_path / "whole.h5") as uninterrupted:
+        for name in ("features", "coords"):
+            assert resumed[name][:].tobytes() == uninterrupted[name][:].tobytes()
     assert not [path for path in out.glob(".*") if path.suffix in (".work", ".lock", ".new")]
+
+
+def rows_kept(work: Path) -> int:
+    """Tiles that a run under way has kept for the next one."""
+    try:
+        return int(json.loads((work / "progress.json").read_bytes())["rows"])
+    except FileNotFoundError:
+        return 0
 
 
 def test_two_watchers_share_a_folder(mean_bundle: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "scans", tmp_path / "out"
     folder.mkdir()
     for number in range(6):
-        make_scan(folder / f"{number}.tif", number)
-    begin = (folder, out, mean_bundle, "--batch", "2", "--once")
-    with watching(*begin, settle_s=1.5) as one, watching(*begin, settle_s=1.5) as two:
+        make_scan(tmp_path / f"{number}.tif", number)
+    begin = (folder, out, mean_bundle, "--batch", "2")
+    with watching(*begin) as one, watching(*begin) as two:
+        until(lambda: sum(event["event"] == "start" for event in events(out)) == 2, one)
+        for number in range(6):
+            (tmp_path / f"{number}.tif").rename(folder / f"{number}.tif")
+        until(lambda: sum(event["event"] == "done" for event in events(out)) == 6, one)
         for process in (one, two):
-            process.wait(timeout=300)
-            assert process.returncode == 0
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
+            assert process.returncode == 130
     said = events(out)
     assert sorted(Path(event["slide"]).stem for event in said if event["event"] == "begin") == list("012345")
     assert sorted(Path(event["slide"]).stem for event in said if event["event"] == "done") == list("012345")
-    assert sum(event["event"] == "start" for event in said) == 2
+    assert len({event["process"] for event in said if event["event"] == "begin"}) == 2, "one did all the work"
 
 
 def test_connections_that_open_a_new_journal_at_once_wait_for_each_other(tmp_path: Path) -> None:
@@ -283,7 +305,7 @@ def hostile_status() -> Status:
         "tiles": 10, "started_at": 0.0, "finished_at": None, "error": "<script>alert(2)</script>",
     }  # fmt: skip
     counts = {state.value: 1 for state in State}
-    return Status(counts=counts, slides_per_hour=7, rows=[row], errors=[row])
+    return Status(counts=counts, slides_per_hour=7, rows=[row], errors=[row], problem="<b>the disk is full</b>")
 
 
 def test_page_by_http() -> None:
@@ -296,14 +318,20 @@ def test_page_by_http() -> None:
         assert "5 of 10" in page
         assert "&lt;script&gt;alert(2)" in page
         assert "<img" not in page
+        assert "&lt;b&gt;the disk is full" in page
         with urllib.request.urlopen(f"{address}status.json") as answer:
             assert json.load(answer)["slides_per_hour"] == 7
-        for path, host, code in (("", "evil.example", 403), ("etc/passwd", None, 404)):
-            request = urllib.request.Request(address + path, headers={"Host": host} if host else {})
+        refused = ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "[::2]", "")
+        for path, host, code in [("", host, 403) for host in refused] + [("etc/passwd", "localhost", 404)]:
+            request = urllib.request.Request(address + path, headers={"Host": host})
             with pytest.raises(urllib.error.HTTPError) as raised:
                 urllib.request.urlopen(request)
             assert raised.value.code == code
             raised.value.close()
+        # Through a tunnel from afar, which ends at a port of its own.
+        for host in ("localhost:9000", "LocalHost", "[::1]:8777", "127.0.0.1"):
+            with urllib.request.urlopen(urllib.request.Request(address, headers={"Host": host})) as answer:
+                assert answer.status == 200
     assert render(hostile_status(), 60.0).count("1 min ago") == 1
 
 

@@ -69,10 +69,13 @@ class Hour:
     def start(self, bundle: Path | None = None, **fake: str) -> "subprocess.Popen[bytes]":
         environ = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **fake}
         command = [sys.executable, "-c", _FAKE, "watch", self.scans, "--bundle", bundle or self.bundle]
+        before = len(self.events())
         with (self.work / "stderr.txt").open("ab") as stderr:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [*map(str, command), "--out", str(self.out), *OPTIONS], env=environ, stderr=stderr, stdout=stderr
             )
+        self.until(lambda: self.said("start", since=before) or process.poll() is not None)
+        return process
 
     def events(self) -> list[dict[str, Any]]:
         log = self.out / "atlas-embed.jsonl"

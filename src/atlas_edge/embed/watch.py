@@ -1,6 +1,7 @@
 """A scanner's drop folder: every finished slide is embedded, once."""
 
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -226,7 +227,7 @@ class Watcher:
                 journal.finish(job, tiles=0, now=time.time())
                 self.log.write("already embedded", slide=str(job.path))
                 return
-            self.log.write("begin", slide=str(job.path), attempt=job.attempts)
+            self.log.write("begin", slide=str(job.path), attempt=job.attempts, process=os.getpid())
             result = embed_slide(
                 job.path,
                 self._encoder,
