@@ -15,8 +15,9 @@ from atlas_edge.atomic import write_atomic
 from atlas_edge.bundle import MANIFEST, sha256_file
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import UsageError
-from atlas_edge.models import WEIGHTS, load_encoder
+from atlas_edge.models import load_encoder
 from atlas_edge.students import EMBEDDED
+from atlas_edge.timm_config import WEIGHTS
 
 _RANDOM = "random:"
 

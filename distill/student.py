@@ -15,8 +15,9 @@ from atlas_edge.distill.inherit import inherit
 from atlas_edge.distill.losses import TeacherHead
 from atlas_edge.distill.phis import TargetTransform
 from atlas_edge.errors import UsageError
-from atlas_edge.models import CONFIG, WEIGHTS, load_model
+from atlas_edge.models import load_model
 from atlas_edge.students import EMBEDDED, STUDENTS
+from atlas_edge.timm_config import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -178,7 +178,7 @@ def _stages(module: Any) -> Iterator[_Stage]:
 
     for index, block in enumerate(module.backbone.blocks):
         at, attention, mlp = f"backbone.blocks.{index}", block.attn, block.mlp
-        linear = isinstance(attention.norm, nn.Identity) and attention.gate is None
+        linear = isinstance(attention.norm, nn.Identity) and getattr(attention, "gate", None) is None
         values = slice(2 * attention.attn_dim, 3 * attention.attn_dim) if linear else None
         names = f"{at}.attn.qkv", f"{at}.attn.proj"
         yield _Stage(block.norm1, attention, block.ls1, attention.qkv, attention.proj, names, values)

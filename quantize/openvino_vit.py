@@ -102,11 +102,14 @@ class _Writer:
         if folded.pooling == "cls":
             embedding = self._layer_norm(self._first(tokens), folded.norm)
         else:
-            tokens = self._layer_norm(tokens, folded.norm)
+            if not folded.norm_after_pooling:
+                tokens = self._layer_norm(tokens, folded.norm)
             patches = self._slice(tokens, folded.prefix_tokens, np.iinfo(np.int64).max)
-            embedding = op.reduce_mean(patches, self._constant([1], "i64"), keep_dims=True)
-            if folded.pooling == "cls+mean":
-                embedding = op.concat([self._first(tokens), embedding], 2)
+            mean = op.reduce_mean(patches, self._constant([1], "i64"), keep_dims=True)
+            parts = [self._first(tokens), mean] if folded.pooling == "cls+mean" else [mean]
+            if folded.norm_after_pooling:
+                parts = [self._layer_norm(part, folded.norm) for part in parts]
+            embedding = op.concat(parts, 2) if len(parts) > 1 else parts[0]
         result = op.result(op.squeeze(embedding, self._constant([1], "i64")), name=OUTPUT)
         result.output(0).set_names({OUTPUT})
         return ov.Model([result], [tiles], "encoder")

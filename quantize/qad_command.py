@@ -65,8 +65,8 @@ def distill_model(
         UsageError: No model folder, a recipe that cannot be stored in one, or options that train nothing.
         InputError: A file cannot be read, or the network cannot be trained so.
     """
-    from atlas_edge.models import CONFIG
     from atlas_edge.quantize.onnx import write_quantized
+    from atlas_edge.timm_config import CONFIG
 
     model, recipe = check_distillation(name, out, recipe, options, weight_bits=weight_bits, overwrite=overwrite)
     source = Path(name.removeprefix("local-dir:"))
@@ -125,7 +125,8 @@ def check_distillation(
         UsageError: `out` is taken, no model folder, options that train nothing, or a recipe that cannot be stored.
         InputError: The model cannot be read, or holds biases that a trained layer could not be stored with.
     """
-    from atlas_edge.models import CONFIG, load_model
+    from atlas_edge.models import load_model
+    from atlas_edge.timm_config import CONFIG
 
     check_options(options)
     check_vacant(out, marks=(REPORT,), overwrite=overwrite)
@@ -172,7 +173,7 @@ def _write_weights(model: "LoadedModel", result: QadResult, folder: Path) -> Non
     """The backbone's own tensors, without what the quantizers added; `write_quantized` has put them on their grid."""
     from safetensors.torch import save
 
-    from atlas_edge.models import WEIGHTS
+    from atlas_edge.timm_config import WEIGHTS
 
     names = model.module.backbone.state_dict().keys()
     found = result.module.get_submodule("backbone").state_dict()

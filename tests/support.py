@@ -1,10 +1,16 @@
 """What tests import from one another."""
 
+import json
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_PX = 32
@@ -28,3 +34,66 @@ def disk_full_after(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_timm_folder(
+    folder: Path,
+    architecture: str,
+    *,
+    config_args: dict[str, Any] | None = None,
+    cfg: dict[str, Any] | None = None,
+    num_classes: int = 0,
+    top: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> Path:
+    """A model folder in timm's form with random weights, none of them at its initial zeros and ones.
+
+    Args:
+        folder: Made here.
+        architecture: timm architecture.
+        config_args: `model_args` of `config.json`; `arguments` when None.
+        cfg: What `pretrained_cfg` holds beside mean, deviation, size and classifier.
+        num_classes: Of a classifier that is stored, too.
+        top: What the top of `config.json` holds besides.
+        arguments: What the network is built with.
+    """
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model(architecture, num_classes=num_classes, **arguments)
+        for name, value in network.state_dict().items():
+            if value.is_floating_point() and not name.endswith(("running_var", "relative_coords_table")):
+                value += (0.02 if value.ndim > 2 else 0.2) * torch.randn_like(value)
+    folder.mkdir(parents=True)
+    save_file({name: value.clone() for name, value in network.state_dict().items()}, folder / "model.safetensors")
+    side = arguments.get("img_size", network.pretrained_cfg["input_size"][-1])
+    stated = {
+        "mean": [0.5, 0.4, 0.6],
+        "std": [0.2, 0.25, 0.3],
+        "input_size": [3, side, side],
+        "num_classes": num_classes,
+        "classifier": network.pretrained_cfg["classifier"],
+    }
+    config = {
+        "architecture": architecture,
+        "num_classes": num_classes,
+        "model_args": arguments if config_args is None else config_args,
+        "pretrained_cfg": stated | (cfg or {}),
+    }
+    (folder / "config.json").write_text(json.dumps(config | (top or {})))
+    return folder
+
+
+def timm_embedding(folder: Path, tiles: "NDArray[np.uint8]", **arguments: Any) -> "NDArray[np.float32]":
+    """What timm itself returns for `(B, H, W, 3)` uint8 tiles: its own loader, its own `model(x)`."""
+    import timm
+    import torch
+
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0, **arguments).eval()
+    mean, std = (torch.tensor(network.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    with torch.inference_mode():
+        found: NDArray[np.float32] = network((torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255.0 - mean) / std).numpy()
+    return found

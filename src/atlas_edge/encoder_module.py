@@ -1,13 +1,21 @@
 """The network that is exported: uint8 tiles in, embedding out, normalisation inside."""
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 
-from atlas_edge.spec import EncoderSpec
+from atlas_edge.spec import EncoderSpec, Pooling
+
+# Poolings that need no more than the tokens; all others are the backbone's own.
+TOKEN_POOLINGS = frozenset({"cls", "cls+mean", "avg"})
 
 
 class EncoderModule(nn.Module):
     """A timm backbone between normalisation and pooling.
+
+    Where the pooling is the backbone's own, the embedding is what the backbone returns: some normalise after pooling,
+    average the class token in, or widen. Another pooling is taken from the tokens.
 
     Args:
         backbone: timm model with its classifier removed.
@@ -22,6 +30,7 @@ class EncoderModule(nn.Module):
         self.backbone = backbone
         self.pooling = spec.pooling
         self.prefix_tokens = int(getattr(backbone, "num_prefix_tokens", 0))
+        self.own_pooling = not self.prefix_tokens or spec.pooling == own_pooling(backbone)
         mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
         self.register_buffer("mean", (255.0 * mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", (1.0 / (255.0 * std)).view(1, 3, 1, 1), persistent=False)
@@ -37,16 +46,36 @@ class EncoderModule(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Pooled embedding `(B, D)` of normalised images `(B, 3, H, W)`."""
-        if not self.prefix_tokens:
+        if self.own_pooling:
             pooled: Tensor = self.backbone(images)
             return pooled
         tokens = self.tokens(images)
-        if self.pooling == "cls":
-            return tokens[:, 0]
-        patches = tokens[:, self.prefix_tokens :].mean(dim=1)
-        return patches if self.pooling == "avg" else torch.cat([tokens[:, 0], patches], dim=1)
+        cls, patches = tokens[:, 0], tokens[:, self.prefix_tokens :].mean(dim=1)
+        parts = {"cls": [cls], "avg": [patches], "cls+mean": [cls, patches]}[self.pooling]
+        # A backbone that normalises after pooling has not normalised its tokens.
+        norm = getattr(self.backbone, "fc_norm", None) or nn.Identity()
+        return torch.cat([norm(part) for part in parts], dim=1)
 
     def tokens(self, images: Tensor) -> Tensor:
         """All tokens `(B, prefix + N, width)` after the last norm: CLS, registers, then patches."""
         features: Tensor = self.backbone.forward_features(images)
         return features
+
+
+def own_pooling(backbone: nn.Module) -> Pooling | None:
+    """What a timm backbone does by itself; None where it leaves its tokens or feature map as they are."""
+    found = getattr(backbone, "global_pool", None)
+    if not isinstance(found, str):  # a CNN's pooling is a module, of the network or of its head
+        head = getattr(backbone, "head", None)
+        found = getattr(found, "pool_type", getattr(getattr(head, "global_pool", None), "pool_type", "own"))
+    if found == "":
+        return None
+    if found == "token" and not hasattr(backbone, "head_dist"):  # a distilled network averages two tokens
+        return "cls"
+    name = str(found).removeprefix("fast") or "avg"
+    return next((pooling for pooling in get_args(Pooling) if pooling == name), "own")
+
+
+def has_class_token(backbone: nn.Module) -> bool:
+    """Whether the first token is a class token: registers alone make none."""
+    return any(name.rpartition(".")[2] == "cls_token" for name, _ in backbone.named_parameters())

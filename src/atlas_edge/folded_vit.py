@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas_edge.encoder_module import EncoderModule
+from atlas_edge.encoder_module import TOKEN_POOLINGS, EncoderModule
 
 
 def fold_vit(module: nn.Module) -> "FoldedVit | None":
@@ -31,18 +31,22 @@ def fold_vit(module: nn.Module) -> "FoldedVit | None":
         The folded network, or None where the backbone has a part that folding does not know (rotary positions, gated
         MLPs, convolutional networks, ...).
     """
+    from timm.layers import PatchEmbed
     from timm.models.vision_transformer import Block, VisionTransformer
 
-    if not isinstance(module, EncoderModule) or not isinstance(module.backbone, VisionTransformer):
+    # Exact types: a subclass may pool, embed or compute in its own way.
+    if not isinstance(module, EncoderModule) or type(module.backbone) is not VisionTransformer:
         return None
     backbone = module.backbone
     plain = (
-        isinstance(backbone.patch_embed.proj, nn.Conv2d)
+        module.pooling in TOKEN_POOLINGS
+        and type(backbone.patch_embed) is PatchEmbed
         and _absent(backbone.patch_embed.norm, backbone.norm_pre)
         and not backbone.patch_embed.dynamic_img_pad
         and not backbone.dynamic_img_size
         and getattr(backbone, "pos_embed", None) is not None
-        and isinstance(backbone.norm, nn.LayerNorm)
+        and _absent(backbone.norm) is not _absent(backbone.fc_norm)
+        and isinstance(_last_norm(backbone), nn.LayerNorm)
         and all(type(block) is Block and _foldable(block) for block in backbone.blocks)
     )
     return FoldedVit(module).eval() if plain else None
@@ -58,7 +62,10 @@ class FoldedVit(nn.Module):
         super().__init__()
         backbone: Any = module.backbone
         self.pooling = module.pooling
-        self.prefix_tokens = module.prefix_tokens
+        # Tokens that the mean leaves out.
+        averages_all = module.own_pooling and backbone.pool_include_prefix
+        self.prefix_tokens = 0 if averages_all else module.prefix_tokens
+        self.norm_after_pooling = not _absent(backbone.fc_norm)
         self.patch_embed = nn.Module()
         self.patch_embed.proj = _pixel_convolution(backbone.patch_embed.proj, module)
         prefix, positions = _positions(backbone)
@@ -69,19 +76,19 @@ class FoldedVit(nn.Module):
         self.blocks = nn.ModuleList(
             FoldedBlock(block, cls_only=cls_only and index == last) for index, block in enumerate(backbone.blocks)
         )
-        self.norm = copy.deepcopy(backbone.norm)
+        self.norm = copy.deepcopy(_last_norm(backbone))
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Embed `(B, H, W, 3)` uint8 tiles as `(B, D)` float32."""
         tokens = self.embed_patches(tiles)
         for block in self.blocks:
             tokens = block(tokens)
+        cls = self.norm(tokens[:, 0])
         if self.pooling == "cls":
-            cls: Tensor = self.norm(tokens[:, 0])
             return cls
-        tokens = self.norm(tokens)
-        patches = tokens[:, self.prefix_tokens :].mean(dim=1)
-        return patches if self.pooling == "avg" else torch.cat([tokens[:, 0], patches], dim=1)
+        patches = tokens[:, self.prefix_tokens :]
+        mean = self.norm(patches.mean(dim=1)) if self.norm_after_pooling else self.norm(patches).mean(dim=1)
+        return mean if self.pooling == "avg" else torch.cat([cls, mean], dim=1)
 
     def embed_patches(self, tiles: Tensor) -> Tensor:
         """`(B, H, W, 3)` uint8 -> tokens `(B, prefix + N, D)` that the first block reads."""
@@ -155,6 +162,11 @@ def _absent(*parts: nn.Module) -> bool:
     return all(isinstance(part, nn.Identity) for part in parts)
 
 
+def _last_norm(backbone: Any) -> nn.Module:
+    norm: nn.Module = backbone.fc_norm if _absent(backbone.norm) else backbone.norm
+    return norm
+
+
 def _foldable(block: Any) -> bool:
     from timm.layers import LayerScale, Mlp
     from timm.layers.attention import Attention
@@ -162,7 +174,7 @@ def _foldable(block: Any) -> bool:
     attention, mlp = block.attn, block.mlp
     return (
         type(attention) is Attention
-        and attention.gate is None
+        and getattr(attention, "gate", None) is None
         and _absent(attention.norm)
         and type(mlp) is Mlp
         and isinstance(mlp.act, nn.GELU)

@@ -27,11 +27,19 @@ class BundleFile(_Model):
 
 
 class ModelProvenance(_Model):
-    """Where the weights came from. `sha256` is that of the safetensors file, None for random weights."""
+    """Where the weights came from.
+
+    Attributes:
+        sha256: Of the safetensors file; None for random weights.
+        revision: Commit of a hub repository.
+        assumptions: What its files do not say and was taken for granted, one sentence each.
+    """
 
     name: str
     source: Literal["registry", "checkpoint", "hf-hub"]
     sha256: str | None = None
+    revision: str | None = None
+    assumptions: tuple[str, ...] = ()
     licence: str | None = None
     seed: int | None = None
 

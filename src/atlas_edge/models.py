@@ -1,19 +1,13 @@
-"""Full-precision models in PyTorch: from a registry name, a timm folder or the Hugging Face hub.
+"""Full-precision models in PyTorch: from a registry name, a timm folder or the Hugging Face hub."""
 
-Nothing is unpickled and no code of a model folder runs: weights are safetensors, the architecture must be one that
-the installed timm knows, and only arguments that shape the network are taken from `config.json`.
-"""
-
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from atlas_edge.bundle import MANIFEST, open_bundle, sha256_file
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing, UsageError
-from atlas_edge.interrupts import held_interrupts
 from atlas_edge.manifest import ModelProvenance
 from atlas_edge.spec import EncoderSpec, Pooling
 from atlas_edge.students import (
@@ -25,6 +19,8 @@ from atlas_edge.students import (
     EmbeddedStudent,
     find_student,
 )
+from atlas_edge.timm_config import CONFIG, IMAGENET_MEAN, IMAGENET_STD, WEIGHTS, read_config
+from atlas_edge.timm_folder import CONVERT, load_backbone, patch_side, timm_and_torch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,18 +29,11 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger("atlas_edge")
 DEFAULT_MODEL = "atlas2-demo"
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-
-# timm.create_model would fetch or unpickle a file for these.
-_REFUSED_ARGUMENTS = frozenset(
-    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "scriptable", "device"}
-)
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 # LayerScale of a random-weight student: 0.1 for depth up to 18 (Touvron et al. 2021, CaiT, section 2.1). DINOv2's
 # own 1e-5 would leave the blocks of an untrained network without a say, and any precision would look lossless.
 _RANDOM_LAYER_SCALE = 0.1
+
+_Source = Literal["registry", "checkpoint", "hf-hub"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,16 +73,19 @@ def load_model(
     patch: int | None = None,
     registers: int | None = None,
     pooling: Pooling | None = None,
+    tile_px: int | None = None,
     seed: int = 0,
 ) -> LoadedModel:
-    """Load a full-precision model.
+    """Load a full-precision model; what its files leave open is logged as a warning.
 
     Args:
         name: A registry name (`atlas2-s`, `atlas2-demo`), a folder with `config.json` and `model.safetensors` (timm's
-            form, with or without the prefix `local-dir:`), or `hf-hub:organisation/name`, which uses the network.
+            form, with or without the prefix `local-dir:`), or `hf-hub:organisation/name` (`@revision`), which uses the
+            network.
         patch: Patch side of a registry student, pixels.
         registers: Register tokens of a registry student.
-        pooling: `cls` or `cls+mean`; the model's own when None.
+        pooling: `cls`, `cls+mean` or `avg` of the tokens; the model's own when None.
+        tile_px: Build the network for tiles of this side, position embeddings resampled; its own side when None.
         seed: Seed of a registry student's random weights.
 
     Raises:
@@ -104,14 +96,17 @@ def load_model(
     if name in OWN_NAMES and (Path(name) / CONFIG).is_file():
         _LOGGER.warning("%s is a model of atlas-edge's own; to read the folder of that name, write ./%s", name, name)
     if name in STUDENTS:
-        return _registry_student(name, patch=patch, registers=registers, pooling=pooling, seed=seed)
+        return _registry_student(name, patch, registers, pooling, tile_px=tile_px or STUDENT_TILE_PX, seed=seed)
     if patch is not None or registers is not None:
         raise UsageError(f"--patch and --registers shape a registry student; {name} has its own", hint="leave them out")
     if name in EMBEDDED:
-        return _embedded_student(EMBEDDED[name], pooling=pooling)
+        return _embedded_student(EMBEDDED[name], pooling=pooling, tile_px=tile_px)
     if name.startswith("hf-hub:"):
-        folder = _download(name.removeprefix("hf-hub:"))
-        return _checkpoint(folder, name.rpartition("/")[2], source="hf-hub", pooling=pooling)
+        repository, _, revision = name.removeprefix("hf-hub:").partition("@")
+        folder = _download(repository, revision or None)
+        loaded = _checkpoint(folder, repository.rpartition("/")[2], "hf-hub", pooling=pooling, tile_px=tile_px)
+        # A snapshot lies in a folder that is called by its commit.
+        return replace(loaded, provenance=loaded.provenance.model_copy(update={"revision": folder.name}))
     folder = Path(name.removeprefix("local-dir:"))
     if not folder.exists():
         raise UsageError(
@@ -119,16 +114,16 @@ def load_model(
             hint=f"give {', '.join([*EMBEDDED, *STUDENTS])}, a folder with {CONFIG} and {WEIGHTS}, or "
             "hf-hub:organisation/name",
         )
-    return _checkpoint(folder, folder.resolve().name, source="checkpoint", pooling=pooling)
+    return _checkpoint(folder, folder.resolve().name, "checkpoint", pooling=pooling, tile_px=tile_px)
 
 
 def _registry_student(
-    name: str, *, patch: int | None, registers: int | None, pooling: Pooling | None, seed: int
+    name: str, patch: int | None, registers: int | None, pooling: Pooling | None, *, tile_px: int, seed: int
 ) -> LoadedModel:
     student = find_student(name, patch=patch, registers=registers)
-    timm, torch = _timm_and_torch()
+    timm, torch = timm_and_torch()
     arguments: dict[str, Any] = {
-        "img_size": STUDENT_TILE_PX,
+        "img_size": tile_px,
         "patch_size": student.patch,
         "reg_tokens": student.registers,
         "init_values": _RANDOM_LAYER_SCALE,
@@ -136,24 +131,12 @@ def _registry_student(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         backbone = timm.create_model(student.architecture, pretrained=False, num_classes=0, **arguments)
-    spec = EncoderSpec(
-        name=name,
-        architecture=student.architecture,
-        embed_dim=_embed_dim(backbone, pooling or "cls"),
-        tile_px=STUDENT_TILE_PX,
-        mpp=STUDENT_MPP,
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
-        pooling=pooling or "cls",
-        patch=student.patch,
-        registers=student.registers,
-        random_weights=True,
-    )
+    known = {"name": name, "mpp": STUDENT_MPP, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "random_weights": True}
     provenance = ModelProvenance(name=name, source="registry", licence="apache-2.0", seed=seed)
-    return _loaded(backbone, spec, provenance)
+    return _loaded(backbone, known, provenance, student.architecture, tile_px, pooling)
 
 
-def _embedded_student(student: EmbeddedStudent, *, pooling: Pooling | None) -> LoadedModel:
+def _embedded_student(student: EmbeddedStudent, *, pooling: Pooling | None, tile_px: int | None) -> LoadedModel:
     for name, expected in ((WEIGHTS, student.weights_sha256), (CONFIG, student.config_sha256)):
         path = student.folder / name
         if not path.is_file():
@@ -163,164 +146,98 @@ def _embedded_student(student: EmbeddedStudent, *, pooling: Pooling | None) -> L
             raise ChecksumError(
                 f"{path} has SHA-256 {found[:12]}…, expected {expected[:12]}…", hint="install atlas-edge again"
             )
-    loaded = _checkpoint(student.folder, student.name, source="checkpoint", pooling=pooling)
-    return replace(
-        loaded,
-        spec=loaded.spec.model_copy(update={"demonstration": True}),
-        provenance=loaded.provenance.model_copy(update={"source": "registry"}),
+    loaded = _checkpoint(student.folder, student.name, "registry", pooling=pooling, tile_px=tile_px)
+    return replace(loaded, spec=loaded.spec.model_copy(update={"demonstration": True}))
+
+
+def _checkpoint(
+    folder: Path, name: str, source: _Source, *, pooling: Pooling | None, tile_px: int | None
+) -> LoadedModel:
+    config = read_config(folder)
+    weights = folder / WEIGHTS
+    digest = sha256_file(weights) if weights.is_file() else None
+    backbone = load_backbone(config, tile_px=tile_px)
+    stated = config.stated
+    provenance = ModelProvenance(
+        name=name, source=source, sha256=digest, licence=stated.license, assumptions=backbone.assumptions
     )
+    known = {"name": name, "mpp": stated.mpp, "mean": stated.mean, "std": stated.std}
+    return _loaded(backbone.network, known, provenance, config.architecture, backbone.tile_px, pooling)
 
 
-def _checkpoint(folder: Path, name: str, *, source: str, pooling: Pooling | None) -> LoadedModel:
-    config = _read_config(folder)
-    architecture, arguments = config["architecture"], config["model_args"]
-    cfg = config["pretrained_cfg"]
-    timm, _ = _timm_and_torch()
-    if not timm.is_model(architecture):
-        raise InputError(
-            f"{folder / CONFIG} names architecture {architecture!r}, which timm {timm.__version__} does not have",
-            hint="pip install --upgrade timm",
-        )
-    try:
-        backbone = timm.create_model(architecture, pretrained=False, **arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"{folder / CONFIG}: timm cannot build {architecture} from its model_args: {error}",
-            hint="compare model_args with timm's documentation of that architecture",
-        ) from error
-    _load_weights(backbone, folder / WEIGHTS)
-    backbone.reset_classifier(0)
-    own = _own_pooling(backbone, folder)
-    pooling = pooling or own
-    if pooling != own and not hasattr(backbone, "num_prefix_tokens"):
+def _loaded(
+    backbone: "nn.Module",
+    known: dict[str, Any],
+    provenance: ModelProvenance,
+    architecture: str,
+    tile_px: int,
+    pooling: Pooling | None,
+) -> LoadedModel:
+    """Choose the pooling and run one tile: attributes of a network do not say how wide its embedding is."""
+    from atlas_edge.encoder_module import EncoderModule, has_class_token, own_pooling
+
+    own, assumptions = own_pooling(backbone), provenance.assumptions
+    prefix, cls = int(getattr(backbone, "num_prefix_tokens", 0)), has_class_token(backbone)
+    if pooling not in (None, own) and not (prefix and (cls or pooling == "avg")):
         raise UsageError(
             f"{architecture} has no CLS token: pooling {pooling} cannot be had", hint="leave out --pooling"
         )
-    patch_embed = getattr(backbone, "patch_embed", None)
-    side = patch_embed.img_size[0] if patch_embed is not None else int(cfg["input_size"][-1])
+    if pooling is None and own is None and prefix and cls:
+        pooling = "cls"
+        assumptions += ("the network names no pooling: its CLS token was taken (--pooling cls+mean for more)",)
     spec = EncoderSpec(
-        name=name,
+        **known,
         architecture=architecture,
-        embed_dim=_embed_dim(backbone, pooling),
-        tile_px=side,
-        mpp=cfg.get("mpp"),
-        mean=tuple(cfg["mean"]),
-        std=tuple(cfg["std"]),
-        pooling=pooling,
-        patch=patch_embed.patch_size[0] if patch_embed is not None else None,
-        registers=getattr(backbone, "num_reg_tokens", 0),
+        embed_dim=1,
+        tile_px=tile_px,
+        pooling=pooling or own or "own",
+        own_pooling=own if pooling not in (None, own) else None,
+        patch=patch_side(backbone),
+        registers=prefix - cls - hasattr(backbone, "dist_token") if prefix else 0,
     )
-    provenance = ModelProvenance(
-        name=name,
-        source="hf-hub" if source == "hf-hub" else "checkpoint",
-        sha256=sha256_file(folder / WEIGHTS),
-        licence=cfg.get("license"),
-    )
-    return _loaded(backbone, spec, provenance)
+    module = EncoderModule(backbone, spec).eval()
+    spec = spec.model_copy(update={"embed_dim": _embed_dim(module, spec)})
+    for assumption in assumptions:
+        _LOGGER.warning("%s: %s", provenance.name, assumption)
+    return LoadedModel(module=module, spec=spec, provenance=provenance.model_copy(update={"assumptions": assumptions}))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise InputError(
-            f"{folder} is no model folder: it has no {CONFIG}", hint=f"give a folder with {CONFIG} and {WEIGHTS}"
-        )
-    try:
-        config = json.loads(path.read_bytes())
-        architecture = str(config["architecture"])
-        cfg = dict(config.get("pretrained_cfg") or {})
-        arguments = dict(config.get("model_args") or {})
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} cannot be read: {error!r}", hint="give timm's form: architecture, model_args, pretrained_cfg"
-        ) from error
-    refused = sorted(_REFUSED_ARGUMENTS & arguments.keys())
-    if refused:
-        raise InputError(
-            f"{path}: model_args holds {refused[0]!r}, which could load another file", hint="remove it from model_args"
-        )
-    arguments.setdefault("num_classes", config.get("num_classes", 0))
-    if "global_pool" in config:
-        arguments.setdefault("global_pool", config["global_pool"])
-    cfg.setdefault("mean", _IMAGENET_MEAN)
-    cfg.setdefault("std", _IMAGENET_STD)
-    cfg.setdefault("input_size", (3, STUDENT_TILE_PX, STUDENT_TILE_PX))
-    return {"architecture": architecture, "model_args": arguments, "pretrained_cfg": cfg}
-
-
-def _load_weights(backbone: "nn.Module", path: Path) -> None:
-    import safetensors
+def _embed_dim(module: "EncoderModule", spec: EncoderSpec) -> int:
     import torch
-    from safetensors.torch import load_file
 
-    if not path.is_file():
+    tile = (torch.arange(spec.tile_px**2 * 3) % 251).to(torch.uint8).view(1, spec.tile_px, spec.tile_px, 3)
+    try:
+        with torch.inference_mode():
+            found = module(tile)
+    except Exception as error:
         raise InputError(
-            f"{path} is missing", hint="save the weights as safetensors; pickled checkpoints are never loaded"
+            f"{spec.name}: {spec.architecture} does not take tiles of {spec.tile_px} px: {error}",
+            hint="give --tile-px with the side that it was made for",
+        ) from error
+    if found.ndim != 2 or not found.isfinite().all():
+        what = "numbers that are not finite" if found.ndim == 2 else f"an array of shape {tuple(found.shape)}"
+        raise InputError(
+            f"{spec.name}: {spec.architecture} returns {what}, expected one vector a tile",
+            hint="choose a global_pool in model_args, or check the weights",
         )
-    try:
-        state = load_file(path)
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise InputError(
-            f"{path} is no readable safetensors file ({error})", hint="it may be truncated: copy it again"
-        ) from error
-    try:
-        backbone.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise InputError(
-            f"{path} does not fit the architecture: {lines[1] if len(lines) > 1 else lines[0]}",
-            hint="check architecture and model_args in config.json",
-        ) from error
-    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise InputError(f"{path}: {broken[0]} holds NaN or infinity", hint="train or save the model again")
+    return int(found.shape[1])
 
 
-def _own_pooling(backbone: "nn.Module", folder: Path) -> Pooling:
-    own = getattr(backbone, "global_pool", "avg")
-    if not isinstance(own, str):  # a CNN's pooling is a module
-        return "avg"
-    if own in ("token", ""):
-        return "cls"
-    if own == "avg":
-        return "avg"
-    raise InputError(f"{folder}: pooling {own!r} is not supported", hint="choose global_pool token or avg")
-
-
-def _embed_dim(backbone: "nn.Module", pooling: Pooling) -> int:
-    width = int(cast(int, backbone.num_features))
-    return 2 * width if pooling == "cls+mean" else width
-
-
-def _loaded(backbone: "nn.Module", spec: EncoderSpec, provenance: ModelProvenance) -> LoadedModel:
-    from atlas_edge.encoder_module import EncoderModule
-
-    return LoadedModel(module=EncoderModule(backbone, spec).eval(), spec=spec, provenance=provenance)
-
-
-def _download(repository: str) -> Path:
+def _download(repository: str, revision: str | None) -> Path:
+    """The snapshot with configuration and weights of one commit."""
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
         raise RuntimeMissing("huggingface_hub is not installed", hint="pip install 'atlas-edge[torch]'") from error
+    copied = f"copy {CONFIG} and {WEIGHTS} into a folder and give that folder"
     try:
-        hf_hub_download(repository, CONFIG)
-        return Path(hf_hub_download(repository, WEIGHTS)).parent
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        folder = Path(hf_hub_download(repository, CONFIG, revision=revision)).parent
+        hf_hub_download(repository, WEIGHTS, revision=folder.name)
+    except Exception as error:  # hub, network, cache: whatever it raises is about that repository
+        missing = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
         raise InputError(
-            f"hf-hub:{repository}: {str(error).splitlines()[0]}",
-            hint=f"copy {CONFIG} and {WEIGHTS} into a folder and give that folder",
+            f"hf-hub:{repository}: {str(error).splitlines()[0] if str(error) else repr(error)}",
+            hint=f"{copied}; where it has only a pickled checkpoint, {CONVERT}" if missing else copied,
         ) from error
-
-
-def _timm_and_torch() -> tuple[Any, Any]:
-    try:
-        with held_interrupts():
-            import timm
-            import torch
-    except ImportError as error:
-        raise RuntimeMissing(
-            f"a full-precision model needs PyTorch and timm: {error}", hint="pip install 'atlas-edge[torch]'"
-        ) from error
-    return timm, torch
+    return folder

@@ -1,11 +1,15 @@
 """What an encoder is: the facts that travel with every model, bundle and report."""
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Pooling = Literal["cls", "cls+mean", "avg"]
+# How tokens or a feature map become one vector. `own`: by a head that has no other name here.
+Pooling = Literal["cls", "cls+mean", "avg", "max", "avgmax", "catavgmax", "map", "own"]
+
+_Mean = Annotated[float, Field(ge=0, le=1)]
+_Deviation = Annotated[float, Field(gt=0, le=1)]
 
 
 class Precision(StrEnum):
@@ -33,12 +37,13 @@ class EncoderSpec(BaseModel):
     Attributes:
         name: Model name, such as `atlas2-s` or `vit_small_patch14_dinov2`.
         architecture: timm architecture.
-        embed_dim: Embedding size D (after pooling: `cls+mean` has twice the width of the network).
+        embed_dim: Embedding size D, after pooling: `cls+mean` has twice the width of the network.
         tile_px: Side of the square input, pixels.
         mpp: µm per pixel that the encoder was trained at, or None where the model does not say.
         mean: Per-channel mean on the 0-1 scale, subtracted inside the graph.
         std: Per-channel standard deviation on the 0-1 scale, divided by inside the graph.
-        pooling: `cls` token, `cls+mean` (CLS beside the mean patch token), or `avg` (a CNN's average pool).
+        pooling: `cls` token, `cls+mean` (CLS beside the mean patch token), `avg` or another that the network has.
+        own_pooling: The model's own pooling where another was asked for; None where `pooling` is its own.
         patch: Patch side in pixels; None for a CNN.
         registers: Number of register tokens.
         random_weights: True when no trained weights were loaded.
@@ -52,9 +57,10 @@ class EncoderSpec(BaseModel):
     embed_dim: int = Field(gt=0)
     tile_px: int = Field(gt=0)
     mpp: float | None = Field(default=None, gt=0)
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[_Mean, _Mean, _Mean]
+    std: tuple[_Deviation, _Deviation, _Deviation]
     pooling: Pooling
+    own_pooling: Pooling | None = None
     patch: int | None = None
     registers: int = 0
     random_weights: bool = False

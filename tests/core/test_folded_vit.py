@@ -44,6 +44,12 @@ def _module(pooling: Pooling = "cls", **options: Any) -> EncoderModule:
         {"reg_tokens": 2, "no_embed_class": False},
         {"qkv_bias": False},
         {"qk_norm": True},
+        {"global_pool": "avg"},
+        {"global_pool": "avg", "reg_tokens": 2, "pool_include_prefix": True},
+        {"global_pool": "avg", "fc_norm": False, "pool_include_prefix": True},
+        {"global_pool": "avg", "fc_norm": False, "reg_tokens": 2},
+        {"fc_norm": True},
+        {"global_pool": "map"},
     ],
     ids=lambda options: ",".join(options) or "plain",
 )
@@ -55,6 +61,11 @@ def test_folding_keeps_the_embedding(options: dict[str, Any], pooling: Pooling) 
     with torch.inference_mode():
         expected, found = module(TILES), folded(TILES)
     torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("pool", ["map", "max", "avgmax"])
+def test_a_pooling_of_the_network_s_own_is_left_alone(pool: Pooling) -> None:
+    assert fold_vit(_module(pool, global_pool=pool)) is None
 
 
 def test_the_last_block_computes_the_cls_token_alone() -> None:
@@ -79,6 +90,16 @@ def test_what_folding_does_not_know_is_left_alone(options: dict[str, Any]) -> No
     module.backbone = timm.create_model("vit_tiny_patch16_224", pretrained=False, **(settings | options))
     assert fold_vit(module) is None
     assert fold_vit(nn.Linear(2, 2)) is None
+
+
+@pytest.mark.parametrize("architecture", ["deit_tiny_distilled_patch16_224", "vit_tiny_r_s16_p8_224"])
+def test_a_network_that_only_looks_like_it_is_left_alone(architecture: str) -> None:
+    """Two heads that are averaged; a convolutional network before the patches."""
+    import timm
+
+    module = _module()
+    module.backbone = timm.create_model(architecture, pretrained=False, num_classes=0, depth=1, img_size=32)
+    assert fold_vit(module) is None
 
 
 def _output_shapes(folded: FoldedVit) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from atlas_edge.encoder_module import EncoderModule
 from atlas_edge.errors import UsageError
 from atlas_edge.folded_vit import FoldedVit, fold_vit
 from atlas_edge.models import LoadedModel, load_model
@@ -15,7 +16,7 @@ from atlas_edge.quantize.openvino_vit import build_openvino, foldable
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.runtimes.int8_sums import int8_properties
 from atlas_edge.runtimes.openvino import OpenVinoEncoder
-from atlas_edge.spec import Pooling
+from atlas_edge.spec import EncoderSpec, Pooling
 
 Batches = list[NDArray[np.uint8]]
 RECIPE = Recipe(smooth_alphas=(0.5, 0.85), calibrator="mse", weights="fitted", attention=True)
@@ -39,6 +40,27 @@ def test_the_graph_without_grids_computes_the_encoder(
     with torch.inference_mode():
         expected = model.module(torch.from_numpy(held_out)).numpy()
     np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("pooling", [None, "cls", "cls+mean"])
+def test_a_norm_after_pooling_stays_in_the_graph(pooling: Pooling | None, held_out: NDArray[np.uint8]) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    settings = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 2, "num_classes": 0}
+    backbone = timm.create_model("vit_tiny_patch16_224", global_pool="avg", pool_include_prefix=True, **settings)
+    for parameter in backbone.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    width, half = 128 if pooling == "cls+mean" else 64, (0.5, 0.5, 0.5)
+    spec = EncoderSpec(
+        name="t", architecture="t", embed_dim=width, tile_px=32, mean=half, std=half, pooling=pooling or "avg"
+    )
+    module = EncoderModule(backbone, spec).eval()
+    folded = foldable(module)
+    assert folded is not None
+    found = OpenVinoEncoder(build_openvino(folded, VitGrids(), tile_px=32), spec).encode(held_out)
+    with torch.inference_mode():
+        np.testing.assert_allclose(found, module(torch.from_numpy(held_out)).numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_centring_and_balancing_change_nothing_at_full_precision(
