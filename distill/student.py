@@ -223,6 +223,8 @@ def save_student(
         "num_features": width,
         "global_pool": "token",
         "model_args": architecture.arguments,
+        # Beside pretrained_cfg: in it, timm refuses names that it does not know.
+        **({} if architecture.mpp is None else {"mpp": architecture.mpp}),
         "pretrained_cfg": {
             "input_size": [3, architecture.tile_px, architecture.tile_px],
             "mean": list(architecture.mean),
@@ -231,7 +233,6 @@ def save_student(
             "crop_pct": 1.0,
             "num_classes": 0,
             "license": licence,
-            **({} if architecture.mpp is None else {"mpp": architecture.mpp}),
         },
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -67,7 +67,7 @@ EMBEDDED: dict[str, EmbeddedStudent] = {
         EmbeddedStudent(
             name="atlas2-demo",
             weights_sha256="021df2388f2cc4fb4a5019b7d75fb8dee63f03e70c7844567609baa73813a036",
-            config_sha256="c1aefcc8a6c2acc1ceea3d89a30c8341ef2bc28c18f611b7930ad061b274f581",
+            config_sha256="f6a62a1ab5369e787dc3f956d1e16e9701f4d06911480e2cd71961be60d7f851",
             summary="ViT-Ti/16, 5.5 M parameters, a demonstration",
         ),
     )

@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 from atlas_edge.errors import ChecksumError, InputError, UsageError
 from atlas_edge.models import DEFAULT_MODEL, load_encoder, load_model
 from atlas_edge.students import EMBEDDED, EmbeddedStudent
+from support import timm_embedding
 
 
 @pytest.fixture
@@ -87,6 +88,17 @@ def test_the_default_is_the_trained_demonstration_and_says_so() -> None:
     assert model.provenance.sha256 == EMBEDDED["atlas2-demo"].weights_sha256
     card = (EMBEDDED["atlas2-demo"].folder / "README.md").read_text(encoding="utf-8")
     assert "Not Atlas 2-S" in card and "Not for clinical use" in card
+
+
+def test_timm_reads_the_demonstration(tiny_tiles: NDArray[np.uint8]) -> None:
+    import torch
+
+    model = load_model("atlas2-demo")
+    assert model.spec.mpp == 0.5
+    tiles = np.tile(tiny_tiles[:2], (1, 7, 7, 1))
+    with torch.inference_mode():
+        found = model.module(torch.from_numpy(tiles)).numpy()
+    np.testing.assert_allclose(found, timm_embedding(EMBEDDED["atlas2-demo"].folder, tiles), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -170,6 +182,30 @@ def test_hub_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=r"copy config\.json and model\.safetensors"):
         load_model("hf-hub:nobody/nothing")
+
+
+@pytest.mark.parametrize("revision", ["", "@main", "@" + "a" * 40])
+def test_the_hub_s_cache_gives_one_commit(
+    revision: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Laid out as huggingface_hub does, read without the network."""
+    commit = "a" * 40
+    repository = tmp_path / "models--org--encoder"
+    shutil.copytree(tiny_model, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model = load_model(f"hf-hub:org/encoder{revision}")
+    assert (model.spec.name, model.provenance.source, model.provenance.revision) == ("encoder", "hf-hub", commit)
+
+
+@pytest.mark.parametrize("name", ["nobody", "no one/nothing", "nobody/nothing@nowhere", ""])
+def test_what_is_no_hub_name_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="hf-hub:"):
+        load_model(f"hf-hub:{name}")
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 32, 4), (2, 31, 32, 3), (32, 32, 3), (0, 32, 32, 3)])

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,14 @@ def test_weights_that_float16_cannot_hold_are_refused(tiny_student: Path, tmp_pa
         save_student(tmp_path, backbone.state_dict(), architecture, licence="other", half=True)
     save_student(tmp_path, backbone.state_dict(), architecture, licence="other", half=False)
     assert load_file(tmp_path / "model.safetensors")["norm.weight"].max() == 1e5
+
+
+def test_timm_reads_a_student_that_knows_its_scale(tiny_student: Path, tmp_path: Path) -> None:
+    backbone, architecture = build_student(str(tiny_student))
+    save_student(tmp_path, backbone.state_dict(), replace(architecture, mpp=0.5), licence="mit", half=False)
+    network = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert all(torch.equal(value, backbone.state_dict()[name]) for name, value in network.state_dict().items())
+    assert load_model(str(tmp_path)).spec.mpp == 0.5
 
 
 def test_a_place_that_cannot_be_written_is_told_before_the_fit(
