@@ -43,7 +43,8 @@ def export(
     fit_limit: int | None = None,
     eval_limit: int | None = None,
     tile_fit: Literal["exact", "crop", "resize"] = "exact",
-    pooling: Literal["cls", "cls+mean"] | None = None,
+    pooling: Literal["cls", "cls+mean", "avg"] | None = None,
+    tile_px: int | None = None,
     patch: int | None = None,
     registers: int | None = None,
     compute_capability: str = "",
@@ -81,7 +82,8 @@ def export(
         fit_limit: Most tiles to fit the probes on; the plan's or 600 when left out.
         eval_limit: Most tiles to evaluate on; 2000 when left out.
         tile_fit: What to do with tiles of another size than the encoder's.
-        pooling: Pooling of the embedding; the model's own when left out.
+        pooling: Pooling of the tokens; the model's own, whatever it is, when left out.
+        tile_px: Build the encoder for tiles of this side, position embeddings resampled; its own side when left out.
         patch: Patch side of a registry student in pixels: 8, 14 or 16.
         registers: Register tokens of a registry student.
         compute_capability: GPU generations of a TensorRT-RTX engine; 8.6,8.9,12.0 (RTX 30, 40, 50) when left out.
@@ -121,6 +123,7 @@ def export(
         eval_limit=eval_limit,
         tile_fit=tile_fit,
         pooling=pooling,
+        tile_px=tile_px,
         patch=patch,
         registers=registers,
         compute_capabilities=_listed(compute_capability),

@@ -9,7 +9,7 @@ from atlas_edge.errors import UsageError
 from atlas_edge.models import DEFAULT_MODEL
 from atlas_edge.quantize.plan import load_plan
 from atlas_edge.quantize.recipe import Recipe, default_recipe, load_recipe
-from atlas_edge.spec import Pooling, Precision, Target
+from atlas_edge.spec import Precision, Target
 
 TileFit = Literal["exact", "crop", "resize"]
 
@@ -37,7 +37,8 @@ class ExportConfig(BaseModel):
         fit_limit: Labelled calibration tiles to fit the probes on.
         eval_limit: Tiles to evaluate on.
         tile_fit: What to do with tiles of another size than the encoder takes.
-        pooling: Pooling of the embedding; the model's own when None.
+        pooling: Pooling of the tokens; the model's own when None.
+        tile_px: Side of the tiles that the encoder is built for, pixels; its own when None.
         patch: Patch side of a registry student, pixels.
         registers: Register tokens of a registry student.
         compute_capabilities: CUDA compute capabilities that a TensorRT-RTX engine is built for; its default when empty.
@@ -67,7 +68,8 @@ class ExportConfig(BaseModel):
     fit_limit: int = Field(default=600, ge=8)
     eval_limit: int = Field(default=2000, ge=8)
     tile_fit: TileFit = "exact"
-    pooling: Pooling | None = None
+    pooling: Literal["cls", "cls+mean", "avg"] | None = None
+    tile_px: int | None = Field(default=None, ge=1, le=4096)
     patch: int | None = None
     registers: int | None = None
     compute_capabilities: tuple[str, ...] = ()
@@ -112,6 +114,8 @@ class ExportConfig(BaseModel):
         stem = Path(self.model.rpartition(":")[2]).name or "model"
         if self.patch is not None:
             stem += f"-patch{self.patch}"
+        if self.tile_px is not None:
+            stem += f"-{self.tile_px}px"
         return Path("bundles") / f"{stem}-{self.target}-{self.precision}"
 
     @property

@@ -70,7 +70,7 @@ def model_card(result: "ExportResult") -> str:
         px=encoder.tile_px,
         dim=encoder.embed_dim,
         mpp=f" at {encoder.mpp:g} µm per pixel" if encoder.mpp else "; the model does not state its µm per pixel",
-        model=f"{model.name} ({model.source})",
+        model=f"{model.name} ({model.source}{f', commit {model.revision}' if model.revision else ''})",
         weights=f"SHA-256 `{model.sha256}`" if model.sha256 else f"random, seed {model.seed}",
         licence=model.licence or "not stated",
         calibration=_tiles(manifest.calibration),

@@ -164,7 +164,12 @@ def _as_trained(config: ExportConfig) -> tuple[ExportConfig, Path | None]:
 
 def _load(config: ExportConfig, steps: Steps) -> LoadedModel:
     model = load_model(
-        config.model, patch=config.patch, registers=config.registers, pooling=config.pooling, seed=config.seed
+        config.model,
+        patch=config.patch,
+        registers=config.registers,
+        pooling=config.pooling,
+        tile_px=config.tile_px,
+        seed=config.seed,
     )
     if model.spec.notice:
         steps.warn(model.spec.notice)

@@ -65,11 +65,15 @@ def notes(result: "ExportResult") -> list[str]:
         )
     else:
         found.append("No probe: the tiles have no labels.")
+    encoder = result.manifest.encoder
+    if encoder.own_pooling is not None:
+        found.append(f"Pooling {encoder.pooling} was asked for; the model's own is {encoder.own_pooling}.")
+    found += [f"Taken for granted: {assumption}." for assumption in result.manifest.model.assumptions]
     if result.synthetic:
         found.append("SYNTHETIC tiles: these figures say nothing about tissue.")
-    if result.manifest.encoder.random_weights:
+    if encoder.random_weights:
         found.append("RANDOM weights: these figures say nothing about a trained encoder.")
-    if result.manifest.encoder.demonstration:
+    if encoder.demonstration:
         found.append("DEMONSTRATION student: its figures are its own, not those of Atlas 2-S.")
     if result.not_run:
         found.append(f"Not run here: {result.not_run}.")

@@ -52,7 +52,7 @@ def write_timm_folder(
         folder: Made here.
         architecture: timm architecture.
         config_args: `model_args` of `config.json`; `arguments` when None.
-        cfg: What `pretrained_cfg` holds beside mean, deviation, size and classifier.
+        cfg: What `pretrained_cfg` holds beside mean, deviation, size and classifier, or None for what it lacks.
         num_classes: Of a classifier that is stored, too.
         top: What the top of `config.json` holds besides.
         arguments: What the network is built with.
@@ -81,7 +81,7 @@ def write_timm_folder(
         "architecture": architecture,
         "num_classes": num_classes,
         "model_args": arguments if config_args is None else config_args,
-        "pretrained_cfg": stated | (cfg or {}),
+        "pretrained_cfg": {name: value for name, value in (stated | (cfg or {})).items() if value is not None},
     }
     (folder / "config.json").write_text(json.dumps(config | (top or {})))
     return folder

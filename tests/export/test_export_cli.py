@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support import ROOT, TINY_PX, RunCommand
+from support import ROOT, TINY_PX, RunCommand, timm_embedding, write_timm_folder
 
 pytest.importorskip("torch")
 
@@ -38,6 +38,29 @@ def test_bundle_is_complete_and_runs(bundle: Path, run_command: RunCommand) -> N
     assert "intact" in done.stdout
     card = (bundle / "README.md").read_text()
     assert "licence of the weights | cc0-1.0" in card
+
+
+def test_what_was_taken_for_granted_and_what_departs_from_the_model_are_said(
+    tiles: Path, tmp_path: Path, run_command: RunCommand
+) -> None:
+    """And another tile size than the model's: the bundle equals timm's network of that size."""
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3, "reg_tokens": 2}
+    model = write_timm_folder(tmp_path / "model", "vit_tiny_patch16_224", cfg={"std": None}, **arguments)
+    done = run_command(
+        "atlas-export", model, "--target", "onnx", "--precision", "fp32", "--calib", tiles, "--out", tmp_path / "b",
+        "--pooling", "cls+mean", "--tile-px", "48", "--tile-fit", "resize", "--no-speed",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert (manifest["encoder"]["tile_px"], manifest["encoder"]["embed_dim"]) == (48, 96)
+    assert (manifest["encoder"]["pooling"], manifest["encoder"]["own_pooling"]) == ("cls+mean", "cls")
+    for where in (done.stderr, *((tmp_path / "b" / name).read_text() for name in ("report.md", "README.md"))):
+        said = " ".join(where.split())
+        assert "states no std: ImageNet's were taken" in said
+        assert "Pooling cls+mean was asked for; the model's own is cls" in said
+    large = np.random.default_rng(1).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
+    cls = open_bundle(tmp_path / "b").encode(large)[:, :48]
+    np.testing.assert_allclose(cls, timm_embedding(model, large, img_size=48), atol=1e-4)
 
 
 def test_tampered_bundle_is_not_opened(bundle: Path, tmp_path: Path, run_command: RunCommand) -> None:
