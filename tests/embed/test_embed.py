@@ -202,3 +202,15 @@ def test_killed_and_run_again(scan: Path, tiny_model: Path, tmp_path: Path, run_
     for first, second in zip(contents(tmp_path / "whole.h5"), contents(tmp_path / "killed.h5"), strict=True):
         assert first.tobytes() == second.tobytes()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_says_that_other_options_begin_anew(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("atlas_edge.embed.slide._CHECKPOINT_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        embed_slide(scan, FailsLate(20), tmp_path / "out.h5", EmbedConfig(tissue=False, batch=7))
+    result = embed_slide(scan, MeanEncoder(), tmp_path / "out.h5", EmbedConfig(tissue=False, batch=8))
+    assert result.resumed_tiles == 0
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "an earlier run of other options had" in said

@@ -1,6 +1,7 @@
 """Embeddings of a slide under way, kept so that a killed run goes on where it was."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.atomic import write_atomic
+
+_LOGGER = logging.getLogger("atlas_edge")
 
 
 class Journal:
@@ -91,6 +94,7 @@ class Journal:
         except (OSError, ValueError, KeyError, TypeError):
             return False
         if state["plan"] != self._plan or not whole:
+            _LOGGER.warning("%s: begun anew, an earlier run of other options had %d tiles", self.folder.name, rows)
             return False
         self.rows, self.begun = rows, begun
         self.unreadable = {int(index): str(reason) for index, reason in state["unreadable"].items()}

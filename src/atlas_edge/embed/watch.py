@@ -32,6 +32,7 @@ QUARANTINE = "quarantine"
 _PROGRESS_S = 1.0
 _IDLE_S = 0.2
 _BEAT_S = 5.0
+_JOIN_S = 10.0
 _GIVE_UP_S = 60.0
 """With `once`, so long without journal, folder or room on the disk, and there is no point in waiting on."""
 
@@ -130,7 +131,8 @@ class Watcher:
             finally:
                 self._stop.set()
                 for thread in threads:
-                    thread.join()
+                    # A share that hangs must not keep the watcher from its end.
+                    thread.join(timeout=_JOIN_S)
                 self.log.write("stop")
 
     def stop(self) -> None:

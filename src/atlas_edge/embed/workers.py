@@ -15,8 +15,9 @@ from atlas_edge.embed.slide import EmbedConfig, SlideResult, embed_slide
 from atlas_edge.embed.slide_files import printable
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, UsageError
-from atlas_edge.models import WEIGHTS, load_encoder, load_model
+from atlas_edge.models import load_encoder, load_model
 from atlas_edge.spec import EncoderSpec
+from atlas_edge.timm_config import WEIGHTS
 
 Progress = Callable[[Path, int, int], None]
 
