@@ -8,7 +8,7 @@ from atlas_edge.errors import UsageError
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.tiles import TileRecord, TileSource, open_tiles, provenance, select_records
-from atlas_edge.tiles.overlap import check_disjoint, halves
+from atlas_edge.tiles.overlap import check_disjoint, in_first_half
 
 SAMPLE = "synthetic"
 # Tiles to choose calibration tiles from, for each that may be used.
@@ -55,7 +55,7 @@ def open_tile_sets(config: ExportConfig) -> TileSets:
         InputError: A tile set cannot be read, or calibration and evaluation share a slide.
     """
     calib = config.calib or config.eval or SAMPLE
-    eval_ = config.eval or (calib if Path(calib).exists() else calib.partition("@")[0])
+    eval_ = config.eval or (calib if Path(calib).exists() else calib.rpartition("@")[0] or calib)
     calibration = open_tiles(calib, role="calibration")
     # Opened once: finding the tissue of a folder of slides takes minutes.
     same = eval_ == calib and not calibration.splits()
@@ -66,11 +66,16 @@ def open_tile_sets(config: ExportConfig) -> TileSets:
             hint="give --calib other tiles",
         )
     halved = config.eval is None and calibration.split is None and evaluation.split is None
-    for_fit, for_eval = halves(list(calibration.records()), seed=config.seed) if halved else (calibration, evaluation)
-    fit_records = select_records(for_fit, config.fit_limit, seed=config.seed)
+    first = in_first_half(calibration.records(), seed=config.seed) if halved else None
+
+    def choose(source: TileSource, limit: int, *, fitted: bool) -> list[TileRecord]:
+        records = (record for record in source.records() if first is None or first(record) == fitted)
+        return select_records(records, limit, seed=config.seed)
+
+    fit_records = choose(calibration, config.fit_limit, fitted=True)
     # How few tiles a probe is fitted on must not decide what the scales are chosen from.
-    pool = select_records(for_fit, max(config.fit_limit, _POOL * config.calib_limit), seed=config.seed)
-    eval_records = select_records(for_eval, config.eval_limit, seed=config.seed)
+    pool = choose(calibration, max(config.fit_limit, _POOL * config.calib_limit), fitted=True)
+    eval_records = choose(evaluation, config.eval_limit, fitted=False)
     check_disjoint((calibration, [*fit_records, *pool]), (evaluation, eval_records))
     labelled = all(record.label is not None for record in (*fit_records, *eval_records)) and bool(fit_records)
     if config.max_drop_pp is not None and not labelled:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_edge.errors import UsageError
-from atlas_edge.tiles import TileRecord, open_tiles, provenance, select_records
+from atlas_edge.tiles import TileRecord, open_tiles, provenance, sample, select_records
 
 
 def records_of(sizes: dict[str, int]) -> list[TileRecord]:
@@ -43,6 +43,27 @@ def test_properties(sizes: dict[str, int], limit: int, seed: int) -> None:
     full = [name for name in sizes if counts[name] == sizes[name]]
     rest = [counts[name] for name in sizes if name not in full]
     assert not rest or max(rest) - min(rest) <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.lists(st.integers(0, 12), min_size=1, max_size=300),
+    limit=st.integers(1, 40),
+    seed=st.integers(0, 3),
+    held=st.integers(1, 4),
+)
+def test_what_is_dropped_on_the_way_would_not_have_been_chosen(
+    groups: list[int], limit: int, seed: int, held: int
+) -> None:
+    records = [
+        TileRecord(id=str(number), label="ab"[group % 2], scanner="xyz"[group % 3], group=str(group))
+        for number, group in enumerate(groups)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "_HELD", len(records))
+        expected = select_records(records, limit, seed=seed)
+        patch.setattr(sample, "_HELD", held)
+        assert select_records(records, limit, seed=seed) == expected
 
 
 def test_another_seed_draws_others() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from atlas_edge.tiles import TileRecord, open_tiles
+from atlas_edge.tiles import TileRecord, open_tiles, select_records
 from atlas_edge.tiles.folders import image_names
+from atlas_edge.tiles.overlap import in_first_half
 from atlas_edge.tiles.synthetic import SyntheticTiles
 
 MILLION = 1_000_000
@@ -42,6 +43,22 @@ def test_a_large_manifest(tmp_path: Path) -> None:
     count, peak = peak_bytes(open_tiles(tmp_path).records())
     assert count == rows
     assert peak < FLAT_BYTES
+
+
+def test_drawing_and_parting_hold_few_records() -> None:
+    """1,000 slides, of each of which the limit could be drawn; of the halves 12 bytes a tile are kept."""
+
+    def records() -> Iterator[TileRecord]:
+        return (TileRecord(id=f"tile-{n:06d}", label="a", group=f"slide-{n // 40}") for n in range(40_000))
+
+    tracemalloc.start()
+    assert len(select_records(records(), 100)) == 100
+    assert tracemalloc.get_traced_memory()[1] < FLAT_BYTES
+    tracemalloc.reset_peak()
+    first = in_first_half(records())
+    assert tracemalloc.get_traced_memory()[1] < 2 * FLAT_BYTES
+    tracemalloc.stop()
+    assert sum(map(first, records())) == 20_000
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100, 5000])

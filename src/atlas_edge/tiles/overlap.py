@@ -1,9 +1,12 @@
 """Whether tiles that fit and tiles that judge are the same ones, and parting a set so that they are not."""
 
 import os
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+
+import numpy as np
 
 from atlas_edge.errors import InputError
 from atlas_edge.tiles.sample import draw_rank
@@ -76,9 +79,7 @@ def find_overlap(first: Tiles, second: Tiles) -> Overlap:
 
 
 def halves(records: Sequence[TileRecord], *, seed: int = 0) -> tuple[list[TileRecord], list[TileRecord]]:
-    """Part tiles without splits into two halves that share no slide (or no tile, where no slides are known).
-
-    Each class is parted in halves where slides allow it.
+    """Part tiles without splits into two halves; see `in_first_half`.
 
     Returns:
         Tiles to calibrate and fit on, and tiles to evaluate on, both in their order.
@@ -86,17 +87,41 @@ def halves(records: Sequence[TileRecord], *, seed: int = 0) -> tuple[list[TileRe
     Raises:
         InputError: All tiles are of one slide.
     """
-    label_of: dict[str, str] = {}
+    first = in_first_half(records, seed=seed)
+    return [record for record in records if first(record)], [record for record in records if not first(record)]
+
+
+def in_first_half(records: Iterable[TileRecord], *, seed: int = 0) -> Callable[[TileRecord], bool]:
+    """Part tiles into two halves that share no slide (or no tile, where no slides are known).
+
+    Each class is parted in halves where slides allow it. 12 bytes a tile are held meanwhile.
+
+    Returns:
+        Whether a tile is in the first half.
+
+    Raises:
+        InputError: All tiles are of one slide.
+    """
+    labels: dict[str, int] = {}
+    ranks, codes = array("Q"), array("I")
     for record in records:
-        label_of.setdefault(_unit(record), str(record.label))
-    units = sorted(label_of, key=lambda unit: (label_of[unit], draw_rank(seed, unit)))
+        ranks.append(_unit_rank(seed, record))
+        codes.append(labels.setdefault(str(record.label), len(labels)))
+    units, firsts = np.unique(np.frombuffer(ranks, dtype=np.uint64), return_index=True)
     if len(units) < 2:
         raise InputError(
             "all tiles are of one slide: none is left to judge what was calibrated on the others",
             hint="give --eval tiles of another slide",
         )
-    first = set(units[::2])
-    return [r for r in records if _unit(r) in first], [r for r in records if _unit(r) not in first]
+    by_name = np.argsort(np.argsort(np.array(list(labels))))
+    label = by_name[np.frombuffer(codes, dtype=np.uint32)[firsts]]
+    chosen = np.sort(units[np.lexsort((units, label))[::2]])
+
+    def is_in(record: TileRecord) -> bool:
+        rank = np.uint64(_unit_rank(seed, record))
+        return bool(chosen[min(int(np.searchsorted(chosen, rank)), len(chosen) - 1)] == rank)
+
+    return is_in
 
 
 class _FileNumbers:
@@ -153,5 +178,5 @@ def _namesakes(records: Sequence[TileRecord], others: Sequence[TileRecord]) -> I
             return
 
 
-def _unit(record: TileRecord) -> str:
-    return record.group or record.id
+def _unit_rank(seed: int, record: TileRecord) -> int:
+    return draw_rank(seed, record.group or record.id)

@@ -1,7 +1,6 @@
 """Choosing a limited number of tiles that stand for all of them, and saying which were used."""
 
 import hashlib
-import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -14,7 +13,9 @@ Stratum = Literal["label", "scanner", "stain", "center", "group"]
 
 STRATA: tuple[Stratum, ...] = ("label", "scanner", "stain", "group")
 
+# Hash, index, record.
 _Ranked = tuple[int, int, TileRecord]
+_HELD = 4
 
 
 def select_records(
@@ -25,7 +26,7 @@ def select_records(
     The limit is shared equally among the values of the first field, each share among those of the second, and so on;
     a stratum with too few tiles leaves the rest to its neighbours. Within a stratum the tiles with the smallest hashes
     of seed and id are taken (bottom-k sampling), so the choice depends on neither the order nor the number of the
-    others. At most `limit` records a stratum are held.
+    others. At most five times `limit` records are held.
 
     Args:
         source: A tile source, or records.
@@ -41,18 +42,14 @@ def select_records(
     """
     if limit < 1:
         raise UsageError(f"cannot draw {limit} tiles, expected at least 1")
-    strata: defaultdict[tuple[str, ...], list[_Ranked]] = defaultdict(list)
+    held: list[_Ranked] = []
     records = source.records() if isinstance(source, TileSource) else source
     for index, record in enumerate(records):
-        # Negated, so that the heap's smallest is the one to drop. The index breaks ties and keeps the order.
-        ranked = (-draw_rank(seed, record.id), -index, record)
-        held = strata[tuple(str(getattr(record, field)) for field in by)]
-        if len(held) < limit:
-            heapq.heappush(held, ranked)
-        else:
-            heapq.heappushpop(held, ranked)
-    chosen = _share({key: sorted(held, reverse=True) for key, held in strata.items()}, limit, depth=0, seed=seed)
-    return [record for _, _, record in sorted(chosen, key=lambda ranked: -ranked[1])]
+        held.append((draw_rank(seed, record.id), index, record))
+        # A stratum's share only ever shrinks as tiles come, so who is not among the chosen now will never be.
+        if len(held) > _HELD * limit:
+            held = _chosen(held, limit, by, seed)
+    return [record for _, _, record in sorted(_chosen(held, limit, by, seed), key=lambda ranked: ranked[1])]
 
 
 def provenance(source: TileSource, used: Iterable[TileRecord] | None = None) -> TilesProvenance:
@@ -90,6 +87,14 @@ def provenance(source: TileSource, used: Iterable[TileRecord] | None = None) -> 
 def draw_rank(seed: int, name: str) -> int:
     """Where a name comes in the draw of a seed: the smallest of these numbers are drawn first."""
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest(), "big")
+
+
+def _chosen(held: list[_Ranked], limit: int, by: Sequence[Stratum], seed: int) -> list[_Ranked]:
+    strata: defaultdict[tuple[str, ...], list[_Ranked]] = defaultdict(list)
+    # By hash; ties keep the order.
+    for ranked in sorted(held, key=lambda ranked: ranked[:2]):
+        strata[tuple(str(getattr(ranked[2], field)) for field in by)].append(ranked)
+    return _share(strata, limit, depth=0, seed=seed)
 
 
 def _share(strata: dict[tuple[str, ...], list[_Ranked]], limit: int, *, depth: int, seed: int) -> list[_Ranked]:
