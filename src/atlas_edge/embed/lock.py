@@ -13,6 +13,7 @@ from atlas_edge.process import ProcessId
 
 _HELD = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK})
 _TEXT_BYTES = 256
+_BY_NAME = ".locked"
 _UNWRITTEN_S = 60.0
 
 
@@ -38,10 +39,13 @@ def output_lock(out: Path) -> Iterator[None]:
         os.write(descriptor, str(ProcessId.current()).encode())
         yield
     finally:
+        if path.suffix == _BY_NAME:
+            os.close(descriptor)
         # Removed while it is held: whoever opened this very file meanwhile notices in `_take`. Windows refuses.
         with suppress(PermissionError):
             path.unlink(missing_ok=True)
-        os.close(descriptor)
+        if path.suffix != _BY_NAME:
+            os.close(descriptor)
 
 
 def _take(path: Path) -> tuple[int, Path]:
@@ -50,8 +54,9 @@ def _take(path: Path) -> tuple[int, Path]:
         locked = _lock(descriptor)
         if locked is None:
             os.close(descriptor)
-            path.unlink(missing_ok=True)
-            return _take_by_name(path.with_name(f"{path.name}ed"))
+            with suppress(PermissionError):
+                path.unlink(missing_ok=True)
+            return _take_by_name(path.with_suffix(_BY_NAME))
         if not locked:
             holder = ProcessId.parse(os.read(descriptor, _TEXT_BYTES).decode(errors="replace"))
             os.close(descriptor)
