@@ -14,6 +14,7 @@ from atlas_edge.export.steps import Steps
 from atlas_edge.graph import copy_onnx, export_onnx
 from atlas_edge.manifest import Execution
 from atlas_edge.models import LoadedModel
+from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.spec import Precision, Target
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def _quantize_openvino(config: ExportConfig, sources: Sources) -> Quantized:
     return Quantized(openvino=openvino.Core().read_model(str(sources.graph)))
 
 
+@foreign_errors("the network cannot be brought to this precision")
 def _quantize_onnx(config: ExportConfig, sources: Sources, scratch: Path) -> Quantized:
     out = scratch / "quantized.onnx"
     spec, batch = sources.model.spec, config.fixed_batch

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.spec import EncoderSpec, Precision
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class EngineGraphs:
     quantization: dict[str, Any] | None
 
 
+@foreign_errors("the network cannot be brought to this precision")
 def engine_graphs(
     module: "nn.Module",
     spec: EncoderSpec,

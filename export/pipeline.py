@@ -28,6 +28,7 @@ from atlas_edge.export.verify import Verification, verify
 from atlas_edge.graph import export_onnx, largest_difference, onnx_bytes
 from atlas_edge.manifest import Manifest
 from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.quantize.paths import path_sentence
 from atlas_edge.quantize.trained_ranges import ranges_of, recipe_of_ranges
 from atlas_edge.spec import Precision, Target
 
@@ -134,6 +135,9 @@ def _quantize_and_build(
 ) -> tuple[Built, dict[str, Any] | None]:
     with steps.step("quantize", config.precision.value):
         quantized = quantize(config, sources, scratch)
+        path = path_sentence(quantized.quantization)
+        if path is not None:
+            steps.note(path)
     with steps.step("build", config.target.value):
         built = build(config, sources, quantized, folder, steps)
     return built, quantized.quantization

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from atlas_edge.bench.speed import EncoderSpeed
+from atlas_edge.quantize.paths import path_sentence
 from atlas_edge.spec import Target
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def headings(result: "ExportResult") -> Row:
 def notes(result: "ExportResult") -> list[str]:
     """What must be read with the table."""
     verification = result.verification
-    found = []
+    path = path_sentence(result.manifest.quantization)
+    found = [] if path is None else [f"{path[0].upper()}{path[1:]}."]
     if result.speed is not None:
         found.append(TIMED)
         found += [
@@ -128,6 +130,7 @@ def as_dict(result: "ExportResult", *, details: dict[str, Any] | None = None) ->
             "model": result.manifest.encoder.model_dump(mode="json"),
             "target": result.manifest.target.value,
             "precision": result.manifest.precision.value,
+            "quantization": _path(result),
             "bundle": result.folder.name,
             "verification": result.verification.as_dict(),
             "speed": asdict(result.speed) if result.speed else None,
@@ -147,6 +150,12 @@ def next_command(result: "ExportResult") -> str:
     if result.manifest.target in (Target.TENSORRT, Target.TENSORRT_RTX):
         return f"atlas-export verify {result.folder}   # then copy it to the workstation with the GPU"
     return f"atlas-bench speed {result.folder}   # on the workstation"
+
+
+def _path(result: "ExportResult") -> dict[str, Any] | None:
+    found = result.manifest.quantization or {}
+    kept = ("method", "path", "path_reason", "smooth_alpha", "coverage")
+    return {key: found[key] for key in kept if key in found} or None
 
 
 def _speed_rows(result: "ExportResult") -> list[Row]:

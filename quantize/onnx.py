@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
 from atlas_edge.graph import export_onnx
+from atlas_edge.quantize.blocks import has_plain_blocks
 from atlas_edge.quantize.fakequant import fake_quantize, kind_of, quiet_modelopt, store_in_int8
 from atlas_edge.quantize.foreign import foreign_errors
+from atlas_edge.quantize.paths import FITTED, NEAREST, TRAINED, unknown_part
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.quantize.trained_ranges import quantize_with_ranges
 from atlas_edge.spec import EncoderSpec
@@ -47,8 +49,8 @@ def quantize_onnx(
         ranges: Ranges that training found (`trained_ranges`): these are taken, no tiles are asked.
 
     Returns:
-        The recipe, the SmoothQuant strength chosen or the hash of the ranges, and the coverage by layer kind;
-        goes into the manifest.
+        The recipe, the SmoothQuant strength chosen or the hash of the ranges, the coverage by layer kind, the path
+        taken and why blocks were not fitted; goes into the manifest.
 
     Raises:
         InputError: No calibration tiles, ranges of another network, or a network that ModelOpt or PyTorch's exporter
@@ -60,14 +62,19 @@ def quantize_onnx(
         return {
             "recipe": recipe.model_dump(mode="json"),
             "method": "quantization-aware distillation, symmetric Q/DQ",
+            "path": TRAINED,
             "ranges_sha256": digest,
             **written,
         }
     quantized = fake_quantize(module, list(calibration), recipe)
     written = write_quantized(quantized, spec, out, batch=batch)
+    fitted = recipe.weights == "fitted"
+    plain = has_plain_blocks(module)
     return {
         "recipe": recipe.model_dump(mode="json"),
         "method": "ModelOpt fake quantization, symmetric Q/DQ",
+        "path": FITTED if fitted and plain else NEAREST,
+        "path_reason": unknown_part(module) if fitted and not plain else None,
         "smooth_alpha": quantized.smooth_alpha,
         **written,
     }

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from atlas_edge.errors import UsageError
 from atlas_edge.quantize.augmentation import with_augmented
 from atlas_edge.quantize.fakequant import cosine_error, split_choice
-from atlas_edge.quantize.recipe import Calibrator, Recipe, default_recipe, nncf_recipe
-from atlas_edge.spec import Target
+from atlas_edge.quantize.foreign import foreign_errors
+from atlas_edge.quantize.paths import NNCF, unknown_part
+from atlas_edge.quantize.recipe import Calibrator, Recipe, for_nncf
 
 if TYPE_CHECKING:
     import nncf
@@ -32,8 +33,9 @@ def quantize_openvino(
     """Quantize an encoder to INT8 for OpenVINO's CPU plugin.
 
     A vision transformer that can be folded is quantized from `module`, layer by layer: faster, and closer to full
-    precision. Anything else goes through NNCF, from its ONNX graph: each candidate of `recipe.smooth_alphas` is
-    quantized from a few tiles and judged by its embedding error on others; the best is quantized again from all.
+    precision. Anything else goes through NNCF, from its ONNX graph and with `recipe.for_nncf`: each candidate of
+    `smooth_alphas` is quantized from a few tiles and judged by its embedding error on others; the best is quantized
+    again from all. Only a network with attention is called a transformer there.
 
     Args:
         onnx_path: Graph with input `tiles` uint8 NHWC and output `embedding` float32; a fixed batch is kept.
@@ -42,16 +44,18 @@ def quantize_openvino(
         module: The same encoder in PyTorch; without it NNCF is taken.
 
     Returns:
-        The quantized model, and the recipe, the strength chosen and the coverage; the latter go into the manifest.
+        The quantized model, and the recipe, the strength chosen, the coverage, the path taken and why not the faster
+        one; the latter go into the manifest.
 
     Raises:
-        InputError: No calibration tiles.
+        InputError: No calibration tiles, or NNCF cannot quantize the network.
         UsageError: `recipe.exclude` names a layer that the graph does not have.
     """
     if recipe.weight_bits != 8:
         raise UsageError(f"OpenVINO takes 8-bit weights, the recipe asks for {recipe.weight_bits}", hint="leave it out")
     import openvino as ov
 
+    reason = "the recipe asks for it" if recipe.quantizer == "nncf" else "there is its ONNX alone"
     batches = with_augmented(list(calibration), recipe.augmented_share)
     if module is not None and recipe.quantizer == "layers" and any(map(len, batches)):
         from atlas_edge.quantize.openvino_vit import foldable, quantize_vit
@@ -59,15 +63,17 @@ def quantize_openvino(
         folded = foldable(module)
         if folded is not None:
             return quantize_vit(folded, batches, recipe)
-    if recipe == default_recipe(Target.OPENVINO):
-        recipe = nncf_recipe()
+        reason = unknown_part(module)
+    recipe = for_nncf(recipe)
     model = ov.Core().read_model(onnx_path)
     held_out, statistics_tiles = split_choice(batches, recipe)
     alpha, errors = _choose_alpha(model, held_out, statistics_tiles, recipe)
     quantized = _quantize(model, statistics_tiles, recipe, alpha)
     return quantized, {
         "recipe": recipe.model_dump(mode="json"),
-        "method": "NNCF post-training quantization (model type transformer)",
+        "method": f"NNCF post-training quantization ({'transformer' if _has_attention(model) else 'no'} model type)",
+        "path": NNCF,
+        "path_reason": reason,
         "smooth_alpha": alpha,
         "alpha_errors": errors,
         "coverage": count_quantized(quantized),
@@ -101,7 +107,7 @@ def _choose_alpha(
 
 
 def _quantize(model: "ov.Model", tiles: Sequence[Tiles], recipe: Recipe, alpha: float) -> "ov.Model":
-    with _quiet_nncf():
+    with foreign_errors("NNCF cannot quantize the network"), _quiet_nncf():
         import nncf
         from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
 
@@ -110,7 +116,7 @@ def _quantize(model: "ov.Model", tiles: Sequence[Tiles], recipe: Recipe, alpha: 
             model.clone(),
             nncf.Dataset(batches),
             subset_size=len(batches),
-            model_type=nncf.ModelType.TRANSFORMER,
+            model_type=nncf.ModelType.TRANSFORMER if _has_attention(model) else None,
             ignored_scope=_ignored(model, recipe),
             advanced_parameters=AdvancedQuantizationParameters(
                 disable_bias_correction=not recipe.bias_correction,
@@ -178,6 +184,11 @@ def _ignored(model: "ov.Model", recipe: Recipe) -> "nncf.IgnoredScope":
     if not recipe.patch_embed:
         ignored += [node for node in layers if node.get_type_name() == "Convolution"]
     return nncf.IgnoredScope(names=sorted({node.get_friendly_name() for node in ignored}))
+
+
+def _has_attention(model: "ov.Model") -> bool:
+    """Whether two computed tensors are multiplied, as queries and keys are."""
+    return any(node.get_type_name() == "MatMul" and not _has_constant_weight(node) for node in model.get_ops())
 
 
 def _layer_name(node: "ov.Node") -> str:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.graph import INPUT, OUTPUT
 from atlas_edge.quantize.grids import PATCH_EMBED, ActivationGrid, VitGrids, choose_grids
+from atlas_edge.quantize.paths import LAYER_WISE
 from atlas_edge.quantize.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def quantize_vit(
         "recipe": recipe.model_dump(mode="json"),
         "method": "layer-wise: ranges and SmoothQuant by output error, weights "
         + ("fitted by GPTQ" if recipe.weights == "fitted" else "rounded to the nearest"),
+        "path": LAYER_WISE,
         "layers": layers,
         "coverage": grids.coverage(folded),
     }

@@ -21,6 +21,7 @@ from atlas_edge.quantize.deploy import Material, build_plan, open_plan, open_ref
 from atlas_edge.quantize.journal import Journal, code_fingerprint, key_of
 from atlas_edge.quantize.judged import PlanAccuracy, plan_accuracy, recheck
 from atlas_edge.quantize.memory import RememberingEncoder
+from atlas_edge.quantize.paths import path_sentence
 from atlas_edge.quantize.plan import Plan
 from atlas_edge.quantize.race import PlanSpeed, race
 from atlas_edge.spec import Precision, Target
@@ -148,7 +149,9 @@ class PlanBench:
         if not folder.is_dir():
             partial = folder.with_name(folder.name + ".partial")
             partial.mkdir(exist_ok=True)
-            build_plan(plan, self.material, partial)
+            path = path_sentence(build_plan(plan, self.material, partial))
+            if path is not None:
+                self.say(f"{plan.name}: {path}")
             partial.rename(folder)
         return open_plan(plan, self.material, folder)
 

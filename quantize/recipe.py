@@ -82,6 +82,15 @@ def nncf_recipe() -> Recipe:
     return Recipe(name="openvino-int8-nncf", smooth_alphas=(0.5,), attention=True, quantizer="nncf")
 
 
+def for_nncf(recipe: Recipe) -> Recipe:
+    """A recipe with NNCF's own settings wherever it holds those that the layer-wise path has by default."""
+    if recipe.quantizer == "nncf":
+        return recipe
+    default, own = default_recipe(Target.OPENVINO), nncf_recipe()
+    same = [name for name in Recipe.model_fields if getattr(recipe, name) == getattr(default, name)]
+    return recipe.model_copy(update={"quantizer": "nncf", **{name: getattr(own, name) for name in same}})
+
+
 def nncf_as_it_comes() -> Recipe:
     """What `nncf.quantize(model, dataset, model_type=ModelType.TRANSFORMER)` does by itself (NNCF 3.4)."""
     return Recipe(name="nncf-transformer", smooth_alphas=(0.95,), augmented_share=0, attention=True, quantizer="nncf")

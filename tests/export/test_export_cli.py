@@ -38,6 +38,9 @@ def test_bundle_is_complete_and_runs(bundle: Path, run_command: RunCommand) -> N
     assert "intact" in done.stdout
     card = (bundle / "README.md").read_text()
     assert "licence of the weights | cc0-1.0" in card
+    assert "- Quantized layer by layer, recipe openvino-int8." in card
+    assert "- Quantized layer by layer, recipe openvino-int8." in (bundle / "report.md").read_text()
+    assert json.loads((bundle / "report.json").read_text())["quantization"]["path"] == "layer by layer"
 
 
 def test_what_was_taken_for_granted_and_what_departs_from_the_model_are_said(

@@ -85,6 +85,7 @@ def test_all_convolutions_but_the_one_that_reads_pixels_are_stored_in_int8(graph
     assert len([node for node in graph.node if node.op_type == "Conv"]) == len(stored) + 1
     assert set(stored) == {onnx.TensorProto.INT8}
     assert graphs["resnet"].quantization is not None
+    assert graphs["resnet"].quantization["path_reason"] == "ResNet is no plain vision transformer"
     assert graphs["resnet"].quantization["coverage"] == {"Conv": f"{len(stored)} of {len(stored) + 1}"}
 
 

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from atlas_edge.errors import InputError
-from atlas_edge.quantize.recipe import Recipe, load_recipe, save_recipe
+from atlas_edge.quantize.recipe import Recipe, default_recipe, for_nncf, load_recipe, nncf_recipe, save_recipe
+from atlas_edge.spec import Target
 
 
 def test_a_saved_recipe_comes_back(tmp_path: Path) -> None:
@@ -26,3 +27,13 @@ def test_a_bad_recipe_says_what_is_wrong(tmp_path: Path, text: str, says: str) -
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no\.json"):
         load_recipe(tmp_path / "no.json")
+
+
+def test_a_recipe_for_the_layer_wise_path_gets_the_settings_of_nncf_where_it_was_not_changed() -> None:
+    default = default_recipe(Target.OPENVINO)
+    assert for_nncf(default) == nncf_recipe()
+    changed = default.model_copy(update={"name": "mine", "exclude": ("blocks.3.*",), "calibration_tiles": 64})
+    expected = {"name": "mine", "exclude": ("blocks.3.*",), "calibration_tiles": 64}
+    assert for_nncf(changed) == nncf_recipe().model_copy(update=expected)
+    own = Recipe(name="own", smooth_alphas=(0.7,), quantizer="nncf")
+    assert for_nncf(own) == own
