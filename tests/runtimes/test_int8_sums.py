@@ -37,9 +37,32 @@ def test_the_largest_products_of_an_int8_model_are_added_exactly() -> None:
 def test_in_float_an_int8_model_computes_the_same_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "int8_properties", lambda: {"LP_TRANSFORMS_MODE": False})
     encoder = encoder_of_extremes()
+    assert "i8" not in {node.get_element_type().get_type_name() for node in encoder._model.get_ops() if node.outputs()}
     assert encoder.int8_in_float and encoder.runtime.endswith("+ int8 computed in float")
     np.testing.assert_allclose(encoder.encode(np.full((1, SIDE, SIDE, 3), 255, np.uint8)), TERMS * 255, rtol=1e-6)
     assert any("use --precision fp32" in text for text in _of_encoder(encoder))
+
+
+def test_weights_in_float_take_the_place_of_bytes_and_the_model_computes_the_same() -> None:
+    from openvino import opset13 as ops
+
+    def built() -> Any:
+        tiles = ops.parameter([-1, 8, 8, 3], np.uint8, name="tiles")
+        values = ops.transpose(ops.convert(tiles, "f32"), np.array([0, 3, 1, 2]))
+        weights = ops.convert(
+            ops.constant(np.random.default_rng(1).integers(0, 256, (4, 3, 3, 3)).astype(np.uint8)), "f32"
+        )
+        centred = ops.subtract(weights, ops.constant(np.full((4, 1, 1, 1), 128, np.float32)))
+        scaled = ops.multiply(centred, ops.constant(np.full((4, 1, 1, 1), 1e-3, np.float32)))
+        return ov.Model([ops.convolution(values, scaled, [1, 1], [0, 0], [0, 0], [1, 1])], [tiles])
+
+    tiles = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    before, after = built(), int8_sums.with_float_weights(built())
+    kinds = [node.get_type_name() for node in after.get_ops()]
+    # The pixels' own conversion stays; so does what multiplies computed tensors.
+    assert kinds.count("Convert") == 1 and not {"Subtract", "Multiply"} & set(kinds)
+    expected, found = (ov.Core().compile_model(model, "CPU")(tiles)[0] for model in (before, after))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-2)
 
 
 def test_nothing_is_tried_or_changed_where_the_processor_has_8_bit_dot_products(

@@ -12,7 +12,7 @@ from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.hardware import usable_cores
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import encode_in_pieces, pieces
-from atlas_edge.runtimes.int8_sums import int8_properties
+from atlas_edge.runtimes.int8_sums import int8_properties, with_float_weights
 from atlas_edge.spec import EncoderSpec
 
 InferencePrecision = Literal["f32", "f16", "bf16"]
@@ -87,6 +87,8 @@ class OpenVinoEncoder:
             changed = int8_properties()
             self._properties |= changed
             self.int8_in_float = bool(changed)
+            if changed:
+                self._model = with_float_weights(self._model)
             self.runtime += " + int8 computed in float" if changed else " + int8"
         self._lock = threading.Lock()
         self._requests: dict[int, Any] = {}
