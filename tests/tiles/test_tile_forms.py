@@ -3,7 +3,10 @@
 import csv
 import hashlib
 import io
+import re
+import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +150,24 @@ def test_reads_every_tile_in_a_fixed_order(tmp_path: Path, form: str, threads: i
         assert np.array_equal(source.read(record), tile)
     source.close()
     assert source.fingerprint() == open_tiles(tmp_path / "set").fingerprint()
+
+
+def write_pack_without_hashes(root: Path) -> Path:
+    write_pack(root)
+    manifest = root / "manifest.csv"
+    manifest.write_text(re.sub(r"[0-9a-f]{64}", "", manifest.read_text()))
+    return root
+
+
+@pytest.mark.parametrize("write", [*FORMS.values(), write_pack_without_hashes])
+def test_other_pixels_under_the_same_names_have_another_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], Path]
+) -> None:
+    sets = [open_tiles(write(tmp_path / "a" / "set"))]
+    monkeypatch.setattr(sys.modules[__name__], "SIDE", SIDE - 4)
+    sets.append(open_tiles(write(tmp_path / "b" / "set")))
+    assert [record.id for record in sets[0].records()] == [record.id for record in sets[1].records()]
+    assert sets[0].fingerprint() != sets[1].fingerprint()
 
 
 @pytest.mark.parametrize("form", FORMS)

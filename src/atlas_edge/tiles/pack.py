@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 import threading
 import zipfile
 import zlib
@@ -76,10 +77,15 @@ class Pack(TileSource):
         return self._splits
 
     def fingerprint(self) -> str:
-        """SHA-256 over ids and stored hashes."""
+        """SHA-256 over ids and stored hashes; where those are missing, over the sizes of shards and files."""
         digest = hashlib.sha256()
+        last = ""
         for record in self.records():
             digest.update(f"{record.id}\0{record.locator[2]}\n".encode())
+            file = self.place(record)[0]
+            if not record.locator[2] and file != last:
+                digest.update(f"{_size_bytes(file)}\n".encode())
+                last = file
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -141,6 +147,13 @@ class _Shards:
             if info.file_size > MAX_TILE_BYTES:
                 raise InputError(f"tile {name} of {shard} unpacks to {info.file_size:,} bytes, a tile has fewer")
             return archive.open(info)
+
+
+def _size_bytes(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - one a tile, where tiles are files
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}", hint="copy the pack again") from error
 
 
 def _record(row: dict[str, str | None], where: str) -> TileRecord:

@@ -84,8 +84,10 @@ class ParquetTiles(TileSource):
         return self._splits
 
     def fingerprint(self) -> str:
-        """SHA-256 over ids, labels and groups."""
+        """SHA-256 over ids, labels and groups, and the files' sizes."""
         digest = hashlib.sha256()
+        for path in self._paths:
+            digest.update(f"{path.stat().st_size}\n".encode())
         for record in self.records():
             digest.update(f"{record.id}\0{record.label}\0{record.group}\n".encode())
         return digest.hexdigest()
@@ -192,8 +194,7 @@ def _file_records(path: Path, number: int, name: str, split: str | None) -> Iter
             _check_unpacked(file, group, set(wanted), path)
             row = 0
             for batch in file.iter_batches(_ROWS, row_groups=[group], columns=wanted, use_threads=False):
-                _check_texts(batch, path)
-                values = batch.to_pydict()
+                values = _values(batch, path)
                 for offset in range(batch.num_rows):
                     yield _record(values, offset, columns, split, f"{name}:{count}", (number, group, row))
                     row, count = row + 1, count + 1
@@ -250,17 +251,22 @@ def _check_unpacked(file: "pyarrow.parquet.ParquetFile", group: int, names: set[
             )
 
 
-def _check_texts(batch: Any, path: Path) -> None:
+def _values(batch: Any, path: Path) -> dict[str, list[Any]]:
+    """A batch as lists, once no text is found to be long."""
     from pyarrow import compute, types
 
+    found = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        values = column.dictionary if types.is_dictionary(column.type) else column
+        packed = types.is_dictionary(column.type)
+        values = column.dictionary if packed else column
         if types.is_string(values.type) or types.is_large_string(values.type) or types.is_string_view(values.type):
             longest = compute.max(compute.binary_length(values)).as_py() or 0
             if longest > _LONGEST_TEXT:
                 raise InputError(
                     f"{path} has a text of {longest:,} bytes in {name!r}, expected at most {_LONGEST_TEXT:,}"
                 )
+        found[name] = (column.dictionary_decode() if packed else column).to_pylist()
+    return found
 
 
 def _record(

@@ -74,7 +74,9 @@ def slide_spec(spec: str) -> SlideSpec | None:
         mpps = (0.0,)
     if min(mpps) <= 0:
         raise InputError(f"{spec}: {found['mpp']} is no µm per pixel", hint=f"give {path}@0.5 or {path}@0.5,1,2")
-    return SlideSpec(path, mpps, own_mpp=min(mpps))
+    from atlas_edge.slides.mpp import is_plausible
+
+    return SlideSpec(path, mpps, own_mpp=min(mpps) if is_plausible(min(mpps)) else None)
 
 
 class SlideTiles(TileSource):
