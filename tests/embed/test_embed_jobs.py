@@ -136,6 +136,11 @@ def test_a_dicom_series_is_one_slide(tmp_path: Path) -> None:
     for number, series in enumerate(("1.2.3", "1.2.3", "1.2.33")):
         dicom(tmp_path / f"{number}.dcm", series)
     assert [path.name for path in find_slides(tmp_path, None)] == ["0.dcm", "2.dcm"]
+    (tmp_path / "2.dcm").rename(tmp_path / "2.txt")
+    # A folder with one series is a slide.
+    found = expand([tmp_path], tmp_path / "out.h5")
+    assert one_or_many(found, [tmp_path], tmp_path / "out.h5", "h5") == [(tmp_path / "0.dcm", tmp_path / "out.h5")]
+    (tmp_path / "2.txt").rename(tmp_path / "2.dcm")
     before = slide_identity(tmp_path / "0.dcm")
     dicom(tmp_path / "1.dcm", "1.2.3", b"pixels")
     assert slide_identity(tmp_path / "0.dcm") != before

@@ -82,7 +82,7 @@ def name_outputs(slides: list[FoundSlide], out: Path, form: str) -> list[tuple[P
 
 
 def one_or_many(slides: list[FoundSlide], given: Sequence[Path], out: Path, form: str) -> list[tuple[Path, Path]]:
-    """Slides and their outputs: a file for one slide that was named itself, else files in a folder.
+    """Slides and their outputs: a file for one slide where `out` is a file's name, else files in a folder.
 
     Raises:
         UsageError: `out` is a file where a folder is needed, or has no form's suffix.
@@ -91,7 +91,7 @@ def one_or_many(slides: list[FoundSlide], given: Sequence[Path], out: Path, form
         raise UsageError(f"--form {form}: expected h5, zarr or parquet", hint="leave it out for h5")
     is_form = out.suffix in _SUFFIXES
     alone = len(slides) == 1 and slides[0].path in given
-    if is_form and alone:
+    if is_form and len(slides) == 1:
         return [(slides[0].path, out)]
     if is_form or out.is_file():
         raise UsageError(
