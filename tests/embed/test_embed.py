@@ -97,10 +97,15 @@ def test_goes_on_where_it_stopped(scan: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         embed_slide(scan, FailsLate(20), tmp_path / "resumed.h5", config)
     assert not (tmp_path / "resumed.h5").exists()
+    kept = tmp_path / ".resumed.h5.work" / "progress.json"
+    begun = "2026-01-02T03:04:05+00:00"
+    kept.write_text(json.dumps({**json.loads(kept.read_bytes()), "begun": begun}))
     result = embed_slide(scan, MeanEncoder(), tmp_path / "resumed.h5", config)
     assert 0 < result.resumed_tiles < result.tiles
     for whole, resumed in zip(contents(tmp_path / "whole.h5"), contents(tmp_path / "resumed.h5"), strict=True):
         assert whole.tobytes() == resumed.tobytes()
+    with h5py.File(tmp_path / "resumed.h5") as file:
+        assert file.attrs["begun"] == begun
 
 
 @pytest.mark.parametrize("fails_in", ["encode", "append"])

@@ -109,7 +109,9 @@ def embed_on_devices(
     for job in [*jobs, *[None] * len(devices)]:
         waiting.put(job)
     workers = [
-        context.Process(target=_work, args=(device, bundle, config, streams, waiting, done), daemon=True)
+        context.Process(
+            target=_work, args=(device, bundle, config, streams, len(jobs) == 1, waiting, done), daemon=True
+        )
         for device in devices
     ]
     for worker in workers:
@@ -140,7 +142,9 @@ def _next(done: Any, workers: list[Any]) -> SlideOutcome:
         return result
 
 
-def _work(device: str, bundle: str, config: EmbedConfig, streams: int | None, waiting: Any, done: Any) -> None:
+def _work(
+    device: str, bundle: str, config: EmbedConfig, streams: int | None, alone: bool, waiting: Any, done: Any
+) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = device
     try:
         encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams)
@@ -149,7 +153,7 @@ def _work(device: str, bundle: str, config: EmbedConfig, streams: int | None, wa
         return
     while (job := waiting.get()) is not None:
         slide, out = job
-        done.put(attempt(slide, out, encoder, config, sha256, lambda *_: None))
+        done.put(attempt(slide, out, encoder, config, sha256, lambda *_: None, alone=alone))
     encoder.close()
 
 
