@@ -19,6 +19,7 @@ teacher's, from which distillation starts.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atlas_edge.distill.inheritable import check_parts, check_sizes
 from atlas_edge.distill.whitening import even_out
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ _BASIS_BATCHES = 8
 # Fits look at one patch in so many: neighbours are alike, and more tiles are worth more than more patches.
 _PATCH_STEP = 4
 _NEURON_BATCHES = 16
+# Choices of heads that are tried in each block: 6 of 12 heads are 924.
+_MOST_CHOICES = 1_000
 # CLS tokens carry this share of every fit: there is one for some 200 patch tokens.
 _CLS_SHARE = 0.1
 # Root mean square that fc2's weights get: our choice, the order of a trained ViT's.
@@ -80,7 +84,7 @@ def inherit(
 
     Args:
         student: Plain timm ViT with as many blocks as the teacher and a head size equal to its teacher's.
-        teacher: timm ViT whose patch grid on its images equals the student's on its own.
+        teacher: Plain timm ViT whose patch grid on its images equals the student's on its own.
         images: Student's batches, `(B, 3, H, W)` float32, normalised. A few hundred tiles at least: the fit of the
             CLS token sees one row a tile.
         teacher_images: Teacher's batches of the same tiles.
@@ -90,7 +94,8 @@ def inherit(
     Raises:
         ValueError: The two networks do not fit each other.
     """
-    _check(student, teacher)
+    check_parts(student, teacher)
+    check_sizes(student, teacher)
     teacher_states = [_embed(teacher, batch) for batch in teacher_images]
     looked_at = teacher_states[:: max(len(teacher_states) // _BASIS_BATCHES, 1)]
     basis, kept = _stream_basis(teacher, looked_at, student.embed_dim)
@@ -155,22 +160,6 @@ class _Moments:
         cross = self.cross if columns is None else self.cross[:, columns]
         solution = torch.linalg.solve(_damped(self.gram), cross).float()
         return solution[:-1].T.contiguous(), solution[-1]
-
-
-def _check(student: "VisionTransformer", teacher: "VisionTransformer") -> None:
-    if len(student.blocks) != len(teacher.blocks):
-        raise ValueError(f"student has {len(student.blocks)} blocks, teacher {len(teacher.blocks)}")
-    if student.num_prefix_tokens != teacher.num_prefix_tokens:
-        raise ValueError(f"student has {student.num_prefix_tokens} prefix tokens, teacher {teacher.num_prefix_tokens}")
-    if student.pos_embed.shape[1] != teacher.pos_embed.shape[1]:
-        raise ValueError(
-            f"student has {student.pos_embed.shape[1]} position embeddings, teacher {teacher.pos_embed.shape[1]}"
-        )
-    ours, theirs = student.blocks[0].attn, teacher.blocks[0].attn
-    if ours.head_dim != theirs.head_dim or ours.num_heads > theirs.num_heads:
-        raise ValueError(
-            f"student has {ours.num_heads} heads of {ours.head_dim}, teacher {theirs.num_heads} of {theirs.head_dim}"
-        )
 
 
 def _embed(vit: "VisionTransformer", images: Tensor) -> Tensor:
@@ -316,13 +305,17 @@ def _mix(qkv: Tensor, heads: int) -> Tensor:
 def _choose_heads(moments: _Moments, heads: int, wanted: int) -> tuple[int, ...]:
     gram, cross = moments.gram, moments.cross
     size = (gram.shape[0] - 1) // heads
-    best: tuple[float, tuple[int, ...]] = (float("inf"), ())
-    for chosen in itertools.combinations(range(heads), wanted):
+
+    def error_of(chosen: tuple[int, ...]) -> float:
         index = torch.cat([torch.arange(h * size, (h + 1) * size) for h in chosen] + [torch.tensor([heads * size])])
         solution = torch.linalg.solve(_damped(gram[index][:, index]), cross[index])
-        error = moments.power - float((cross[index] * solution).sum())
-        best = min(best, (error, chosen))
-    return best[1]
+        return moments.power - float((cross[index] * solution).sum())
+
+    left = tuple(range(heads))
+    # Heads are left out one at a time until all ways to choose the rest can be tried.
+    while math.comb(len(left), wanted) > _MOST_CHOICES:
+        left = min(itertools.combinations(left, len(left) - 1), key=error_of)
+    return min(itertools.combinations(left, wanted), key=error_of)
 
 
 def _choose_neurons(moments: _Moments, wanted: int) -> Tensor:

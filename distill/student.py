@@ -12,15 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlas_edge.distill.inherit import inherit
+from atlas_edge.distill.inheritable import check_parts
 from atlas_edge.distill.losses import TeacherHead
 from atlas_edge.distill.phis import TargetTransform
 from atlas_edge.errors import UsageError
+from atlas_edge.manifest import ModelProvenance
 from atlas_edge.models import load_model
-from atlas_edge.students import EMBEDDED, STUDENTS
+from atlas_edge.students import EMBEDDED, STUDENT_TILE_PX, STUDENTS
 from atlas_edge.timm_config import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from atlas_edge.distill.config import TrainConfig
 
 _BATCH = 32
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -86,7 +90,7 @@ def build_student(
     """A student to train: a registry name, `atlas2-demo` or a folder to go on from, or any timm ViT by its name.
 
     Raises:
-        UsageError: No such student, or a network without patch tokens.
+        UsageError: No such student, or a network that does not embed by a CLS token beside patch tokens.
     """
     import timm
 
@@ -94,25 +98,63 @@ def build_student(
     if name in STUDENTS or folder is not None:
         loaded = load_model(name, seed=seed)
         backbone, spec = loaded.module.backbone, loaded.spec
+        if spec.pooling != "cls":
+            raise UsageError(
+                f"{name} embeds by {spec.pooling}, and students by their CLS token alone",
+                hint="choose another --student",
+            )
         shape = _shape_arguments(backbone) if folder is None else _folder_arguments(folder)
         architecture = Architecture(
             name=spec.architecture, arguments=shape, mean=spec.mean, std=spec.std, tile_px=spec.tile_px, mpp=spec.mpp
         )
     elif timm.is_model(name):
-        shape = {"num_classes": 0, **(arguments or {})}
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            backbone = timm.create_model(name, pretrained=False, **shape)
-        architecture = Architecture(name=name, arguments=shape, tile_px=int(shape.get("img_size", 224)))
+        shape = {"num_classes": 0, **_size(name), **(arguments or {})}
+        backbone = _random_weights(name, shape, seed=seed)
+        if getattr(backbone, "cls_token", None) is not None and backbone.global_pool != "token":
+            shape["global_pool"] = "token"
+            backbone = _random_weights(name, shape, seed=seed)
+        architecture = Architecture(name=name, arguments=shape, tile_px=int(shape.get("img_size", STUDENT_TILE_PX)))
     else:
         raise UsageError(
             f"no student is called {name!r}",
             hint=f"give {', '.join([*EMBEDDED, *STUDENTS])}, a folder, or a timm architecture such as "
             "vit_tiny_patch16_224",
         )
-    if not hasattr(backbone, "patch_embed") or not getattr(backbone, "num_prefix_tokens", 0):
-        raise UsageError(f"{name} has no CLS and patch tokens", hint="choose a ViT as student")
+    if getattr(backbone, "cls_token", None) is None or not hasattr(backbone, "patch_embed"):
+        raise UsageError(f"{name} has no CLS and patch tokens", hint="choose a ViT with a CLS token as student")
     return backbone.train(), architecture
+
+
+def _size(name: str) -> dict[str, int]:
+    """Students take tiles of one size, whatever their architecture was trained at."""
+    import timm
+
+    known = timm.get_pretrained_cfg(name)
+    return {} if known is None or known.input_size[-1] == STUDENT_TILE_PX else {"img_size": STUDENT_TILE_PX}
+
+
+def _random_weights(name: str, shape: dict[str, Any], *, seed: int) -> Any:
+    import timm
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return timm.create_model(name, pretrained=False, **shape)
+        except Exception as error:  # architectures raise what they like for an argument that they do not take
+            given = ", ".join(f"{key}={value}" for key, value in shape.items())
+            raise UsageError(
+                f"timm cannot build {name} with {given}: {error}",
+                hint=f"choose a ViT with a CLS token that takes tiles of {STUDENT_TILE_PX} px",
+            ) from error
+
+
+def first_weights(config: "TrainConfig") -> tuple[ModelProvenance, ...]:
+    """The models whose weights a student begins with, the teacher that teaches it left out."""
+    if config.init == "teacher":
+        names = [] if config.init_from is None else [config.init_from]
+    else:
+        names = [] if student_folder(config.student) is None else [config.student]
+    return tuple(load_model(name).provenance for name in names)
 
 
 def student_folder(name: str) -> Path | None:
@@ -150,7 +192,7 @@ def inherit_from(
     """Give the student weights fitted to a ViT teacher (see `inherit`).
 
     Args:
-        teacher: A folder in timm's form.
+        teacher: A folder in timm's form, or `hf-hub:organisation/name`.
         backbone: The student; changed in place.
         architecture: Of the student.
         student_views: `(N, H, W, 3)` uint8 as the student sees them.
@@ -159,34 +201,37 @@ def inherit_from(
         whitening: See `inherit`.
 
     Raises:
-        UsageError: The teacher is no folder, or the two networks do not fit each other.
+        UsageError: The teacher is a cache, has random weights, or the two networks do not fit each other.
     """
-    import timm
-
-    if not Path(teacher).is_dir():
-        raise UsageError(f"--init teacher needs a teacher's folder, {teacher} is none", hint="use --init random")
+    if (Path(teacher) / "cache.json").is_file():
+        raise UsageError(
+            f"{teacher} holds features and no teacher to inherit weights from",
+            hint="name the teacher with --init-from, or use --init random",
+        )
     own = load_model(teacher)
-    patch = own.spec.patch
-    if patch is None:
-        raise UsageError(f"{teacher} is a CNN: a ViT cannot inherit its weights", hint="use --init random")
+    if own.spec.random_weights:
+        raise UsageError(f"{teacher} has random weights: there is nothing to inherit", hint="use --init random")
+    if own.spec.patch is None or own.spec.pooling != "cls":
+        kind = "is a CNN" if own.spec.patch is None else f"embeds by {own.spec.pooling} and not by its CLS token"
+        raise UsageError(f"{teacher} {kind}: a ViT cannot inherit its weights", hint="use --init random")
     # The teacher runs at the resolution at which its patch grid is the student's.
-    side = patch_grid(backbone) * patch
-    arguments = {**_folder_arguments(Path(teacher)), "img_size": side, "num_classes": 0}
-    clone = timm.create_model(own.spec.architecture, pretrained=False, **arguments).eval()
-    state = own.module.backbone.state_dict()
-    state["pos_embed"] = _resize_positions(state["pos_embed"], clone)
-    clone.load_state_dict(state)
+    side = patch_grid(backbone) * own.spec.patch
+    vit = own.module.backbone
 
     def teacher_images() -> Iterator[Tensor]:
         for images in _batches(teacher_views, own.spec.mean, own.spec.std):
             yield F.interpolate(images, size=side, mode="bicubic", antialias=True, align_corners=False)
 
     try:
+        check_parts(backbone, vit)
+        vit.set_input_size((side, side))
         backbone.eval()
         images = _batches(student_views, architecture.mean, architecture.std)
-        found = inherit(backbone, clone, images, teacher_images(), half=half, whitening=whitening)
+        found = inherit(backbone, vit, images, teacher_images(), half=half, whitening=whitening)
     except ValueError as error:
-        raise UsageError(f"the student cannot inherit from {teacher}: {error}", hint="use --init random") from error
+        raise UsageError(
+            f"the student cannot inherit from {teacher}: {error}", hint="use --init random, or another --student"
+        ) from error
     finally:
         backbone.train()
     return Fitted(stream_kept=found.stream_kept, cls_cosine=found.cls_cosine)
@@ -243,14 +288,6 @@ def _batches(views: "NDArray[Any]", mean: tuple[float, ...], std: tuple[float, .
     for start in range(0, len(views), _BATCH):
         images = torch.from_numpy(views[start : start + _BATCH]).permute(0, 3, 1, 2).float() / 255.0
         yield (images - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
-
-
-def _resize_positions(positions: Tensor, vit: Any) -> Tensor:
-    from timm.layers import resample_abs_pos_embed
-
-    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-    resized: Tensor = resample_abs_pos_embed(positions, list(vit.patch_embed.grid_size), num_prefix_tokens=prefix)
-    return resized
 
 
 def _folder_arguments(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,95 @@
+"""Whether a student can take its first weights from a teacher: both must be ViTs whose every part the fit knows."""
+
+from typing import Any
+
+from torch import nn
+
+
+def check_parts(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse what a fit would leave out, or could not be written to.
+
+    Raises:
+        ValueError: It names the part.
+    """
+    for role, vit in (("student", student), ("teacher", teacher)):
+        part = _unknown_part(vit)
+        if part is not None:
+            raise ValueError(f"the {role} {part}, of which the fit in closed form knows nothing")
+    if any(layer.bias is None for layer in student.modules() if isinstance(layer, nn.Linear)):
+        raise ValueError("the student has linear layers without bias, which the fit needs")
+
+
+def check_sizes(student: Any, teacher: Any) -> None:
+    """Refuse networks whose parts do not correspond, the teacher at a size at which its patch grid is the student's.
+
+    Raises:
+        ValueError: It names the part.
+    """
+    if len(student.blocks) != len(teacher.blocks):
+        raise ValueError(f"student has {len(student.blocks)} blocks, teacher {len(teacher.blocks)}")
+    if student.num_prefix_tokens != teacher.num_prefix_tokens:
+        raise ValueError(f"student has {student.num_prefix_tokens} prefix tokens, teacher {teacher.num_prefix_tokens}")
+    if student.pos_embed.shape[1] != teacher.pos_embed.shape[1]:
+        raise ValueError(
+            f"student has {student.pos_embed.shape[1]} position embeddings, teacher {teacher.pos_embed.shape[1]}"
+        )
+    ours, theirs = student.blocks[0].attn, teacher.blocks[0].attn
+    if ours.head_dim != theirs.head_dim or ours.num_heads > theirs.num_heads:
+        raise ValueError(
+            f"student has {ours.num_heads} heads of {ours.head_dim}, teacher {theirs.num_heads} of {theirs.head_dim}"
+        )
+    if student.embed_dim > teacher.embed_dim or _neurons(student) > _neurons(teacher):
+        raise ValueError(
+            f"student is {student.embed_dim} wide with {_neurons(student)} neurons a block, teacher "
+            f"{teacher.embed_dim} with {_neurons(teacher)}"
+        )
+
+
+def _unknown_part(vit: Any) -> str | None:
+    """What of a network is not of the plain ViT's kind, to complete "the teacher …"; None where nothing is."""
+    from timm.layers import PatchEmbed
+    from timm.models.vision_transformer import VisionTransformer
+
+    if getattr(vit, "rope", None) is not None:
+        return "has rotary position embeddings"
+    if type(vit) is not VisionTransformer:
+        return f"is a {type(vit).__name__} and no plain ViT"
+    if vit.cls_token is None or vit.pos_embed is None:
+        return f"has no {'CLS token' if vit.cls_token is None else 'position embeddings'}"
+    if type(vit.patch_embed) is not PatchEmbed or not _is_off(vit.patch_embed.norm):
+        return f"has a patch embedding of its own ({type(vit.patch_embed).__name__})"
+    if not _is_off(vit.norm_pre) or vit.patch_embed.proj.bias is None:
+        return "has a norm before its blocks"
+    if not isinstance(vit.norm, nn.LayerNorm) or vit.attn_pool is not None:
+        return "does not end in a LayerNorm of its tokens"
+    return next((part for part in map(_unknown_part_of_block, vit.blocks) if part is not None), None)
+
+
+def _unknown_part_of_block(block: Any) -> str | None:
+    from timm.layers import Attention, Mlp
+    from timm.models.vision_transformer import Block
+
+    if type(block) is not Block:
+        return f"has blocks of the kind {type(block).__name__}"
+    if not all(isinstance(norm, nn.LayerNorm) for norm in (block.norm1, block.norm2)):
+        return f"has norms of the kind {type(block.norm1).__name__}"
+    attention, mlp = block.attn, block.mlp
+    if type(attention) is not Attention:
+        return f"has attention of the kind {type(attention).__name__}"
+    if not (_is_off(attention.q_norm) and _is_off(attention.k_norm)):
+        return "norms its queries and keys"
+    if not _is_off(getattr(attention, "norm", None)) or getattr(attention, "gate", None) is not None:
+        return "norms or gates what its attention gives"
+    if type(mlp) is not Mlp:
+        return f"has MLPs of the kind {type(mlp).__name__}" + (
+            " (SwiGLU)" if "GLU" in type(mlp).__name__.upper() else ""
+        )
+    return None if _is_off(mlp.norm) and isinstance(mlp.fc1, nn.Linear) else "norms inside its MLPs"
+
+
+def _neurons(vit: Any) -> int:
+    return int(vit.blocks[0].mlp.fc1.out_features)
+
+
+def _is_off(part: nn.Module | None) -> bool:
+    return part is None or isinstance(part, nn.Identity)
