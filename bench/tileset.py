@@ -1,6 +1,6 @@
 """The tiles of a report: which were picked, what is known of them, and their embeddings by several encoders at once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -107,12 +107,20 @@ class TileSet:
         return np.stack(tiles)
 
 
-def pick_tiles(source: TileSource, *, limit: int | None, fit: TileFit = "exact") -> TileSet:
+def pick_tiles(
+    source: TileSource, *, records: Iterable[TileRecord] | None = None, limit: int | None, fit: TileFit = "exact"
+) -> TileSet:
     """Pick tiles: all of them, or `limit` balanced over the labels, spread evenly through the source.
 
     Of registered scans whole positions are picked, so that every tile keeps its twins.
+
+    Args:
+        source: Where they are.
+        records: Those that may be picked; all of the source when None.
+        limit: Most tiles to pick; None for all.
+        fit: What happens to tiles of another size than an encoder takes.
     """
-    records = tuple(source.records())
+    records = tuple(source.records() if records is None else records)
     if limit is not None and len(records) > limit:
         records = _registered(records, limit) or _balanced(records, limit)
     return TileSet(source=source, records=records, fit=fit)

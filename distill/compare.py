@@ -42,7 +42,7 @@ def compare(
     against: Sequence[Encoder],
     *,
     fit: str,
-    tiles: str,
+    tiles: str | None,
     fit_limit: int = 1_500,
     limit: int = 2_000,
     seed: int = 0,
@@ -53,13 +53,14 @@ def compare(
         students: Of the recipe that is judged.
         against: Of the other one; where there are as many, in the same order of seeds.
         fit: Labelled tiles to fit probes on (their `train` split).
-        tiles: Labelled tiles to test on (their `test` split).
+        tiles: Labelled tiles to test on (their `test` split); see `labelled_tiles`.
         fit_limit: Most tiles to fit on.
         limit: Most tiles to test on.
         seed: Seed of the bootstrap.
 
     Raises:
-        InputError: Tiles without labels, or a label among the tested that was not fitted.
+        InputError: Tiles without labels, the same ones to fit and to test on, or a label among the tested that was not
+            fitted.
     """
     fitted, tested = labelled_tiles(fit, tiles, fit_limit=fit_limit, limit=limit)
     features = [[(embed(one, fitted), embed(one, tested)) for one in group] for group in (students, against)]

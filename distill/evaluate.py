@@ -19,6 +19,7 @@ from atlas_edge.bench.tileset import TileSet, pick_tiles
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.tiles import fit_tile, open_tiles
+from atlas_edge.tiles.overlap import check_disjoint, halves
 
 _BATCH = 32
 # Random subspaces over which a narrowed teacher's score is averaged: they differ by some points.
@@ -123,7 +124,7 @@ def evaluate(
     student: Encoder,
     *,
     fit: str,
-    tiles: str,
+    tiles: str | None,
     fit_limit: int = 1_500,
     limit: int = 2_000,
     stress_limit: int = 128,
@@ -136,7 +137,7 @@ def evaluate(
         teacher: The yardstick.
         student: Judged.
         fit: Labelled tiles to fit probes on (their `train` split).
-        tiles: Labelled tiles to test on (their `test` split).
+        tiles: Labelled tiles to test on (their `test` split); see `labelled_tiles`.
         fit_limit: Most tiles to fit on.
         limit: Most tiles to test on.
         stress_limit: Most tiles to shift; 0 leaves the stress test out.
@@ -144,8 +145,11 @@ def evaluate(
         seed: Seed of the bootstrap.
 
     Raises:
-        InputError: Tiles without labels.
+        InputError: Tiles without labels, or the same ones to fit and to test on; fewer than two scans, or unreadable
+            ones.
     """
+    # What is wrong with the scans is told before the minutes that the rest takes.
+    crops = _read_scans(scans) if scans else None
     fitted, tested = labelled_tiles(fit, tiles, fit_limit=fit_limit, limit=limit)
     fit_features = [embed(encoder, fitted) for encoder in (teacher, student)]
     features = [embed(encoder, tested) for encoder in (teacher, student)]
@@ -179,18 +183,33 @@ def evaluate(
         cka=linear_cka(features[0], features[1]),
         robustness=_robustness(features, tested),
         movements=() if shifted is None else movements(teacher, student, shifted, STRESSES, seed=seed),
-        scanners=scanner_agreement(teacher, student, scans) if scans else None,
+        scanners=None if crops is None else scanner_agreement(teacher, student, crops),
     )
 
 
-def labelled_tiles(fit: str, tiles: str, *, fit_limit: int, limit: int) -> tuple[TileSet, TileSet]:
-    """Tiles to fit probes on and tiles to test.
+def labelled_tiles(fit: str, tiles: str | None, *, fit_limit: int, limit: int) -> tuple[TileSet, TileSet]:
+    """Tiles to fit probes on and tiles to test, of which none is among the others.
+
+    Args:
+        fit: A tile set; its `train` split where it has one.
+        tiles: Another one, of which the `test` split is taken where it has one. Without it, or where it is the same
+            one, and that has no splits, one half of its slides (or of its tiles, where no slides are known) is fitted
+            on and the other half tested.
+        fit_limit: Most tiles to fit on.
+        limit: Most tiles to test on.
 
     Raises:
-        InputError: Tiles without labels.
+        InputError: Tiles without labels, or the same ones to fit and to test on.
     """
-    fitted = pick_tiles(open_tiles(fit, role="calibration"), limit=fit_limit, fit="resize")
-    tested = pick_tiles(open_tiles(tiles, role="evaluation"), limit=limit, fit="resize")
+    judged = (fit if Path(fit).exists() else fit.partition("@")[0]) if tiles is None else tiles
+    source, other = open_tiles(fit, role="calibration"), open_tiles(judged, role="evaluation")
+    halved = judged == fit and source.split is None and other.split is None
+    for_fit, for_test = halves(list(source.records())) if halved else (None, None)
+    fitted = pick_tiles(source, records=for_fit, limit=fit_limit, fit="resize")
+    tested = pick_tiles(other, records=for_test, limit=limit, fit="resize")
+    check_disjoint(
+        (source, fitted.records), (other, tested.records), names=("fitted", "tested"), options=("--fit", "--tiles")
+    )
     if fitted.labels is None or tested.labels is None:
         raise InputError("the tiles have no labels: nothing to probe", hint="give a pack or class folders with labels")
     return fitted, tested
@@ -258,36 +277,48 @@ def movements(
     return tuple(result)
 
 
-def scanner_agreement(teacher: Encoder, student: Encoder, scans: Sequence[Path]) -> ScannerAgreement:
-    """Mean cosine of the same crops on different scanners.
+def scanner_agreement(
+    teacher: Encoder, student: Encoder, scans: Mapping[str, Sequence[NDArray[np.uint8]]]
+) -> ScannerAgreement:
+    """Mean cosine of the same crops on different scanners; embeddings are centred on the mean over scans and crops.
 
-    Four overlapping corner crops and the centre are taken from each registered image. Embeddings are centred on the
-    mean over all scans and crops.
-
-    Raises:
-        InputError: Fewer than two images, or images smaller than a crop.
+    Args:
+        teacher: The yardstick.
+        student: Judged.
+        scans: Scanner -> the same crops of one region, `(H, W, 3)`.
     """
-    from PIL import Image
-
-    if len(scans) < 2:
-        raise InputError(f"{len(scans)} scan, expected at least two of one region")
-    crops = []
-    for path in scans:
-        with Image.open(path) as image:
-            crops.append(_crops(np.asarray(image.convert("RGB")), path.name))
     values = []
     for encoder in (teacher, student):
         sized = [
-            np.stack([fit_tile(crop, encoder.spec.tile_px, "resize", name="crop") for crop in scan]) for scan in crops
+            np.stack([fit_tile(crop, encoder.spec.tile_px, "resize", name="crop") for crop in scan])
+            for scan in scans.values()
         ]
         found = np.stack([encoder.encode(scan) for scan in sized])
         centred = found - found.mean((0, 1))
         unit = unit_rows(centred.reshape(-1, centred.shape[-1])).reshape(found.shape)
         pairs = [np.einsum("cd,cd->c", unit[a], unit[b]).mean() for a, b in combinations(range(len(scans)), 2)]
         values.append(float(np.mean(pairs)))
-    return ScannerAgreement(
-        scanners=tuple(path.stem for path in scans), crops=len(crops[0]), teacher=values[0], student=values[1]
-    )
+    crops = len(next(iter(scans.values())))
+    return ScannerAgreement(scanners=tuple(scans), crops=crops, teacher=values[0], student=values[1])
+
+
+def _read_scans(paths: Sequence[Path]) -> dict[str, list[NDArray[np.uint8]]]:
+    """Four overlapping corner crops and the centre of each registered image."""
+    from PIL import Image
+
+    if len(paths) < 2:
+        raise InputError(
+            f"{len(paths)} scan, expected at least two of one region", hint="give one a scanner to --scans"
+        )
+    crops = {}
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except Exception as error:  # Pillow raises many kinds for a damaged file
+            raise InputError(f"{path} cannot be read: {error}", hint="give registered images to --scans") from error
+        crops[path.stem if path.stem not in crops else str(path)] = _crops(pixels, path.name)
+    return crops
 
 
 def _crops(image: NDArray[np.uint8], name: str) -> list[NDArray[np.uint8]]:

@@ -37,7 +37,8 @@ def evaluate(
         teacher: Model folder, registry name or bundle.
         student: The same, or random:ARCHITECTURE:SEED for one that has learned nothing.
         fit: Labelled tiles to fit probes on (their train split).
-        tiles: Labelled tiles to test on (their test split); those of --fit when left out.
+        tiles: Labelled tiles to test on (their test split); when left out those of --fit: their test split, or,
+            where there are no splits, one half, while probes are fitted on the other.
         fit_limit: Most tiles to fit on.
         limit: Most tiles to test on.
         stress_limit: Most tiles to shift in the stress test; 0 leaves it out.
@@ -57,7 +58,7 @@ def evaluate(
         open_judged(teacher, threads=threads, keep=keep),
         open_judged(student, threads=threads, keep=keep),
         fit=fit,
-        tiles=tiles or fit,
+        tiles=tiles,
         fit_limit=fit_limit,
         limit=limit,
         stress_limit=stress_limit,
@@ -91,7 +92,8 @@ def compare(
         against: Of the other recipe, its seeds in the same order; random:ARCHITECTURE:SEED is one that has learned
             nothing.
         fit: Labelled tiles to fit probes on (their train split).
-        tiles: Labelled tiles to test on (their test split); those of --fit when left out.
+        tiles: Labelled tiles to test on (their test split); when left out those of --fit: their test split, or,
+            where there are no splits, one half, while probes are fitted on the other.
         fit_limit: Most tiles to fit on.
         limit: Most tiles to test on.
         keep: Folder for embeddings: a repeated or interrupted comparison computes only what is missing.
@@ -108,7 +110,7 @@ def compare(
     from atlas_edge.distill.encoders import open_judged
 
     groups = [[open_judged(name, threads=threads, keep=keep) for name in names] for names in (students, against)]
-    found = run(*groups, fit=fit, tiles=tiles or fit, fit_limit=fit_limit, limit=limit, seed=seed)
+    found = run(*groups, fit=fit, tiles=tiles, fit_limit=fit_limit, limit=limit, seed=seed)
     if json:
         print_json([asdict(item) for item in found])
     elif not quiet:

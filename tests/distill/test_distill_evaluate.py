@@ -5,8 +5,9 @@ import pytest
 
 from atlas_edge.bench.robustness import robustness_index
 from atlas_edge.bench.tileset import pick_tiles
-from atlas_edge.distill.evaluate import embed, evaluate, narrowed_score
+from atlas_edge.distill.evaluate import embed, evaluate, labelled_tiles, narrowed_score
 from atlas_edge.encoder import Encoder
+from atlas_edge.errors import InputError
 from atlas_edge.models import load_encoder
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.tiles import open_tiles
@@ -64,3 +65,24 @@ def test_a_student_as_wide_as_its_teacher_is_not_narrowed(tiny_model: Path) -> N
     result = evaluate(teacher, teacher, fit="synthetic:32", tiles="synthetic:32", stress_limit=0)
     assert [entry.narrowed_score for entry in result.retention] == [None, None]
     assert [entry.retained for entry in result.retention] == [1.0, 1.0]
+
+
+def test_tiles_without_splits_are_parted_into_those_that_fit_and_those_that_judge(tile_folder: Path) -> None:
+    for tiles in (None, str(tile_folder)):
+        fitted, tested = labelled_tiles(str(tile_folder), tiles, fit_limit=1_500, limit=2_000)
+        ids = [{record.id for record in part.records} for part in (fitted, tested)]
+        assert len(ids[0]) == len(ids[1]) == 12
+        assert not ids[0] & ids[1]
+        assert set(fitted.labels or ()) == set(tested.labels or ()) == {"dark", "light"}
+
+
+def test_splits_are_used_as_they_are_named(tiles: Path) -> None:
+    for fit in (str(tiles), f"{tiles}@train"):
+        fitted, tested = labelled_tiles(fit, None, fit_limit=1_500, limit=2_000)
+        assert [len(part.records) for part in (fitted, tested)] == [48, 32]
+
+
+@pytest.mark.parametrize("spelling", ["{0}@train", "{0}/../{1}@train"])
+def test_tiles_that_fit_and_judge_are_refused_however_they_are_spelt(spelling: str, tiles: Path) -> None:
+    with pytest.raises(InputError, match=r"48 tiles .* in both the fitted tiles and the tested tiles"):
+        labelled_tiles(f"{tiles}@train", spelling.format(tiles, tiles.name), fit_limit=1_500, limit=2_000)
