@@ -1,5 +1,6 @@
-"""What `atlas-distill` shows a person: progress on a terminal, and tables of figures."""
+"""What `atlas-distill` shows a person: progress, and tables of figures."""
 
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,8 +14,17 @@ if TYPE_CHECKING:
     from atlas_edge.distill.train import Progress
 
 
+# Seconds between two lines of progress in a log.
+_LINE_EVERY_S = 60.0
+
+
 class Display:
-    """Progress on a terminal, with throughput and time left; silent elsewhere."""
+    """Progress with throughput and time left: a bar on a terminal; elsewhere, in a job's log, a line a minute.
+
+    Args:
+        screen: Where to.
+        total: Steps in all; 0 where they become known later.
+    """
 
     def __init__(self, screen: "Console", total: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -29,6 +39,8 @@ class Display:
         )
         self._progress = Bars(*columns, console=screen, disable=not screen.is_terminal, transient=True)
         self._task = self._progress.add_task("", total=total or None)
+        self._begun: tuple[float, int] | None = None
+        self._last_line_s = float("-inf")
 
     def __enter__(self) -> "Display":
         self._progress.start()
@@ -45,15 +57,26 @@ class Display:
         """A training step was done."""
         cosine = "" if state.held_out_cosine is None else f", held-out cosine {state.held_out_cosine:.3f}"
         text = f"loss {state.loss:.4f}{cosine}, {state.images_per_s:.1f} images/s"
-        self._progress.update(self._task, completed=state.step, description=text)
+        self._update(state.step, state.steps, text)
 
     def count(self, done: int, total: int) -> None:
         """Views of a cache were done."""
-        self._progress.update(self._task, completed=done, total=total, description="views")
+        self._update(done, total, "views")
 
     def arms(self, done: int, total: int) -> None:
         """Loops of a timing run were timed."""
-        self._progress.update(self._task, completed=done, total=total, description="loops")
+        self._update(done, total, "loops")
+
+    def _update(self, done: int, total: int, text: str) -> None:
+        self._progress.update(self._task, completed=done, total=total, description=text)
+        now = time.monotonic()
+        # What an earlier process had done says nothing of this one's speed.
+        since, before = self._begun = self._begun or (now, done)
+        if self._screen.is_terminal or (now - self._last_line_s < _LINE_EVERY_S and done < total):
+            return
+        self._last_line_s = now
+        left = "" if done == before else f", {(now - since) / (done - before) * (total - done) / 60:.0f} min left"
+        self._screen.print(f"{done} of {total}: {text}{left}", soft_wrap=True)
 
 
 def print_evaluation(screen: "Console", result: "Evaluation") -> None:
