@@ -5,14 +5,18 @@ A cache is a folder with `cache.json` and shards `00000.safetensors` …, each w
 `patches` (n, grid², D) float16 where kept, and `hashes` (n,) int64 of the tiles' pixels.
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -27,6 +31,8 @@ from atlas_edge.manifest import ModelProvenance, TilesProvenance
 
 _INDEX = "cache.json"
 _FLOAT16_MAX = 65_504.0
+# Hashes of some tiles, and a view of each.
+_Drawn = tuple[list[int], list[NDArray[np.uint8]]]
 
 
 class CacheIndex(BaseModel):
@@ -68,6 +74,10 @@ class CacheIndex(BaseModel):
     def views(self) -> int:
         """Views in all."""
         return self.tiles * len(self.seeds)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the index: of teacher, tiles and views together."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @property
     def shards(self) -> int:
@@ -179,8 +189,8 @@ class FeatureCache:
         """
         order = np.argsort(views // self.index.shard_views, kind="stable")
         shards = views[order] // self.index.shard_views
-        cls = np.empty((len(views), self.dim), dtype=np.float32)
-        patches = None if self.grid is None else np.empty((len(views), self.grid**2, self.dim), dtype=np.float32)
+        cls = np.empty((len(views), self.dim), dtype=np.float16)
+        patches = None if self.grid is None else np.empty((len(views), self.grid**2, self.dim), dtype=np.float16)
         # A shard is mapped only while it is read: what has been read of it would count as this process's memory.
         for number in np.unique(shards).tolist():
             with _opened(self._paths[number]) as shard:
@@ -195,7 +205,7 @@ class FeatureCache:
                     cls[place] = shard.get_slice("cls")[row]
                     if patches is not None:
                         patches[place] = shard.get_slice("patches")[row]
-        return Features(cls=cls, patches=patches)
+        return Features(cls=torch.from_numpy(cls), patches=None if patches is None else torch.from_numpy(patches))
 
 
 @contextmanager
@@ -210,17 +220,19 @@ def _opened(path: Path) -> Iterator[Any]:
 def _shard(
     teacher: Teacher, tiles: TrainingTiles, index: CacheIndex, augmentation: Augmentation, views: range, batch: int
 ) -> dict[str, NDArray[Any]]:
+    def draw(start: int) -> _Drawn:
+        hashes, shown = [], []
+        for view in range(start, min(start + batch, views.stop)):
+            number, seed = view % index.tiles, index.seeds[view // index.tiles]
+            tile = tiles.read(number)
+            hashes.append(tile_hash(tile))
+            shown.append(stored_view(tile, tiles.id(number), seed, augmentation, tile_px=index.tile_px))
+        return hashes, shown
+
     cls, patches, hashes = [], [], []
-    for start in range(views.start, views.stop, batch):
-        numbers = range(start, min(start + batch, views.stop))
-        decoded = [tiles.read(view % index.tiles) for view in numbers]
-        shown = [
-            stored_view(tile, tiles.id(view % index.tiles), seed, augmentation, tile_px=index.tile_px)
-            for view, tile in zip(numbers, decoded, strict=True)
-            for seed in (index.seeds[view // index.tiles],)
-        ]
+    for more, shown in _one_ahead(draw, range(views.start, views.stop, batch)):
         found = teacher.features(np.stack(shown), grid=index.grid)
-        hashes += [tile_hash(tile) for tile in decoded]
+        hashes += more
         cls.append(_half(found.cls, index.teacher.name))
         if found.patches is not None:
             patches.append(_half(found.patches, index.teacher.name))
@@ -230,11 +242,24 @@ def _shard(
     return arrays
 
 
-def _half(features: NDArray[np.float32], teacher: str) -> NDArray[np.float16]:
-    largest = float(np.abs(features).max())
+def _one_ahead(function: Callable[[int], _Drawn], items: Iterable[int]) -> Iterator[_Drawn]:
+    """Results in order; the next one is computed while this one is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="views") as pool:
+        waiting: deque[Future[_Drawn]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _half(features: torch.Tensor, teacher: str) -> NDArray[np.float16]:
+    largest = float(features.abs().max())
     if not largest < _FLOAT16_MAX:
         raise InputError(f"a feature of {teacher} is {largest:g}, more than float16 holds", hint="check the teacher")
-    return features.astype(np.float16)
+    half: NDArray[np.float16] = features.half().cpu().numpy()
+    return half
 
 
 def _read_index(folder: Path) -> CacheIndex:

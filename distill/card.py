@@ -41,7 +41,12 @@ encoder = timm.create_model("local-dir:{name}", pretrained=True)  # or atlas-exp
 
 
 def student_card(
-    config: "TrainConfig", report: "Report", tiles: Sequence[TilesProvenance], rows: Sequence[dict[str, Any]]
+    config: "TrainConfig",
+    report: "Report",
+    tiles: Sequence[TilesProvenance],
+    rows: Sequence[dict[str, Any]],
+    *,
+    licence: str,
 ) -> str:
     """Model card of a trained student in the Hugging Face form: YAML front matter, then Markdown."""
     loss = rows[-1]["loss"] if rows else float("nan")
@@ -51,6 +56,7 @@ def student_card(
         report.teachers,
         tiles,
         report.warnings,
+        licence=licence,
         recipe=f"{config.steps} steps of {config.batch} views, AdamW {config.lr:g}, {config.loss} loss, "
         f"PHI-S {'on' if config.phi_s else 'off'}, patch tokens × {config.patch_weight:g}, "
         f"first weights: {_first_weights(config)}",
@@ -59,13 +65,14 @@ def student_card(
     )
 
 
-def fitted_card(config: "TrainConfig", report: "FitReport", tiles: Sequence[TilesProvenance]) -> str:
+def fitted_card(config: "TrainConfig", report: "FitReport", tiles: Sequence[TilesProvenance], *, licence: str) -> str:
     """Model card of a student that was fitted and not trained, in the same form."""
     return _card(
         config,
         (report.teacher,),
         tiles,
         report.warnings,
+        licence=licence,
         recipe=f"fitted to the teacher in closed form on {report.views} views (atlas-distill fit), "
         f"output evened out (whitening {config.whitening:g}), not trained",
         measured=f"Mean cosine of its mapped CLS token to the teacher's {report.cls_cosine:.4f}, on the views of the fit;"
@@ -79,13 +86,14 @@ def _card(
     tiles: Sequence[TilesProvenance],
     warnings: Sequence[str],
     *,
+    licence: str,
     recipe: str,
     measured: str,
 ) -> str:
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
-        license=next((teacher.licence for teacher in teachers if teacher.licence), "other"),
+        license=licence,
         library_name="timm",
         pipeline_tag="image-feature-extraction",
         tags=["pathology", "distillation"],

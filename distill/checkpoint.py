@@ -20,7 +20,7 @@ from atlas_edge.errors import InputError, UsageError
 NAME = "checkpoint.safetensors"
 
 
-def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], *, step: int, config: dict[str, object]) -> None:
+def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], *, step: int, identity: dict[str, object]) -> None:
     """Write the checkpoint beside its final place and rename it: a kill leaves the one before.
 
     Args:
@@ -28,16 +28,16 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], *, step: int, c
         tensors: Whole ones: `model.NAME` of student and heads, `average.NAME` of their average,
             `optimiser.NUMBER.NAME` of AdamW's state, `extra.NAME` of what else the run needs.
         step: Steps done.
-        config: What must be the same when the run goes on.
+        identity: What must be the same when the run goes on.
     """
-    contiguous = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+    contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
     contiguous["rng"] = torch.get_rng_state()
-    metadata = {"step": str(step), "config": json.dumps(config, sort_keys=True)}
+    metadata = {"step": str(step), "identity": json.dumps(identity, sort_keys=True)}
     write_atomic(folder / NAME, save(contiguous, metadata))
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, *, config: dict[str, object]
+    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, *, identity: dict[str, object]
 ) -> tuple[int, dict[str, Tensor]]:
     """Restore a run in place.
 
@@ -45,15 +45,16 @@ def load_checkpoint(
         Steps done, and the averaged weights.
 
     Raises:
-        UsageError: The checkpoint is of a run with other options.
+        UsageError: The checkpoint is of a run with other options, tiles or models.
         InputError: It cannot be read.
     """
     step, stored = read_header(folder)
-    changed = sorted(key for key in config if config[key] != stored.get(key))
+    changed = sorted(key for key in identity.keys() | stored.keys() if identity.get(key) != stored.get(key))
     if changed:
+        found, wanted = stored.get(changed[0]), identity.get(changed[0])
         raise UsageError(
-            f"{folder} holds a run with another {changed[0]} ({stored.get(changed[0])!r}, now {config[changed[0]]!r})",
-            hint="give the same options to go on, or add --overwrite to start anew",
+            f"{folder} holds a run with another {changed[0]} ({found!r}, now {wanted!r})",
+            hint="give the same options, tiles and models to go on, or add --overwrite to start anew",
         )
     with safe_open(folder / NAME, framework="pt") as file:
         groups: dict[str, dict[str, Any]] = {"model": {}, "average": {}, "optimiser": {}}
@@ -84,7 +85,7 @@ def load_extra(folder: Path) -> dict[str, Tensor]:
 
 
 def read_header(folder: Path) -> tuple[int, dict[str, object]]:
-    """Steps done, and the options of the run.
+    """Steps done, and the identity of the run.
 
     Raises:
         InputError: It cannot be read.
@@ -92,7 +93,7 @@ def read_header(folder: Path) -> tuple[int, dict[str, object]]:
     try:
         with safe_open(folder / NAME, framework="pt") as file:
             metadata = file.metadata()
-        return int(metadata["step"]), dict(json.loads(metadata["config"]))
+        return int(metadata["step"]), dict(json.loads(metadata["identity"]))
     except (SafetensorError, KeyError, ValueError, OSError, TypeError) as error:
         raise InputError(
             f"{folder / NAME} cannot be read: {error}", hint="add --overwrite to start the run anew"

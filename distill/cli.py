@@ -20,7 +20,7 @@ Example, with features that are computed once:
 
     atlas-distill cache my-teacher tiles --out features --grid 14
     atlas-distill features --tiles tiles --student vit_tiny_patch16_224 --out my-student
-    atlas-distill evaluate my-teacher my-student --fit labelled --tiles labelled
+    atlas-distill evaluate my-teacher my-student --fit labelled
 
 Several GPUs or machines: `accelerate launch -m atlas_edge.distill …` with the same options;
 `--use_fsdp --fsdp_version 2` before `-m` spreads weights and optimiser over them.
@@ -94,7 +94,7 @@ def train(
         phi_s: Normalise targets by PHI-S.
         patch_weight: Weight of the patch-token loss; 0 asks for CLS tokens only.
         relational_weight: Weight of the similarity-matrix loss.
-        matryoshka: Embedding prefixes that must be useful alone.
+        matryoshka: Embedding prefixes that must be useful alone, dimensions.
         views: Stored views of each tile; a cache knows its own.
         stored: Augmentation that teacher and student see; a cache knows its own.
         fresh: Augmentation that only the student sees.
@@ -105,7 +105,7 @@ def train(
         workers: Decoding threads.
         checkpoint_every: Steps between checkpoints.
         evaluate_every: Steps between looks at the held-out tiles.
-        held_out: Tile set for those looks.
+        held_out: Tile set for those looks, none of which the student learns from.
         half: Save float16 weights.
         overwrite: Replace an existing student and start anew.
         dry_run: Check the options, print the resolved configuration, write nothing.
@@ -157,7 +157,8 @@ def cache(
         views: Augmented views of each tile; the first is the plain tile.
         augmentation: How far those views move.
         tile_px: Side of the views: the student's input.
-        grid: Keep patch tokens, on a grid of this side (14 for patch 16 at 224 px); CLS features only when left out.
+        grid: Keep patch tokens, on a grid of this side (14 for patch 16 at 224 px); CLS features only, for training
+            with --patch-weight 0, when left out.
         batch: Tiles a batch.
         threads: PyTorch's threads.
         json: Print what was written as JSON on stdout.
@@ -175,17 +176,20 @@ def cache(
 
     from atlas_edge.distill.augment import Augmentation
     from atlas_edge.distill.cache import write_cache
+    from atlas_edge.distill.out_of_memory import memory_explained
     from atlas_edge.distill.teachers import licence_warning, open_teacher
     from atlas_edge.distill.tileset import open_training_tiles
 
     if threads is not None:
         torch.set_num_threads(threads)
     screen = console(quiet=quiet)
-    loaded = open_teacher(teacher)
+    hint = f"use --batch {max(batch // 2, 1)}: what is there of the cache is kept"
+    with memory_explained("while the teacher was opened", hint="use a device with more memory, or another teacher"):
+        loaded = open_teacher(teacher)
     warning = licence_warning(loaded.provenance)
     if warning is not None:
         screen.print(f"warning: {warning}", style="yellow")
-    with Display(screen, 0) as display:
+    with Display(screen, 0) as display, memory_explained(f"with --batch {batch}", hint=hint):
         index = write_cache(
             out,
             loaded,

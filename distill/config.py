@@ -1,7 +1,7 @@
 """Everything that shapes a training run; the resolved copy goes into the student's folder."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -74,7 +74,7 @@ class TrainConfig(BaseModel):
     phi_s: bool = True
     patch_weight: float = Field(default=1.0, ge=0)
     relational_weight: float = Field(default=0.0, ge=0)
-    matryoshka: tuple[int, ...] = ()
+    matryoshka: tuple[Annotated[int, Field(ge=1)], ...] = ()
     views: int = Field(default=4, ge=1)
     stored: AugmentationName = "weak"
     fresh: AugmentationName = "strong"

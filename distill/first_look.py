@@ -94,15 +94,20 @@ def look_over(
         # All grids are the student's.
         places = generator.permutation(grids[0])[:_SAMPLED_PATCHES] if grids else None
         for found, cls, some in zip(features, look.cls, look.patches, strict=True):
-            cls.append(found.cls)
+            cls.append(_on_host(found.cls))
             if places is not None and found.patches is not None:
-                some.append(found.patches[:, places])
+                some.append(_on_host(found.patches[:, torch.from_numpy(places)]))
         if student is not None:
             tokens = student(pixels).numpy()
             look.own_cls.append(tokens[:, 0])
             if places is not None:
                 look.own_patches.append(tokens[:, 1:][:, places])
     return look
+
+
+def _on_host(tokens: Tensor) -> NDArray[np.float32]:
+    host: NDArray[np.float32] = tokens.float().cpu().numpy()
+    return host
 
 
 def _rows(tokens: NDArray[np.float32]) -> NDArray[np.float32]:

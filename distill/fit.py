@@ -57,7 +57,7 @@ def fit_student(
     """
     import torch
 
-    from atlas_edge.distill.run import open_stream, peak_memory_mb, training_tiles
+    from atlas_edge.distill.run import open_stream, peak_memory_mb, student_licence, training_tiles
     from atlas_edge.distill.state import fit_to_teacher
     from atlas_edge.distill.student import build_student, save_student
     from atlas_edge.distill.teachers import licence_warning
@@ -84,11 +84,14 @@ def fit_student(
             teacher=teacher,
             warnings=() if warning is None else (warning,),
         )
-        save_student(folder, backbone.state_dict(), architecture, licence=teacher.licence or "other", half=config.half)
+        licence = student_licence(stream)
+        save_student(folder, backbone.state_dict(), architecture, licence=licence, half=config.half)
         record = {"config": config.model_dump(mode="json", include=OPTIONS), **as_json(report)}
         record["tiles"] = [entry.model_dump() for entry in tiles.provenance()]
         (folder / "report.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(fitted_card(config, report, tiles.provenance()), encoding="utf-8")
+        (folder / "README.md").write_text(
+            fitted_card(config, report, tiles.provenance(), licence=licence), encoding="utf-8"
+        )
     return report
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from atlas_edge.bench.probe import ProbeMethod, fit_probe
-from atlas_edge.distill.phis import TargetTransform
 from atlas_edge.distill.student import Architecture, Distiller
 
 _BATCH = 32
@@ -31,9 +30,7 @@ class HeldOut:
 
 
 @torch.inference_mode()
-def held_out_figures(
-    model: Distiller, held_out: HeldOut, transform: TargetTransform, architecture: Architecture
-) -> dict[str, float | None]:
+def held_out_figures(model: Distiller, held_out: HeldOut, architecture: Architecture) -> dict[str, float | None]:
     """Three figures of a student, as columns of `metrics.csv`.
 
     `held_out_cosine`: mean cosine of mapped CLS tokens with the teacher's normalised ones. `held_out_knn` and
@@ -48,8 +45,9 @@ def held_out_figures(
         for start in range(0, len(held_out.tiles), _BATCH)
     ]
     tokens = torch.cat(found)
-    target = torch.from_numpy(transform(held_out.features)).to(device)
-    cosine = float(F.cosine_similarity(model.heads[0].cls(tokens), target, dim=-1).mean())
+    head = model.heads[0]
+    target = head.cls_target(torch.from_numpy(held_out.features))
+    cosine = float(F.cosine_similarity(head.cls(tokens), target, dim=-1).mean())
     model.train(was_training)
     features = tokens.cpu().numpy()
     return {

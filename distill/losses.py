@@ -15,8 +15,29 @@ from atlas_edge.distill.phis import TargetTransform
 LossName = Literal["cosine", "l1"]
 
 
+class Target(nn.Module):
+    """A teacher's features as targets, computed where the student is: a target transform in float32.
+
+    Args:
+        transform: Of CLS tokens or of patch tokens.
+    """
+
+    matrix: Tensor
+    mean: Tensor
+
+    def __init__(self, transform: TargetTransform) -> None:
+        super().__init__()
+        # In no checkpoint: the transform is, in float64.
+        self.register_buffer("matrix", torch.from_numpy(transform.matrix).float(), persistent=False)
+        self.register_buffer("mean", torch.from_numpy(transform.mean).float(), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Targets `(…, D)` float32 of features `(…, D)` on any device."""
+        return F.linear(features.to(self.mean) - self.mean, self.matrix)
+
+
 class TeacherHead(nn.Module):
-    """Linear maps from the student's tokens to one teacher's normalised targets.
+    """Linear maps from the student's tokens to one teacher's normalised targets, and these targets.
 
     Args:
         width: Student's width.
@@ -28,6 +49,8 @@ class TeacherHead(nn.Module):
         super().__init__()
         self.cls = nn.Linear(width, len(cls.mean))
         self.patches = None if patches is None else nn.Linear(width, len(patches.mean))
+        self.cls_target = Target(cls)
+        self.patch_target = None if patches is None else Target(patches)
 
 
 def feature_loss(predicted: Tensor, target: Tensor, name: LossName = "cosine") -> Tensor:

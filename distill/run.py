@@ -1,6 +1,8 @@
 """From a configuration to a student's folder."""
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,9 +17,12 @@ from atlas_edge.distill.cache import CacheIndex, FeatureCache
 from atlas_edge.distill.card import student_card
 from atlas_edge.distill.checkpoint import NAME
 from atlas_edge.distill.config import STUDENT_FILES, TrainConfig
+from atlas_edge.distill.licences import strictest_licence
 from atlas_edge.distill.metrics import read_metrics
+from atlas_edge.distill.out_of_memory import memory_explained, stored_features
+from atlas_edge.distill.sharding import sharding_wanted
 from atlas_edge.distill.stream import CachedTargets, OnlineTargets, Targets, ViewStream
-from atlas_edge.distill.teachers import licence_warning, open_teacher
+from atlas_edge.distill.teachers import Teacher, licence_warning, open_teacher
 from atlas_edge.distill.tileset import TrainingTiles, open_training_tiles
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import ModelProvenance
@@ -84,19 +89,25 @@ def distill(
     if overwrite:
         (run / NAME).unlink(missing_ok=True)
     tiles = training_tiles(config)
-    stream = open_stream(config, tiles)
+    with memory_explained("while models were opened", hint=stored_features(config)):
+        stream = open_stream(config, tiles)
+        held_out = _held_out(config, stream)
     teachers = tuple(target.teacher for target in stream.targets)
-    warnings = tuple(text for text in map(licence_warning, teachers) if text is not None)
+    warnings = tuple(text for text in map(licence_warning, (*teachers, *stream.origins)) if text is not None)
+    without = [teacher.name for teacher, target in zip(teachers, stream.targets, strict=True) if target.grid is None]
+    if config.patch_weight and without:
+        warnings += (f"{' and '.join(without)} teaches no patch tokens: its features hold none",)
     for text in warnings:
         warn(text)
     run.mkdir(parents=True, exist_ok=True)
-    trained = train(config, stream, run, held_out=_held_out(config, stream), progress=progress)
+    trained = train(config, stream, run, held_out=held_out, progress=progress)
     rows = read_metrics(run) if trained.main else []
+    looks = [row["held_out_cosine"] for row in rows if row["held_out_cosine"] is not None]
     report = Report(
         student=str(config.out),
         steps=config.steps,
         resumed_from=trained.resumed_from,
-        held_out_cosine=trained.held_out_cosine,
+        held_out_cosine=looks[-1] if looks else None,
         images_per_s=float(np.median([row["images_per_s"] for row in rows])) if rows else None,
         waiting_share=float(np.median([row["waiting_share"] for row in rows])) if rows else None,
         peak_memory_mb=peak_memory_mb(),
@@ -104,8 +115,17 @@ def distill(
         warnings=warnings,
     )
     if trained.main:
-        _write(config, run, trained, tiles, report, rows, overwrite=overwrite)
+        _write(config, run, trained, tiles, report, rows, licence=student_licence(stream), overwrite=overwrite)
+        # All that is worth keeping of it lies in the student's folder now.
+        shutil.rmtree(run, ignore_errors=True)
     return report
+
+
+def student_licence(stream: ViewStream) -> str:
+    """The strictest licence of teachers, first weights, and tiles; tiles that state none are their owner's matter."""
+    models = [target.teacher.licence for target in stream.targets] + [origin.licence for origin in stream.origins]
+    tiles = [entry.licence for entry in stream.tiles.provenance() if entry.licence is not None]
+    return strictest_licence([*models, *tiles])
 
 
 def peak_memory_mb() -> float | None:
@@ -129,12 +149,21 @@ def training_tiles(config: TrainConfig) -> TrainingTiles:
 
 
 def open_stream(config: TrainConfig, tiles: TrainingTiles) -> ViewStream:
-    """Teachers (cached or running), and the views that they are asked about."""
-    import os
+    """Teachers (cached or running), and the views that they are asked about.
 
-    from atlas_edge.distill.student import build_student, patch_grid
+    Raises:
+        UsageError: Teachers, caches, student and options do not go together.
+        InputError: A teacher or cache cannot be read.
+    """
+    from atlas_edge.distill.student import build_student, first_weights, patch_grid
 
     backbone, architecture = build_student(config.student)
+    if max(config.matryoshka, default=0) > backbone.num_features:
+        raise UsageError(
+            f"--matryoshka {max(config.matryoshka)} is more than the {backbone.num_features} dimensions of "
+            f"{config.student}",
+            hint="name prefixes of its embedding",
+        )
     grid = patch_grid(backbone) if config.patch_weight else None
     caches = {
         name: FeatureCache(Path(name), tiles) for name in config.teachers if (Path(name) / "cache.json").is_file()
@@ -149,12 +178,18 @@ def open_stream(config: TrainConfig, tiles: TrainingTiles) -> ViewStream:
             )
         seeds, stored = cache.index.seeds, Augmentation(**cache.index.augmentation)
     targets: list[Targets] = [
-        CachedTargets(caches[name]) if name in caches else OnlineTargets(open_teacher(name), grid=grid)
+        CachedTargets(caches[name]) if name in caches else OnlineTargets(_teacher(config, name), grid=grid)
         for name in config.teachers
     ]
+    if grid is not None and all(target.grid is None for target in targets):
+        raise UsageError(
+            f"no teacher gives patch tokens, and --patch-weight {config.patch_weight:g} asks for them",
+            hint=f"compute the features with atlas-distill cache … --grid {grid}, or train with --patch-weight 0",
+        )
     return ViewStream(
         tiles=tiles,
         targets=tuple(targets),
+        origins=first_weights(config),
         seeds=seeds,
         stored=stored,
         fresh=Augmentation.named(config.fresh),
@@ -165,6 +200,10 @@ def open_stream(config: TrainConfig, tiles: TrainingTiles) -> ViewStream:
         rank=int(os.environ.get("RANK", "0")),
         world=int(os.environ.get("WORLD_SIZE", "1")),
     )
+
+
+def _teacher(config: TrainConfig, name: str) -> Teacher:
+    return open_teacher(name, half=config.precision == "bf16")
 
 
 def _check_views(name: str, index: CacheIndex, *, grid: int | None, tile_px: int) -> None:
@@ -181,8 +220,8 @@ def _check_views(name: str, index: CacheIndex, *, grid: int | None, tile_px: int
 
 
 def _held_out(config: TrainConfig, stream: ViewStream) -> Any:
-    """Held-out tiles with the first teacher's CLS features; None where none are given."""
-    if config.held_out is None:
+    """Held-out tiles with the first teacher's CLS features; None where none are given or another process looks."""
+    if config.held_out is None or (stream.rank and not sharding_wanted()):
         return None
     from atlas_edge.bench.tileset import pick_tiles
     from atlas_edge.distill.held_out import HeldOut
@@ -194,8 +233,9 @@ def _held_out(config: TrainConfig, stream: ViewStream) -> Any:
             raise UsageError("--held-out needs the teacher itself, not only its cache", hint="add --init-from TEACHER")
         name = config.init_from
     picked = pick_tiles(open_tiles(config.held_out, role="evaluation"), limit=_HELD_OUT_TILES, fit="resize")
-    pixels, teacher = picked.pixels(stream.tile_px), open_teacher(name)
-    found = [teacher.features(pixels[start : start + 16], grid=None).cls for start in range(0, len(pixels), 16)]
+    stream.tiles.check_disjoint(picked.source, picked.records)
+    pixels, teacher = picked.pixels(stream.tile_px), _teacher(config, name)
+    found = [teacher.features(pixels[start : start + 16], grid=None).cls.cpu() for start in range(0, len(pixels), 16)]
     labels = None if picked.labels is None else np.array(picked.labels)
     return HeldOut(tiles=pixels, features=np.concatenate(found), labels=labels)
 
@@ -208,20 +248,22 @@ def _write(
     report: Report,
     rows: list[dict[str, Any]],
     *,
+    licence: str,
     overwrite: bool,
 ) -> None:
     from atlas_edge.distill.plots import loss_plot
     from atlas_edge.distill.student import save_student
 
-    licence = next((teacher.licence for teacher in report.teachers if teacher.licence), "other")
     with atomic_folder(config.out, marks=STUDENT_FILES, overwrite=overwrite) as folder:
         save_student(folder, trained.weights, trained.architecture, licence=licence, half=config.half)
         record = {"config": config.model_dump(mode="json"), **_jsonable(report)}
         record["tiles"] = [entry.model_dump() for entry in tiles.provenance()]
         (folder / "report.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (folder / "metrics.csv").write_bytes((run / "metrics.csv").read_bytes())
+        shutil.copyfile(run / "metrics.csv", folder / "metrics.csv")
+        if (run / "tensorboard").is_dir():
+            shutil.copytree(run / "tensorboard", folder / "tensorboard")
         loss_plot(rows, folder / "loss.png")
-        card = student_card(config, report, tiles.provenance(), rows)
+        card = student_card(config, report, tiles.provenance(), rows, licence=licence)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -7,7 +7,7 @@ of processes.
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,32 @@ def sharding_wanted() -> bool:
             hint="accelerate launch --use_fsdp --fsdp_version 2 -m atlas_edge.distill …",
         )
     return True
+
+
+def agree(state: "State", device: torch.device) -> None:
+    """Give every process the main one's state: each computed its own, and processors round differently.
+
+    Args:
+        state: Whole; changed in place.
+        device: Of this process, on which the processes are connected.
+
+    Raises:
+        UsageError: They have read checkpoints of different steps.
+    """
+    from torch import distributed
+
+    steps: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(steps, state.step)
+    if len(set(steps)) > 1:
+        raise UsageError(
+            f"the processes found checkpoints of different steps ({', '.join(map(str, steps))})",
+            hint="put --out where all machines see it",
+        )
+    for value in (*state.tensors().values(), *state.model.buffers()):
+        # Connected GPUs cannot send what lies in host memory.
+        sent = value.detach().to(device).contiguous()
+        distributed.broadcast(sent, 0)
+        value.detach().copy_(sent)
 
 
 def shard(state: "State", device: torch.device) -> None:

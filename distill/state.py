@@ -1,7 +1,6 @@
 """State of a training run: made fresh, inherited from a teacher, or read from a killed run's checkpoint."""
 
 import itertools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from atlas_edge.distill.checkpoint import NAME, load_checkpoint, load_extra, save_checkpoint
 from atlas_edge.distill.config import TrainConfig
+from atlas_edge.distill.device import own_device
 from atlas_edge.distill.first_look import look_over
 from atlas_edge.distill.held_out import normalised
 from atlas_edge.distill.phis import TargetTransform
@@ -44,6 +44,7 @@ class State:
         average: Averaged weights of the model.
         transforms: Target transforms of CLS and patch tokens, one pair a teacher.
         step: Steps done.
+        identity: What must be the same when the run goes on: options, and the content of what they name.
         sharded: Whether this process holds its part of weights, moments and average only (see `sharding`).
     """
 
@@ -53,6 +54,7 @@ class State:
     average: dict[str, Tensor]
     transforms: list[tuple[TargetTransform, TargetTransform | None]]
     step: int
+    identity: dict[str, object]
     sharded: bool = False
 
     def to(self, device: torch.device) -> None:
@@ -62,18 +64,18 @@ class State:
         # Loading a state moves it to its parameters' device.
         self.optimiser.load_state_dict(self.optimiser.state_dict())
 
-    def save(self, run: Path, config: TrainConfig, *, main: bool = True) -> None:
+    def save(self, run: Path, *, main: bool = True) -> None:
         """Write the checkpoint.
 
         Every process of a sharded run calls it, since it gathers the parts; only the main one writes.
         """
-        tensors = self._tensors()
+        tensors = self.tensors()
         if self.sharded:
             tensors = whole(tensors, keep=main)
         if main:
-            save_checkpoint(run, tensors, step=self.step, config=config.same_run())
+            save_checkpoint(run, tensors, step=self.step, identity=self.identity)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds, by the names that it has there."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
@@ -98,9 +100,11 @@ def start(
     """A fresh run's state, or that of the one in the folder."""
     torch.manual_seed(config.seed)
     backbone, architecture = build_student(config.student, seed=config.seed)
-    if not torch.cuda.is_available():
+    device = own_device()
+    if device.type == "cpu":
         _attend_by_products(backbone)
     going_on = (run / NAME).is_file()
+    identity = _identity(config, stream)
     look = None
     if not going_on:
         if config.init == "teacher":
@@ -119,13 +123,29 @@ def start(
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     step = 0
     if going_on:
-        step, average = load_checkpoint(run, model, optimiser, config=config.same_run())
+        step, average = load_checkpoint(run, model, optimiser, identity=identity)
     state = State(
-        model=model, architecture=architecture, optimiser=optimiser, average=average, transforms=transforms, step=step
+        model=model,
+        architecture=architecture,
+        optimiser=optimiser,
+        average=average,
+        transforms=transforms,
+        step=step,
+        identity=identity,
     )
-    if torch.cuda.is_available() and not on_host:
-        state.to(_device())
+    if not on_host:
+        state.to(device)
     return state
+
+
+def _identity(config: TrainConfig, stream: ViewStream) -> dict[str, object]:
+    found = config.same_run()
+    found["content of --tiles"] = stream.tiles.fingerprint()
+    for name, target in zip(config.teachers, stream.targets, strict=True):
+        found[f"content of {name}"] = target.fingerprint
+    for origin in stream.origins:
+        found[f"content of {origin.name}, the student's first weights"] = origin.sha256
+    return found
 
 
 def _attend_by_products(backbone: nn.Module) -> None:
@@ -140,7 +160,7 @@ def _features(
     config: TrainConfig, backbone: nn.Module, architecture: Architecture
 ) -> Callable[[NDArray[np.uint8]], Tensor]:
     """The student as it is before the first step: its CLS and patch tokens `(B, 1 + grid², width)` of some tiles."""
-    device = _device()
+    device = own_device()
     backbone.to(device)
 
     def compute(pixels: NDArray[np.uint8]) -> Tensor:
@@ -152,12 +172,6 @@ def _features(
         return torch.cat([tokens[:, :1], tokens[:, int(backbone.num_prefix_tokens) :]], dim=1).float().cpu()
 
     return compute
-
-
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _stored_transforms(run: Path) -> list[tuple[TargetTransform, TargetTransform | None]]:

@@ -8,6 +8,7 @@ are held.
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +28,7 @@ class Targets(Protocol):
     """Where a teacher's features come from: a cache, or the teacher itself."""
 
     teacher: ModelProvenance
+    fingerprint: str | None
     dim: int
     grid: int | None
 
@@ -41,6 +43,7 @@ class CachedTargets:
     def __init__(self, cache: FeatureCache) -> None:
         self._cache = cache
         self.teacher, self.dim, self.grid = cache.teacher, cache.dim, cache.grid
+        self.fingerprint: str | None = cache.index.fingerprint()
 
     def of(self, views: NDArray[np.int64], hashes: NDArray[np.int64], shown: NDArray[np.uint8]) -> Features:
         """See `Targets.of`; a tile whose pixels changed is refused."""
@@ -53,10 +56,17 @@ class OnlineTargets:
     def __init__(self, teacher: Teacher, *, grid: int | None) -> None:
         self._teacher = teacher
         self.teacher, self.dim, self.grid = teacher.provenance, teacher.spec.embed_dim, grid
+        self.fingerprint = teacher.provenance.sha256
 
     def of(self, views: NDArray[np.int64], hashes: NDArray[np.int64], shown: NDArray[np.uint8]) -> Features:
         """See `Targets.of`."""
         return self._teacher.features(shown, grid=self.grid)
+
+
+# Threads that read ahead may be in the next epoch already.
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, views: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(views)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +85,7 @@ class ViewStream:
     Attributes:
         tiles: Tiles.
         targets: One a teacher.
+        origins: Models other than these whose weights the student begins with.
         seeds: Stored views of each tile.
         stored: Ranges of the stored half of a view.
         fresh: Ranges of the half that only the student sees.
@@ -88,6 +99,7 @@ class ViewStream:
 
     tiles: TrainingTiles
     targets: tuple[Targets, ...]
+    origins: tuple[ModelProvenance, ...]
     seeds: tuple[int, ...]
     stored: Augmentation
     fresh: Augmentation
@@ -119,7 +131,7 @@ class ViewStream:
     def read(self, step: int) -> TrainingBatch:
         """This process's share of a step's batch."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.views)
+        order = _epoch_order(self.seed, epoch, self.views)
         views = order[place * self.batch : (place + 1) * self.batch][self.rank :: self.world]
         shown, hashes = self._stored(views)
         pixels = [self.freshen(view, number, epoch=epoch) for view, number in zip(shown, views.tolist(), strict=True)]

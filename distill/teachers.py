@@ -12,6 +12,8 @@ from atlas_edge.manifest import ModelProvenance
 from atlas_edge.spec import EncoderSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from atlas_edge.encoder_module import EncoderModule
 
 # Models whose licence bars commercial use or derivatives, by the name under which they are known: their folders often
@@ -27,22 +29,32 @@ _RESTRICTIVE = re.compile(r"(^|[^a-z])(nc|nd)([^a-z]|$)|non-?commercial|no-?deri
 class Features:
     """A teacher's answer to a batch.
 
+    Both lie on the device that computed them; float32, or float16 where they come from a cache.
+
     Attributes:
-        cls: `(B, D)` float32: CLS token, or pooled features of a CNN.
-        patches: `(B, grid², D)` float32 patch tokens on the student's grid, row by row; None where not wanted.
+        cls: `(B, D)`: CLS token, or pooled features of a CNN.
+        patches: `(B, grid², D)` patch tokens on the student's grid, row by row; None where not wanted.
     """
 
-    cls: NDArray[np.float32]
-    patches: NDArray[np.float32] | None
+    cls: "Tensor"
+    patches: "Tensor | None"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:
-    """A loaded teacher."""
+    """A loaded teacher.
+
+    Attributes:
+        module: The network, on this process's device.
+        spec: Of the network.
+        provenance: Of its weights.
+        half: Compute in 16 bits on a GPU; a CPU computes in float32.
+    """
 
     module: "EncoderModule"
     spec: EncoderSpec
     provenance: ModelProvenance
+    half: bool = True
 
     def features(self, tiles: NDArray[np.uint8], *, grid: int | None) -> Features:
         """Run the teacher on `(B, H, W, 3)` uint8 tiles.
@@ -54,8 +66,11 @@ class Teacher:
         import torch
         from torch.nn import functional as F
 
-        with torch.inference_mode():
-            device = next(self.module.parameters()).device
+        from atlas_edge.distill.device import half_type, own_device
+
+        device = own_device()
+        half = self.half and device.type == "cuda"
+        with torch.no_grad(), torch.autocast(device.type, dtype=half_type(device), enabled=half):
             images = self.module.normalise(torch.from_numpy(tiles).to(device))
             if images.shape[-1] != self.spec.tile_px:
                 images = F.interpolate(
@@ -73,25 +88,27 @@ class Teacher:
             patches = None
             if grid is not None:
                 resized = F.interpolate(spatial, size=(grid, grid), mode="bilinear", align_corners=False)
-                patches = resized.flatten(2).transpose(1, 2).float().contiguous().cpu().numpy()
-            return Features(cls=pooled.float().cpu().numpy(), patches=patches)
+                patches = resized.flatten(2).transpose(1, 2).float().contiguous()
+            return Features(cls=pooled.float(), patches=patches)
 
 
-def open_teacher(name: str) -> Teacher:
-    """Load a teacher: a folder in timm's form, `hf-hub:organisation/name`, or a registry name.
+def open_teacher(name: str, *, half: bool = True) -> Teacher:
+    """Load a teacher onto this process's device.
+
+    Args:
+        name: A folder in timm's form, `hf-hub:organisation/name`, or a registry name.
+        half: Compute in 16 bits where that device is a GPU.
 
     Raises:
         InputError: It has random weights.
     """
-    import torch
-
+    from atlas_edge.distill.device import own_device
     from atlas_edge.models import load_model
 
     loaded = load_model(name)
     if loaded.spec.random_weights:
         raise InputError(f"{name} has random weights: it teaches nothing", hint="give a trained model as teacher")
-    module = loaded.module.cuda() if torch.cuda.is_available() else loaded.module
-    return Teacher(module=module, spec=loaded.spec, provenance=loaded.provenance)
+    return Teacher(module=loaded.module.to(own_device()), spec=loaded.spec, provenance=loaded.provenance, half=half)
 
 
 def licence_warning(provenance: ModelProvenance) -> str | None:

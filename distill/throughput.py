@@ -22,6 +22,7 @@ from atlas_edge.bench.interval import Interval, geometric_mean_interval
 from atlas_edge.distill.augment import Augmentation
 from atlas_edge.distill.cache import FeatureCache
 from atlas_edge.distill.config import AugmentationName, TrainConfig
+from atlas_edge.distill.device import own_device
 from atlas_edge.distill.run import open_stream, training_tiles
 from atlas_edge.distill.state import start
 from atlas_edge.distill.stream import TrainingBatch, ViewStream
@@ -168,20 +169,21 @@ def _plain(config: TrainConfig, tiles: TrainingTiles, steps: int) -> _Turn:
     import timm
 
     _, architecture = build_student(config.student)
-    backbone: Any = timm.create_model(architecture.name, pretrained=False, **architecture.arguments)
-    head = nn.Linear(backbone.num_features, 384)
+    device = own_device()
+    backbone: Any = timm.create_model(architecture.name, pretrained=False, **architecture.arguments).to(device)
+    head = nn.Linear(backbone.num_features, 384).to(device)
     parameters = [*backbone.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=config.lr, fused=True)
-    target = torch.randn(config.batch, int(backbone.patch_embed.num_patches) + 1, 384)
+    target = torch.randn(config.batch, int(backbone.patch_embed.num_patches) + 1, 384).to(device)
     batches = _plain_batches(config, tiles, architecture.tile_px)
 
     def turn(_: int) -> float:
         waited = 0.0
         for _step in range(steps):
             begun = time.perf_counter()
-            images = next(batches)
+            images = next(batches).to(device)
             waited += time.perf_counter() - begun
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
                 tokens = backbone.forward_features(images)
                 tokens = torch.cat([tokens[:, :1], tokens[:, backbone.num_prefix_tokens :]], dim=1)
                 predicted = head(tokens)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from atlas_edge.errors import InputError
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.tiles import TileRecord, TileSource, open_tiles
+from atlas_edge.tiles.overlap import check_disjoint
 from atlas_edge.tiles.slide_tiles import SlideTiles, slide_spec
 
 
@@ -44,6 +45,18 @@ class TrainingTiles:
         for source in self.sources:
             digest.update(f"{source.name}:{source.split}:{source.fingerprint()}\n".encode())
         return digest.hexdigest()
+
+    def check_disjoint(self, source: TileSource, records: Sequence[TileRecord]) -> None:
+        """Refuse tiles to look at that are learned from, or whose slides are.
+
+        Raises:
+            InputError: A slide or tile is in both.
+        """
+        for number, own in enumerate(self.sources):
+            learned = [record for of, record in self.entries if of == number]
+            check_disjoint(
+                (own, learned), (source, records), names=("training", "held-out"), options=("--tiles", "--held-out")
+            )
 
     def close(self) -> None:
         """Close the sources that hold a file open."""

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from atlas_edge.distill.config import TrainConfig
+from atlas_edge.distill.device import own_device
 from atlas_edge.distill.held_out import HeldOut, held_out_figures, normalised
 from atlas_edge.distill.losses import feature_loss, nested_loss, relational_loss
 from atlas_edge.distill.metrics import MetricsLog
-from atlas_edge.distill.sharding import shard, sharding_wanted, whole
+from atlas_edge.distill.out_of_memory import memory_explained, smaller_batch, stored_features
+from atlas_edge.distill.sharding import agree, shard, sharding_wanted, whole
 from atlas_edge.distill.state import State, start
 from atlas_edge.distill.stream import TrainingBatch, ViewStream
 from atlas_edge.distill.student import Architecture
@@ -43,14 +45,12 @@ class Trained:
         weights: Of the backbone, averaged over the run's last steps; empty in a sharded run's other processes.
         architecture: Of the student.
         resumed_from: Steps that an earlier process had done.
-        held_out_cosine: Mean cosine of mapped CLS tokens with the first teacher's normalised ones on held-out tiles.
         main: Whether this process writes the result.
     """
 
     weights: dict[str, Tensor]
     architecture: Architecture
     resumed_from: int
-    held_out_cosine: float | None
     main: bool
 
 
@@ -72,7 +72,8 @@ def train(
         progress: Called now and then.
 
     Raises:
-        UsageError: The loss became infinite or NaN, memory ran out, or the run in the folder has other options.
+        UsageError: The loss became infinite or NaN, or the run in the folder has other options.
+        RuntimeMissing: Memory ran out.
         InputError: The checkpoint cannot be read or written.
     """
     sharded = sharding_wanted()
@@ -80,8 +81,10 @@ def train(
     if config.threads is not None:
         # After Accelerate, which sets the number for itself where it starts.
         torch.set_num_threads(config.threads)
-    state = start(config, stream, run, on_host=sharded)
+    with memory_explained("before the first step", hint=stored_features(config)):
+        state = start(config, stream, run, on_host=sharded)
     if accelerator is not None:
+        agree(state, accelerator.device)
         if sharded:
             shard(state, accelerator.device)
         else:
@@ -95,12 +98,10 @@ def train(
     with closing(stream.run(state.step, config.steps, threads=config.workers)) as batches, rows as log:
         # Each look and checkpoint needs every process's part of a sharded state.
         reporter = _Reporter(run, log, held_out, progress) if main or sharded else None
-        cosine = _run(config, state, accelerator, batches, reporter)
+        _run(config, state, accelerator, batches, reporter)
     average = whole(state.average, keep=main) if sharded else state.average
     weights = {name.removeprefix("backbone."): value for name, value in average.items() if name.startswith("backbone.")}
-    return Trained(
-        weights=weights, architecture=state.architecture, resumed_from=resumed_from, held_out_cosine=cosine, main=main
-    )
+    return Trained(weights=weights, architecture=state.architecture, resumed_from=resumed_from, main=main)
 
 
 def _run(
@@ -109,16 +110,15 @@ def _run(
     accelerator: Any,
     batches: Iterable[TrainingBatch],
     reporter: "_Reporter | None",
-) -> float | None:
-    """All steps; returns the last held-out cosine."""
+) -> None:
+    """All steps."""
     clock = _Clock()
-    for batch in clock.waiting_for(batches):
-        with _explained(config, batch.step):
+    for batch in clock.waiting_for(_explained(config, batches)):
+        with memory_explained(f"at step {batch.step} with --batch {config.batch}", hint=smaller_batch(config)):
             row = train_step(config, state, accelerator, batch)
-        clock.images += config.batch
-        if reporter is not None:
-            reporter.after_step(config, state, row, clock)
-    return None if reporter is None else reporter.cosine
+            clock.images += config.batch
+            if reporter is not None:
+                reporter.after_step(config, state, row, clock)
 
 
 class _Reporter:
@@ -131,14 +131,14 @@ class _Reporter:
         self, run: Path, log: MetricsLog | None, held_out: HeldOut | None, progress: Callable[[Progress], None] | None
     ) -> None:
         self._run, self._log, self._held_out, self._progress = run, log, held_out, progress
-        self.cosine: float | None = None
+        self._cosine: float | None = None
 
     def after_step(self, config: TrainConfig, state: "State", row: dict[str, Any], clock: "_Clock") -> None:
         step, last = state.step, state.step == config.steps
         looked = self._held_out is not None and (step % config.evaluate_every == 0 or last)
         if looked and self._held_out is not None:
             row |= _look(state, self._held_out)
-            self.cosine = row["held_out_cosine"]
+            self._cosine = row["held_out_cosine"]
         if self._log is not None and (looked or last or step == 1 or step % _LOG_EVERY == 0):
             row |= clock.figures()
             self._log.add(row)
@@ -149,12 +149,12 @@ class _Reporter:
                         steps=config.steps,
                         loss=row["loss"],
                         images_per_s=row["images_per_s"],
-                        held_out_cosine=self.cosine,
+                        held_out_cosine=self._cosine,
                     )
                 )
         if last or step % config.checkpoint_every == 0:
             with _room_for(state, self._run):
-                state.save(self._run, config, main=self._log is not None)
+                state.save(self._run, main=self._log is not None)
 
 
 def train_step(config: TrainConfig, state: State, accelerator: Any, batch: TrainingBatch) -> dict[str, Any]:
@@ -211,17 +211,19 @@ def _loss(
     config: TrainConfig, state: State, tokens: Tensor, batch: TrainingBatch
 ) -> tuple[Tensor, float, float | None]:
     prefix = state.model.prefix_tokens
-    cls_losses, patch_losses, others = [], [], []
-    for head, pair, features in zip(state.model.heads, state.transforms, batch.features, strict=True):
-        target = torch.from_numpy(pair[0](features.cls)).to(tokens.device)
+    cls_losses, patch_losses, relational_losses = [], [], []
+    for head, features in zip(state.model.heads, batch.features, strict=True):
+        target = head.cls_target(features.cls)
         cls_losses.append(nested_loss(head.cls, tokens[:, 0], target, config.matryoshka, config.loss))
         if config.relational_weight:
-            others.append(config.relational_weight * relational_loss(tokens[:, 0], target))
-        if pair[1] is not None and features.patches is not None:
-            wanted = torch.from_numpy(pair[1](features.patches)).to(tokens.device)
+            relational_losses.append(relational_loss(tokens[:, 0], target))
+        if head.patches is not None and features.patches is not None:
+            wanted = head.patch_target(features.patches)
             patch_losses.append(feature_loss(head.patches(tokens[:, prefix:]), wanted, config.loss))
-    cls_loss = torch.stack(cls_losses).mean()
-    loss = cls_loss + sum(others)
+    # Each term is a mean over the teachers, so that its weight means the same for any number of them.
+    loss = cls_loss = torch.stack(cls_losses).mean()
+    if relational_losses:
+        loss = loss + config.relational_weight * torch.stack(relational_losses).mean()
     patch_loss = torch.stack(patch_losses).mean() if patch_losses else None
     if patch_loss is not None:
         loss = loss + config.patch_weight * patch_loss
@@ -249,9 +251,7 @@ def _look(state: State, held_out: HeldOut) -> dict[str, float | None]:
     """Figures of the averaged weights."""
     current = {name: value.clone() for name, value in state.model.state_dict().items()}
     state.model.load_state_dict(state.average)
-    figures: dict[str, float | None] = held_out_figures(
-        state.model, held_out, state.transforms[0][0], state.architecture
-    )
+    figures: dict[str, float | None] = held_out_figures(state.model, held_out, state.architecture)
     state.model.load_state_dict(current)
     return figures
 
@@ -264,7 +264,7 @@ def _accelerator() -> Any:
         return None
     from accelerate import Accelerator
 
-    return Accelerator(cpu=not torch.cuda.is_available())
+    return Accelerator(cpu=own_device().type == "cpu")
 
 
 class _Clock:
@@ -292,16 +292,19 @@ class _Clock:
         return result
 
 
-@contextmanager
-def _explained(config: TrainConfig, step: int) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _no_memory(config, step) from error
-    except RuntimeError as error:
-        if "not enough memory" in str(error) or "out of memory" in str(error).lower():
-            raise _no_memory(config, step) from error
-        raise
+def _explained(config: TrainConfig, batches: Iterable[TrainingBatch]) -> Iterator[TrainingBatch]:
+    """Batches, whose threads also run the teachers that are not cached."""
+    iterator = iter(batches)
+    while True:
+        with memory_explained(
+            f"in the threads that read tiles and run teachers, with --batch {config.batch} and --workers "
+            f"{config.workers}",
+            hint=f"{stored_features(config)}; or {smaller_batch(config)}",
+        ):
+            batch = next(iterator, None)
+        if batch is None:
+            return
+        yield batch
 
 
 @contextmanager
@@ -316,10 +319,3 @@ def _room_for(state: State, run: Path) -> Iterator[None]:
             hint=f"free {2 * megabytes:.0f} MB there (the one before stays until the new one is whole) and give the "
             "same command again: it goes on from the last checkpoint",
         ) from error
-
-
-def _no_memory(config: TrainConfig, step: int) -> UsageError:
-    return UsageError(
-        f"memory ran out at step {step} with --batch {config.batch}",
-        hint=f"use --batch {max(config.batch // 2, 1)}; the run cannot go on with another batch: add --overwrite",
-    )

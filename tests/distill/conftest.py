@@ -10,8 +10,17 @@ from PIL import Image
 @pytest.fixture(scope="session")
 def tile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty-four smooth random tiles in two classes."""
-    folder = tmp_path_factory.mktemp("tiles") / "few"
-    generator = np.random.default_rng(0)
+    return _smooth_tiles(tmp_path_factory.mktemp("tiles") / "few", seed=0)
+
+
+@pytest.fixture(scope="session")
+def held_out_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many others, of the same classes."""
+    return _smooth_tiles(tmp_path_factory.mktemp("tiles") / "held-out", seed=1)
+
+
+def _smooth_tiles(folder: Path, *, seed: int) -> Path:
+    generator = np.random.default_rng(seed)
     for label in ("dark", "light"):
         (folder / label).mkdir(parents=True)
         for number in range(12):

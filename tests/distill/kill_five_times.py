@@ -51,7 +51,7 @@ def main(teacher: str, tiles: str, student: str, scratch: Path, seed: int, threa
         last = read_metrics(run_folder(broken.out))[-1]["step"]
         kills.append({"after_steps": steps, "after_s": round(moment, 3), "killed": killed, "logged": last})
     _wait(_start(broken)[0])
-    losses = [{row["step"]: row["loss"] for row in read_metrics(run_folder(run.out))} for run in (whole, broken)]
+    losses = [{row["step"]: row["loss"] for row in read_metrics(run.out)} for run in (whole, broken)]
     weights = [load_file(run.out / "model.safetensors") for run in (whole, broken)]
     print(
         json.dumps(

@@ -12,6 +12,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
+from atlas_edge.cli import run_app
+from atlas_edge.distill.cli import app
 from atlas_edge.models import load_encoder
 from support import disk_full_after
 
@@ -43,7 +45,9 @@ def test_cache_train_and_evaluate_from_the_command_line(
     assert judged.returncode == 0, judged.stderr
     figures = json.loads(judged.stdout)
     assert {entry["method"] for entry in figures["retention"]} == {"linear", "knn"}
-    assert all(0 <= entry["student_score"] <= 1 for entry in figures["retention"])
+    # Half of the tiles fit the probes and half are tested: dark from light is told by any encoder.
+    assert figures["fit_tiles"] == figures["tiles"] == 12
+    assert all(entry["student_score"] > 0.8 for entry in figures["retention"])
     assert len(figures["movements"]) == 8
     assert figures["scanners"]["crops"] == 5
     assert figures["robustness"] is None  # neither centres nor scanners are named
@@ -61,7 +65,6 @@ def test_a_fitted_student_is_an_encoder_with_a_card_of_its_own(
     assert fitted.returncode == 0, fitted.stderr
     report = json.loads(fitted.stdout)
     assert report["views"] == 40
-    assert report["peak_memory_mb"] is None or report["peak_memory_mb"] > 50
     assert report["teacher"]["name"] == "virchow2"
     assert "virchow2" in fitted.stderr and "virchow2" in report["warnings"][0]
     kept = json.loads((out / "report.json").read_text())
@@ -134,28 +137,37 @@ def test_a_full_disk_leaves_no_fitted_student(
         (["TEACHER", "--tiles", "TILES", "--out", "x", "--steps", "0"], 2, "--steps is 0"),
         (["TEACHER", "--tiles", "TILES", "--out", "x", "--student", "STUDENT", "--batch", "4000"], 2, "lower --batch"),
         (["--tiles", "TILES", "--out", "x"], 2, "--teachers"),
+        (["TEACHER", "--tiles", "TILES", "--out", "x", "--student", "STUDENT", "--matryoshka", "0"], 2, "--matryoshka is 0"),
+        (["TEACHER", "--tiles", "TILES", "--out", "x", "--student", "STUDENT", "--matryoshka", "16", "33"], 2, "more than the 32 dimensions"),
+        (["TEACHER", "--tiles", "TILES", "--out", "x", "--student", "vit_medium_patch16_reg4_gap_256"], 2, "no CLS and patch tokens"),
+        (["TEACHER", "--tiles", "TILES", "--out", "x", "--student", "STUDENT", "--batch", "4", "--held-out", "TILES"], 5, "in both the training tiles and the held-out tiles"),
+        (["evaluate", "TEACHER", "TEACHER", "--fit", "TILES", "--tiles", "TILES/."], 5, "in both the fitted tiles and the tested tiles"),
         (["cache", "TEACHER", "--out", "x"], 2, "at least one tile set"),
         (["fit", "TEACHER", "TILES", "--out", "IN_A_FILE", "--student", "STUDENT"], 5, "config.json"),
         (["fit", "TEACHER", "TILES", "--out", "x", "--whitening", "2"], 2, "--whitening is 2"),
         (["evaluate", "TEACHER", "TEACHER", "--fit", "TILES", "--scans", "missing.png"], 5, "at least two"),
+        (["evaluate", "TEACHER", "TEACHER", "--fit", "TILES", "--scans", "missing.png", "TILES/."], 5, "missing.png cannot be read"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_with_their_remedy(
     arguments: list[str],
     code: int,
     said: str,
-    run_command: RunCommand,
     tiny_model: Path,
     tile_folder: Path,
     tiny_student: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    names = {"TEACHER": tiny_model, "TILES": tile_folder, "STUDENT": tiny_student}
-    names["IN_A_FILE"] = tiny_student / "config.json" / "x"
-    result = run_command("atlas-distill", *(names.get(part, part) for part in arguments), cwd=tmp_path)
-    assert result.returncode == code, result.stderr
-    assert said in result.stderr
-    assert "Traceback" not in result.stderr
+    names = {"TEACHER": str(tiny_model), "TILES": str(tile_folder), "STUDENT": str(tiny_student)}
+    names["TILES/."] = f"{tile_folder}/../{tile_folder.name}"
+    names["IN_A_FILE"] = str(tiny_student / "config.json" / "x")
+    monkeypatch.chdir(tmp_path)
+    assert run_app(app, [names.get(part, part) for part in arguments]) == code
+    complaint = capsys.readouterr().err
+    assert said in complaint
+    assert "Traceback" not in complaint
     assert not (tmp_path / "x").exists()
 
 
@@ -199,7 +211,9 @@ def test_throughput_takes_turns_with_a_plain_loop(
         "distill": 2, "plain": 2, "data": 2, "online": 2
     }  # fmt: skip
     assert set(figures["ratios"]) == {"plain", "data", "online"}
-    assert all(ratio["low"] <= ratio["estimate"] <= ratio["high"] for ratio in figures["ratios"].values())
+    for name, ratio in figures["ratios"].items():
+        rates = [np.array(figures["images_per_s"][arm]) for arm in ("distill", name)]
+        assert ratio["estimate"] == pytest.approx(np.exp(np.log(rates[0] / rates[1]).mean()))
     assert figures["loss_difference"] == 0  # here both arms run the teacher
     assert len(figures["losses"]["online"]) == 2 * (2 + 1)  # a round of two steps to warm up, and two that count
     assert not any(tmp_path.iterdir())

@@ -69,9 +69,9 @@ def test_patches_are_looked_at_all_over_the_grid_and_at_the_same_places(side: in
         targets = (None, None)
 
         def sample(self, count: int) -> Iterator[tuple[object, tuple[Features, Features]]]:
-            cls = np.zeros((2, 1), dtype=np.float32)
+            cls = torch.zeros(2, 1)
             for _ in range(count // 2):
-                patches = np.stack([places, places])
+                patches = torch.from_numpy(np.stack([places, places]))
                 yield (
                     np.zeros((2, 1, 1, 3), dtype=np.uint8),
                     (Features(cls=cls, patches=patches), Features(cls=cls, patches=None)),

@@ -1,0 +1,30 @@
+"""Where this process computes, and in which precision."""
+
+import os
+
+import torch
+
+from atlas_edge.errors import UsageError
+
+
+def own_device() -> torch.device:
+    """The GPU of this process among those of its machine, which `accelerate launch` numbers; the CPU without one.
+
+    Raises:
+        UsageError: The machine has fewer GPUs than processes.
+    """
+    if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"):
+        return torch.device("cpu")
+    number, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= gpus:
+        raise UsageError(
+            f"process {number + 1} of this machine has no GPU of its own: there are {gpus}",
+            hint=f"accelerate launch --num_processes {gpus}, times the number of machines",
+        )
+    return torch.device("cuda", number)
+
+
+def half_type(device: torch.device) -> torch.dtype:
+    """The 16-bit type that a device computes in: bfloat16, or float16 on a GPU older than that."""
+    bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if bfloat16 else torch.float16
