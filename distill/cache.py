@@ -40,7 +40,7 @@ class CacheIndex(BaseModel):
 
     Attributes:
         teacher: Whose features they are.
-        dim: Their width.
+        dim: Width of the embedding.
         tiles: How many tiles.
         tiles_fingerprint: Of the tile sets.
         sources: The tile sets, with their licences.
@@ -189,8 +189,10 @@ class FeatureCache:
         """
         order = np.argsort(views // self.index.shard_views, kind="stable")
         shards = views[order] // self.index.shard_views
-        cls = np.empty((len(views), self.dim), dtype=np.float16)
-        patches = None if self.grid is None else np.empty((len(views), self.grid**2, self.dim), dtype=np.float16)
+        names = ("cls",) if self.grid is None else ("cls", "patches")
+        found: dict[str, list[NDArray[np.float16]]] = {
+            name: [np.empty(0, dtype=np.float16)] * len(views) for name in names
+        }
         # A shard is mapped only while it is read: what has been read of it would count as this process's memory.
         for number in np.unique(shards).tolist():
             with _opened(self._paths[number]) as shard:
@@ -202,10 +204,10 @@ class FeatureCache:
                             "computed",
                             hint="restore the tiles, or compute the cache again",
                         )
-                    cls[place] = shard.get_slice("cls")[row]
-                    if patches is not None:
-                        patches[place] = shard.get_slice("patches")[row]
-        return Features(cls=torch.from_numpy(cls), patches=None if patches is None else torch.from_numpy(patches))
+                    for name, rows in found.items():
+                        rows[place] = shard.get_slice(name)[row]
+        tensors = {name: torch.from_numpy(np.stack(rows)) for name, rows in found.items()}
+        return Features(cls=tensors["cls"], patches=tensors.get("patches"))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Frozen teachers: what they answer to a batch of tiles, and what their licence allows."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.errors import InputError
+from atlas_edge.errors import InputError, UsageError
 from atlas_edge.manifest import ModelProvenance
 from atlas_edge.spec import EncoderSpec
 
@@ -32,8 +33,8 @@ class Features:
     Both lie on the device that computed them; float32, or float16 where they come from a cache.
 
     Attributes:
-        cls: `(B, D)`: CLS token, or pooled features of a CNN.
-        patches: `(B, grid², D)` patch tokens on the student's grid, row by row; None where not wanted.
+        cls: `(B, D)`: the teacher's embedding, which its own pooling gives: a CLS token, say.
+        patches: `(B, grid², width)` patch tokens on the student's grid, row by row; None where not wanted.
     """
 
     cls: "Tensor"
@@ -62,6 +63,9 @@ class Teacher:
         Args:
             tiles: Resized to the teacher's input where they differ.
             grid: Side of the student's patch grid, to which patch tokens are resized bilinearly; None leaves them out.
+
+        Raises:
+            UsageError: They are wanted, and the network has no square grid of them.
         """
         import torch
         from torch.nn import functional as F
@@ -76,20 +80,26 @@ class Teacher:
                 images = F.interpolate(
                     images, size=self.spec.tile_px, mode="bicubic", antialias=True, align_corners=False
                 )
-            backbone = self.module.backbone
-            found = backbone.forward_features(images)
-            if found.ndim == 4:
-                pooled, spatial = self.module.embed(images), found
-            else:
-                prefix = self.module.prefix_tokens
-                pooled = found[:, 0] if prefix else found.mean(1)
-                side = round((found.shape[1] - prefix) ** 0.5)
-                spatial = found[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
-            patches = None
-            if grid is not None:
-                resized = F.interpolate(spatial, size=(grid, grid), mode="bilinear", align_corners=False)
-                patches = resized.flatten(2).transpose(1, 2).float().contiguous()
-            return Features(cls=pooled.float(), patches=patches)
+            if grid is None:
+                return Features(cls=self.module.embed(images).float(), patches=None)
+            tokens = self.module.tokens(images)
+            resized = F.interpolate(self._spatial(tokens), size=(grid, grid), mode="bilinear", align_corners=False)
+            patches = resized.flatten(2).transpose(1, 2).float().contiguous()
+            return Features(cls=self.module.pool(tokens).float(), patches=patches)
+
+    def _spatial(self, tokens: "Tensor") -> "Tensor":
+        """Patch tokens, or a CNN's last map, as `(B, width, side, side)`."""
+        if tokens.ndim == 4:
+            channels_last = getattr(self.module.backbone, "output_fmt", "NCHW") == "NHWC"
+            return tokens.permute(0, 3, 1, 2) if channels_last else tokens
+        prefix = self.module.prefix_tokens
+        side = math.isqrt(tokens.shape[1] - prefix) if tokens.ndim == 3 else 0
+        if not side or side**2 + prefix != tokens.shape[1]:
+            raise UsageError(
+                f"teacher {self.provenance.name} has no square grid of patch tokens",
+                hint="use its embedding alone: --patch-weight 0 in training, no --grid for a cache",
+            )
+        return tokens[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
 
 
 def open_teacher(name: str, *, half: bool = True) -> Teacher:

@@ -49,7 +49,13 @@ class EncoderModule(nn.Module):
         if self.own_pooling:
             pooled: Tensor = self.backbone(images)
             return pooled
-        tokens = self.tokens(images)
+        return self.pool(self.tokens(images))
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Pooled embedding `(B, D)` of what `tokens` gave: `embed` for who needs both."""
+        if self.own_pooling:
+            pooled: Tensor = self.backbone.forward_head(tokens)
+            return pooled
         cls, patches = tokens[:, 0], tokens[:, self.prefix_tokens :].mean(dim=1)
         parts = {"cls": [cls], "avg": [patches], "cls+mean": [cls, patches]}[self.pooling]
         # A backbone that normalises after pooling has not normalised its tokens.
