@@ -173,11 +173,17 @@ def test_lists_unreadable_tiles_up_to_a_limit(scan: Path, tmp_path: Path, monkey
     ],
 )
 def test_bad_slides_on_the_command_line(
-    run_command: RunCommand, tiny_model: Path, tmp_path: Path, name: str, content: bytes | None, code: int, message: str
+    run_command: RunCommand,
+    mean_bundle: Path,
+    tmp_path: Path,
+    name: str,
+    content: bytes | None,
+    code: int,
+    message: str,
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    arguments = ["--bundle", tiny_model, "--tile-mpp", "0.5", "--out", tmp_path / "o.h5"]
+    arguments = ["--bundle", mean_bundle, "--out", tmp_path / "o.h5"]
     done = run_command("atlas-embed", tmp_path / name, *arguments)
     assert done.returncode == code, done.stderr
     assert message in done.stderr
@@ -185,8 +191,8 @@ def test_bad_slides_on_the_command_line(
     assert not (tmp_path / "o.h5").exists()
 
 
-def test_killed_and_run_again(scan: Path, tiny_model: Path, tmp_path: Path, run_command: RunCommand) -> None:
-    arguments = ["--bundle", tiny_model, "--tile-mpp", "0.5", "--no-tissue", "--batch", "1"]
+def test_killed_and_run_again(scan: Path, mean_bundle: Path, tmp_path: Path, run_command: RunCommand) -> None:
+    arguments = ["--bundle", mean_bundle, "--no-tissue", "--batch", "1"]
     whole = run_command("atlas-embed", scan, *arguments, "--out", tmp_path / "whole.h5")
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "-c", KEEPS_EVERY_BATCH, scan, *arguments, "--out", tmp_path / "killed.h5"]
@@ -219,3 +225,12 @@ def test_says_that_other_options_begin_anew(
     assert result.resumed_tiles == 0
     (said,) = [record.getMessage() for record in caplog.records]
     assert "an earlier run of other options had" in said
+
+
+def test_a_model_is_told_from_others_by_its_weights(tiny_model: Path, mean_bundle: Path) -> None:
+    from atlas_edge.bundle import MANIFEST, sha256_file
+    from atlas_edge.embed.workers import read_spec
+
+    spec, known_by = read_spec(str(tiny_model))
+    assert (spec.tile_px, known_by) == (32, sha256_file(tiny_model / "model.safetensors"))
+    assert read_spec(str(mean_bundle))[1] == sha256_file(mean_bundle / MANIFEST)
