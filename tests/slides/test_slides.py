@@ -10,7 +10,7 @@ from PIL import Image
 
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides import TileReader, find_tissue, open_slide, plan_grid
-from atlas_edge.slides.tissue import is_artefact, otsu_threshold
+from atlas_edge.slides.tissue import otsu_threshold
 
 pytest.importorskip("openslide")
 tifffile = pytest.importorskip("tifffile")
@@ -132,12 +132,6 @@ def test_closing_waits_for_a_read_and_refuses_the_next(tmp_path: Path, monkeypat
     assert order == ["read", "closed"]
     with pytest.raises(InputError, match="has been closed"):
         slide.read(0, 0, 0, 64, 64)
-
-
-def test_pen_is_no_tissue() -> None:
-    image = np.zeros((1, 6, 3), dtype=np.uint8)
-    image[0] = [(30, 150, 60), (20, 80, 180), (10, 10, 10), (200, 110, 170), (90, 60, 140), (150, 110, 80)]
-    assert is_artefact(image)[0].tolist() == [True, True, True, False, False, False]
 
 
 def test_otsu_parts_two_peaks() -> None:

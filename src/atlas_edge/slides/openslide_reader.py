@@ -81,6 +81,12 @@ class OpenSlideFile(Slide):
 
     def read(self, level: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read a region; see `Slide.read`."""
+        return self.read_with_gaps(level, left, top, width, height)[0]
+
+    def read_with_gaps(
+        self, level: int, left: int, top: int, width: int, height: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Read a region; see `Slide.read_with_gaps`."""
         with self._open_for_a_read():
             handle = self._handle
             try:
@@ -98,7 +104,7 @@ class OpenSlideFile(Slide):
         with self._open_for_a_read(), self._alone:
             handle = self._open()
             try:
-                return self._read(handle, level, left, top, width, height)
+                return self._read(handle, level, left, top, width, height)[0]
             finally:
                 handle.close()
 
@@ -135,17 +141,17 @@ class OpenSlideFile(Slide):
             handle.set_cache(openslide.OpenSlideCache(self._cache_bytes))
         return handle
 
-    def _read(self, handle: Any, level: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
+    def _read(
+        self, handle: Any, level: int, left: int, top: int, width: int, height: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         size = self.levels[level]
         corner = (round(left * size.downsample_x), round(top * size.downsample_y))
         with foreign_errors(f"{self.path} cannot be read at {corner}"):
             rgba = np.asarray(handle.read_region(corner, level, (width, height)))
         rgb = np.ascontiguousarray(rgba[..., :3])
-        clear = rgba[..., 3] < 255
-        if clear.any():
-            # The scanner did not look there.
-            rgb[rgba[..., 3] == 0] = 255
-        return rgb
+        gaps = rgba[..., 3] == 0
+        rgb[gaps] = 255
+        return rgb, gaps
 
 
 def _stated_mpp(properties: Mapping[str, str]) -> tuple[float | None, float | None]:

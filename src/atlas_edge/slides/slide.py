@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from atlas_edge.errors import InputError
 
 _BLOCK_PX = 2048
 _SMALLEST_BLOCK_PX = 128
+_MOST_FAULTS = 1000  # for each block that can be read: forged sizes have millions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,21 @@ class Level:
     height: int
     downsample_x: float
     downsample_y: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """A look at the whole slide.
+
+    Attributes:
+        pixels: `(h, w, 3)` uint8 RGB; white where there are none.
+        damaged: `(h, w)`: where the file cannot be read.
+        unscanned: `(h, w)`: where the scanner did not look, or hardly.
+    """
+
+    pixels: NDArray[np.uint8]
+    damaged: NDArray[np.bool_]
+    unscanned: NDArray[np.bool_]
 
 
 class Slide(ABC):
@@ -55,6 +72,11 @@ class Slide(ABC):
     icc_sha256: str | None = None
     quickhash: str | None = None
 
+    @cached_property
+    def unusable_levels(self) -> set[int]:
+        """Levels that turned out to be damaged all over."""
+        return set()
+
     @property
     def name(self) -> str:
         """File name without its last suffix."""
@@ -79,6 +101,12 @@ class Slide(ABC):
         """Read as `read` does, undisturbed by a fault that another thread met."""
         return self.read(level, left, top, width, height)
 
+    def read_with_gaps(
+        self, level: int, left: int, top: int, width: int, height: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Read as `read` does, and say where the scanner did not look, `(height, width)`."""
+        return self.read(level, left, top, width, height), np.zeros((height, width), dtype=bool)
+
     def reads_alike(self, level: int) -> bool:
         """Whether a pixel of a level is the same in whatever region it is read."""
         return True
@@ -94,30 +122,68 @@ class Slide(ABC):
 
     def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
         """The whole slide at about `mpp` µm per pixel (never finer than level 0), `(h, w, 3)` uint8 RGB."""
-        return self.survey(mpp)[0]
+        return self.survey(mpp).pixels
 
-    def survey(self, mpp: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """The thumbnail, and where the file is damaged, `(h, w)` bool; there it is white.
+    def survey(self, mpp: float) -> Survey:
+        """Look at the whole slide at `mpp` µm per pixel or somewhat less (never finer than level 0).
 
-        Read in blocks, so that a slide without a pyramid needs no more memory than one with it.
+        Read in blocks, so that a slide without a pyramid needs no more memory than one with it. Where a level is
+        damaged the next finer one is looked at; a level that cannot be read anywhere is not used again.
         """
         level = self.level_for(mpp)
+        found = self._survey_level(level, mpp)
+        while found.damaged.any() and level > 0:
+            if found.damaged.all():
+                self.unusable_levels.add(level)
+            level -= 1
+            finer = self._survey_level(level, mpp)
+            if found.damaged.all():
+                found = finer
+                continue
+            size = found.damaged.shape[::-1]
+            pixels = np.asarray(Image.fromarray(finer.pixels).resize(size, Image.Resampling.BOX))
+            damaged, unscanned = (
+                np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)) > 0
+                for mask in (finer.damaged, finer.unscanned)
+            )
+            found = Survey(
+                pixels=np.where(found.damaged[..., None], pixels, found.pixels),
+                damaged=found.damaged & damaged,
+                unscanned=np.where(found.damaged, unscanned, found.unscanned),
+            )
+        return found
+
+    def level_for(self, mpp: float, *, tolerance: float = 0.01) -> int:
+        """The coarsest level that is at most `mpp` (within `tolerance`), level 0 where none is."""
+        fine = [
+            index
+            for index, level in enumerate(self.levels)
+            if index not in self.unusable_levels
+            and max(self.mpp_x * level.downsample_x, self.mpp_y * level.downsample_y) <= mpp * (1 + tolerance)
+        ]
+        return max(fine, default=0)
+
+    def _survey_level(self, level: int, mpp: float) -> Survey:
         size = self.levels[level]
         shrink = max(int(mpp / (self.mpp_x * size.downsample_x) + 1e-6), 1)
         pixels = np.full((-(-size.height // shrink), -(-size.width // shrink), 3), 255, dtype=np.uint8)
-        damaged = np.zeros(pixels.shape[:2], dtype=bool)
+        damaged, unscanned = np.zeros(pixels.shape[:2], dtype=bool), np.zeros(pixels.shape[:2], dtype=bool)
         step = max(_BLOCK_PX // shrink, 1) * shrink
         blocks = [(left, top, step) for top in range(0, size.height, step) for left in range(0, size.width, step)]
+        good = bad = 0
         while blocks:
             left, top, side = blocks.pop()
             width, height = min(side, size.width - left), min(side, size.height - top)
-            y, x = top // shrink, left // shrink
+            place = np.s_[top // shrink : -(-(top + height) // shrink), left // shrink : -(-(left + width) // shrink)]
+            half = max(side // 2 // shrink, 1) * shrink
             try:
-                block = np.asarray(Image.fromarray(self.read(level, left, top, width, height)).reduce(shrink))
+                if bad > _MOST_FAULTS * (good + 1):
+                    raise InputError(f"{self.path}: level {level} is damaged")
+                block, gaps = self.read_with_gaps(level, left, top, width, height)
             except InputError:
-                half = max(side // 2 // shrink, 1) * shrink
+                bad += 1
                 if half < _SMALLEST_BLOCK_PX or half >= side:
-                    damaged[y : y - (-height // shrink), x : x - (-width // shrink)] = True
+                    damaged[place] = True
                     continue
                 blocks += [
                     (left + right, top + down, half)
@@ -125,17 +191,11 @@ class Slide(ABC):
                     for down in range(0, height, half)
                 ]
                 continue
-            pixels[y : y + block.shape[0], x : x + block.shape[1]] = block
-        return pixels, damaged
-
-    def level_for(self, mpp: float, *, tolerance: float = 0.01) -> int:
-        """The coarsest level that is at most `mpp` (within `tolerance`), level 0 where none is."""
-        fine = [
-            index
-            for index, level in enumerate(self.levels)
-            if max(self.mpp_x * level.downsample_x, self.mpp_y * level.downsample_y) <= mpp * (1 + tolerance)
-        ]
-        return max(fine, default=0)
+            good += 1
+            pixels[place] = np.asarray(Image.fromarray(block).reduce(shrink))
+            if gaps.any():
+                unscanned[place] = np.asarray(Image.fromarray(gaps.astype(np.uint8) * 255).reduce(shrink)) > 0
+        return Survey(pixels=pixels, damaged=damaged, unscanned=unscanned)
 
 
 def sha256_of(profile: bytes | None) -> str | None:

@@ -52,6 +52,21 @@ class TiffSlide(Slide):
         """Read a region; see `Slide.read`."""
         return self._read(level, left, top, width, height)
 
+    def read_with_gaps(
+        self, level: int, left: int, top: int, width: int, height: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Read a region; see `Slide.read_with_gaps`."""
+        gaps = np.zeros((height, width), dtype=bool)
+        page, size = self._pages[level], self.levels[level]
+        tall, wide = segment_shape(page)
+        across = -(-size.width // wide)
+        for row in range(top // tall, -(-min(top + height, size.height) // tall)):
+            for column in range(left // wide, -(-min(left + width, size.width) // wide)):
+                if page.databytecounts[row * across + column] == 0:
+                    y, x = row * tall - top, column * wide - left
+                    gaps[max(y, 0) : y + tall, max(x, 0) : x + wide] = True
+        return self.read(level, left, top, width, height), gaps
+
     def read_alone(self, level: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read and decode anew what could not be decoded; see `Slide.read_alone`."""
         return self._read(level, left, top, width, height, anew=True)
