@@ -40,6 +40,7 @@ def embed(
     tile_mpp: float | None = None,
     min_tissue: float = 0.1,
     tissue: bool = True,
+    pen: bool = True,
     max_unreadable: float = 0.01,
     threads: int = 1,
     streams: int | None = None,
@@ -62,7 +63,8 @@ def embed(
         mpp: µm per pixel of slides that do not say it; of a slide that is named alone, whatever it says.
         tile_mpp: µm per pixel of tiles; the encoder's own by default.
         min_tissue: Least share of tissue in a tile, 0-1.
-        tissue: Look for tissue; --no-tissue embeds the whole grid.
+        tissue: Look for tissue; --no-tissue embeds all that was scanned.
+        pen: Leave out strokes of pen and black borders; --no-pen takes them for tissue.
         max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
         threads: Decode threads.
         streams: Calls side by side in OpenVINO; chosen by the cores when left out.
@@ -88,6 +90,7 @@ def embed(
         tile_mpp=tile_mpp,
         min_tissue=min_tissue,
         tissue=tissue,
+        pen=pen,
         max_unreadable=max_unreadable,
         threads=threads,
         batch=batch,

@@ -29,6 +29,7 @@ def plan_of(spec: EncoderSpec, config: "EmbedConfig", bundle_sha256: str) -> Pla
         "tile_mpp": config.tile_mpp or spec.mpp,
         "min_tissue": config.min_tissue,
         "tissue": config.tissue,
+        "pen": config.pen,
     }
 
 

@@ -23,6 +23,7 @@ def ray(
     tile_mpp: float | None = None,
     min_tissue: float = 0.1,
     tissue: bool = True,
+    pen: bool = True,
     max_unreadable: float = 0.01,
     threads: int = 1,
     batch: int = 64,
@@ -50,7 +51,8 @@ def ray(
         mpp: µm per pixel of slides that do not say it.
         tile_mpp: µm per pixel of tiles; the encoder's own by default.
         min_tissue: Least share of tissue in a tile, 0-1.
-        tissue: Look for tissue; --no-tissue embeds the whole grid.
+        tissue: Look for tissue; --no-tissue embeds all that was scanned.
+        pen: Leave out strokes of pen and black borders; --no-pen takes them for tissue.
         max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
         threads: Decode threads of each worker.
         batch: Tiles a batch.
@@ -78,6 +80,7 @@ def ray(
         tile_mpp=tile_mpp,
         min_tissue=min_tissue,
         tissue=tissue,
+        pen=pen,
         max_unreadable=max_unreadable,
         threads=threads,
         batch=batch,

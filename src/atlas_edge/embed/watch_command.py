@@ -27,6 +27,7 @@ def watch(
     mpp: float | None = None,
     tile_mpp: float | None = None,
     min_tissue: float = 0.1,
+    pen: bool = True,
     max_unreadable: float = 0.01,
     threads: int = 1,
     streams: int | None = None,
@@ -60,6 +61,7 @@ def watch(
         mpp: µm per pixel of slides that do not say it.
         tile_mpp: µm per pixel of tiles; the encoder's own by default.
         min_tissue: Least share of tissue in a tile, 0-1.
+        pen: Leave out strokes of pen and black borders; --no-pen takes them for tissue.
         max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
         threads: Decode threads.
         streams: Calls side by side in OpenVINO; chosen by the cores when left out.
@@ -83,7 +85,13 @@ def watch(
         raise UsageError("--attempts, a pause or --port is out of range", hint="see atlas-embed watch --help")
     check_form(out / f"x.{form}")
     config = make_config(
-        mpp=mpp, tile_mpp=tile_mpp, min_tissue=min_tissue, max_unreadable=max_unreadable, threads=threads, batch=batch
+        mpp=mpp,
+        tile_mpp=tile_mpp,
+        min_tissue=min_tissue,
+        pen=pen,
+        max_unreadable=max_unreadable,
+        threads=threads,
+        batch=batch,
     )
     options = WatchOptions(
         settle_s=settle_seconds,
