@@ -2,20 +2,17 @@
 
 import configparser
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from atlas_edge.slides.dicom import series_of
+
 SLIDE_SUFFIXES = (
     ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".tif", ".tiff", ".vms", ".vmu", ".svslide", ".czi", ".dcm",
 )  # fmt: skip
 """Forms that are found in a folder; of a DICOM series, which is many files, the first one stands for all."""
-
-# The unique identifier of the series (0020,000E) in the explicit little-endian form that all whole slides have.
-_SERIES = re.compile(rb"\x20\x00\x0e\x00UI..([0-9.]{1,64})", re.DOTALL)
-_HEADER_BYTES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +156,4 @@ def _series_of(path: Path) -> str:
 
 @lru_cache(maxsize=2**16)
 def _series_as_it_is(path: Path, size_bytes: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        found = _SERIES.search(file.read(_HEADER_BYTES))
-    return found[1].decode("ascii") if found else ""
+    return series_of(path)

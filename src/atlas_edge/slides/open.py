@@ -5,6 +5,7 @@ from pathlib import Path
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.slides.dicom import slide_in
 from atlas_edge.slides.foreign import foreign_errors, open_tiff
 from atlas_edge.slides.mpp import settle_mpp
 from atlas_edge.slides.slide import Slide
@@ -19,18 +20,18 @@ def open_slide(
     """Open a slide with OpenSlide, or with tifffile where it is an OME-TIFF or one that OpenSlide cannot read.
 
     Args:
-        path: SVS, NDPI, MRXS, SCN, BIF, generic or OME-TIFF, DICOM (one `.dcm` of the slide).
+        path: SVS, NDPI, MRXS, SCN, BIF, generic or OME-TIFF, DICOM (any file of the slide, or its folder).
         mpp: µm per pixel of level 0, for a slide that does not say it.
         override: `mpp` holds, whatever the slide says.
         cache_bytes: Decoded tiles that the reader keeps.
 
     Raises:
-        InputError: Missing, empty, a folder, damaged, of an unknown form, or without µm per pixel.
+        InputError: Missing, empty, another folder, damaged, of an unknown form, or without µm per pixel.
         UsageError: `mpp` is no scanner's.
         RuntimeMissing: OpenSlide or tifffile is not installed.
     """
     check_file(path)
-    slide = _open(path, cache_bytes)
+    slide = _open(slide_in(path) if path.is_dir() else path, cache_bytes)
     try:
         settle_mpp(slide, mpp, override=override)
     except (InputError, UsageError):
@@ -40,13 +41,12 @@ def open_slide(
 
 
 def check_file(path: Path) -> None:
-    """Raise InputError where a path is missing, a folder or empty."""
+    """Raise InputError where a path is missing, empty, or a folder other than of one DICOM slide."""
     if not path.exists():
         raise InputError(f"{path} does not exist, expected a slide", hint="check the path")
     if path.is_dir():
-        raise InputError(
-            f"{path} is a folder, expected a slide file", hint="give the slide's own file (for DICOM one .dcm in it)"
-        )
+        slide_in(path)
+        return
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes), expected a slide", hint="copy the slide again")
 
