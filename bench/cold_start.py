@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from atlas_edge.errors import AtlasError, InputError
+from atlas_edge.errors import AtlasError, InputError, RuntimeMissing
 
 _TIMEOUT_S = 300
 
@@ -53,7 +53,8 @@ def cold_start(model: str, *, threads: int | None = None, processes: int = 3, ba
         batch: Tiles of the call that fills the memory; rounded up as in the Offline scenario.
 
     Raises:
-        InputError: The process failed; its message is passed on.
+        InputError: The process failed, or took longer than five minutes; its message is passed on.
+        RuntimeMissing: It lacked a device or runtime.
     """
     plain = [_fresh(model, threads, None, batch) for _ in range(processes)]
     cached = None
@@ -73,16 +74,23 @@ def cold_start(model: str, *, threads: int | None = None, processes: int = 3, ba
 
 def _fresh(model: str, threads: int | None, cache: str | None, batch: int = 8) -> dict[str, float]:
     arguments = [model, "" if threads is None else str(threads), cache or "", str(batch)]
-    child = subprocess.run(
-        [sys.executable, "-m", "atlas_edge.bench.cold_start", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        check=False,
-    )
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "atlas_edge.bench.cold_start", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(
+            f"{model} gave no embedding within {_TIMEOUT_S} s in a fresh process",
+            hint="leave --cold-start out, or give it --threads and a machine that is not busy",
+        ) from error
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
-        raise InputError(f"{model} failed in a fresh process: {lines[-1]}", hint="run it with atlas-embed to see more")
+        kind = RuntimeMissing if child.returncode == RuntimeMissing.exit_code else InputError
+        raise kind(f"{model} failed in a fresh process: {lines[-1]}", hint="run it with atlas-embed to see more")
     found: dict[str, float] = json.loads(child.stdout.splitlines()[-1])
     return found
 

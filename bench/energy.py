@@ -1,13 +1,16 @@
 """Energy per thousand tiles, where the machine has a counter that can be read; otherwise nothing."""
 
+import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_edge.bench.interval import Interval, geometric_mean_interval
 from atlas_edge.encoder import Encoder
 
 RAPL = Path("/sys/class/powercap")
@@ -15,19 +18,22 @@ RAPL = Path("/sys/class/powercap")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Energy:
-    """Energy of the whole package or device while one encoder ran; idle power and other programs are in it.
+    """Energy of the whole package or device that computed; idle power and other programs are in it.
 
     Attributes:
         joules_per_thousand_tiles: Energy over tiles.
         watts: Mean power.
         seconds: How long it was measured.
         counter: Which counter was read.
+        interval: Joules a thousand tiles by turns; None where a turn was too short for the counter, and in reports of
+            before it was measured.
     """
 
     joules_per_thousand_tiles: float
     watts: float
     seconds: float
     counter: str
+    interval: Interval | None = None
 
 
 class EnergyCounter(Protocol):
@@ -44,25 +50,68 @@ class EnergyCounter(Protocol):
         ...
 
 
-def find_counter() -> EnergyCounter | None:
-    """The counter of this machine: NVML of a GPU, else RAPL of the CPU packages, else None."""
-    return _NvmlCounter.find() or RaplCounter.find()
+def find_counter(encoder: Encoder) -> EnergyCounter | None:
+    """The counter of the device that computes: NVML of an encoder's GPU, RAPL of the CPU packages for all others.
+
+    None where it cannot be read: another device's joules would say nothing.
+    """
+    gpu = gpu_of(encoder)
+    return RaplCounter.find() if gpu is None else NvmlCounter.find(gpu)
 
 
-def measure_energy(
-    encoder: Encoder, tiles: NDArray[np.uint8], counter: EnergyCounter, *, seconds: float = 5.0
-) -> Energy:
-    """Encode the tiles again and again for `seconds` and read the counter before and after."""
-    encoder.encode(tiles)
-    count = 0
-    before, started = counter.read(), time.perf_counter()
+def gpu_of(encoder: Encoder) -> int | None:
+    """CUDA's index of the GPU that an encoder runs on; None on the CPU."""
+    gpu: int | None = getattr(encoder, "gpu", None)
+    return gpu
+
+
+def measure_energies(
+    encoders: Mapping[str, Encoder],
+    tiles: Mapping[str, NDArray[np.uint8]],
+    counters: Mapping[str, EnergyCounter],
+    *,
+    rounds: int = 5,
+    seconds: float = 1.0,
+) -> dict[str, Energy]:
+    """Encode the tiles again and again, the encoders in turns, and read the counters before and after each turn.
+
+    Args:
+        encoders: Name -> encoder.
+        tiles: Name -> `(N, tile_px, tile_px, 3)` uint8.
+        counters: Name -> counter of its device; encoders without one are left out.
+        rounds: Turns of every encoder.
+        seconds: How long a turn lasts, at least.
+    """
+    turns: dict[str, list[tuple[float, int, float]]] = {name: [] for name in counters}
+    for name in counters:
+        encoders[name].encode(tiles[name])
+    for _ in range(rounds):
+        for name, counter in counters.items():
+            turns[name].append(_turn(encoders[name], tiles[name], counter, seconds))
+    return {name: _energy(found, counters[name].name) for name, found in turns.items()}
+
+
+def _turn(
+    encoder: Encoder, tiles: NDArray[np.uint8], counter: EnergyCounter, seconds: float
+) -> tuple[float, int, float]:
+    """Joules, tiles, seconds."""
+    count, before, started = 0, counter.read(), time.perf_counter()
     while time.perf_counter() - started < seconds:
         encoder.encode(tiles)
         count += len(tiles)
     elapsed = time.perf_counter() - started
-    joules = counter.joules_since(before)
+    return counter.joules_since(before), count, elapsed
+
+
+def _energy(turns: list[tuple[float, int, float]], counter: str) -> Energy:
+    joules, tiles, seconds = (np.array(column, dtype=np.float64) for column in zip(*turns, strict=True))
+    each = 1e3 * joules / tiles
     return Energy(
-        joules_per_thousand_tiles=1e3 * joules / count, watts=joules / elapsed, seconds=elapsed, counter=counter.name
+        joules_per_thousand_tiles=1e3 * float(joules.sum() / tiles.sum()),
+        watts=float(joules.sum() / seconds.sum()),
+        seconds=float(seconds.sum()),
+        counter=counter,
+        interval=geometric_mean_interval(each) if (each > 0).all() else None,
     )
 
 
@@ -100,35 +149,60 @@ class RaplCounter:
         return int((folder / "max_energy_range_uj").read_text())
 
 
-class _NvmlCounter:
-    """NVML's energy counter of the first GPU, in millijoules."""
+class NvmlCounter:
+    """NVML's energy counter of one GPU, in millijoules."""
 
-    name = "NVML (first GPU)"
-
-    def __init__(self, handle: object) -> None:
-        self._handle = handle
+    def __init__(self, handle: object, name: str) -> None:
+        self._handle, self.name = handle, name
 
     @classmethod
-    def find(cls) -> "_NvmlCounter | None":
+    def find(cls, gpu: int) -> "NvmlCounter | None":
+        """The counter of the GPU that CUDA calls `gpu`; None where it cannot be read, or cannot be told which it is.
+
+        CUDA numbers the visible GPUs (`CUDA_VISIBLE_DEVICES`), fastest first unless `CUDA_DEVICE_ORDER` says otherwise;
+        NVML numbers all, by bus. Of different GPUs a number alone tells nothing.
+        """
         try:
             import pynvml
         except ImportError:
             return None
         try:
             pynvml.nvmlInit()
-            handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+            handle = _nvml_handle(pynvml, gpu)
+            if handle is None:
+                return None
             pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+            return cls(handle, f"NVML ({pynvml.nvmlDeviceGetName(handle)})")
         except pynvml.NVMLError:
             return None
-        return cls(handle)
 
     def read(self) -> tuple[int, ...]:
+        """Millijoules since the driver was loaded."""
         import pynvml
 
         return (int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)),)
 
     def joules_since(self, earlier: tuple[int, ...]) -> float:
+        """Joules since a reading."""
         return (self.read()[0] - earlier[0]) / 1e3
+
+
+def _nvml_handle(pynvml: Any, gpu: int) -> object | None:
+    count = pynvml.nvmlDeviceGetCount()
+    visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    wanted = visible or [str(number) for number in range(count)]
+    if gpu >= len(wanted):
+        return None
+    chosen = wanted[gpu]
+    if not chosen.isdigit():
+        # MIG slices have no counter of their own.
+        found: object | None = pynvml.nvmlDeviceGetHandleByUUID(chosen) if chosen.startswith("GPU-") else None
+        return found
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(count)]
+    alike = len({pynvml.nvmlDeviceGetName(handle) for handle in handles}) == 1
+    if int(chosen) >= count or not (alike or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"):
+        return None
+    return handles[int(chosen)]
 
 
 def _readable(path: Path) -> bool:

@@ -1,12 +1,13 @@
 """What a report says of the machine that it was made on."""
 
-import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import psutil
+
+from atlas_edge.hardware import logical_cores
 
 _LIBRARIES = ("numpy", "openvino", "onnxruntime", "torch", "timm", "tensorrt", "tensorrt-rtx", "scikit-learn", "scipy")
 
@@ -41,7 +42,7 @@ def this_machine() -> Machine:
     return Machine(
         cpu=_cpu_name(),
         physical_cores=psutil.cpu_count(logical=False),
-        logical_cores=_usable_cores(),
+        logical_cores=logical_cores(),
         memory_bytes=psutil.virtual_memory().total,
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
@@ -68,12 +69,6 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _gpu_names() -> tuple[str, ...]:

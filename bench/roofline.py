@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.bench.interval import Interval, geometric_mean_interval
-from atlas_edge.bench.speed import offline_batch, timed_block, timed_call
+from atlas_edge.bench.speed import at_size, offline_batch, timed_block, timed_call
 from atlas_edge.cli import require_module
 from atlas_edge.encoder import Encoder
 from atlas_edge.runtimes.int8_sums import int8_properties
@@ -43,7 +43,7 @@ class EncoderRoofline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roofline:
-    """This machine's peaks and the encoders below them.
+    """This processor's peaks and the encoders below them.
 
     Attributes:
         peak_gop_per_s: Precision -> best of the rounds of large matrix products through OpenVINO.
@@ -70,7 +70,7 @@ def roofline(
     """Measure the peaks and the encoders in turns.
 
     Args:
-        encoders: Name -> encoder.
+        encoders: Name -> encoder, all on the CPU: its peaks are what is measured.
         gop_per_tile: Name -> 10^9 operations a tile (`operations.gop_per_tile`).
         precisions: Name -> precision of its compute-heavy layers, such as `int8`; anything else counts as f32.
         tiles: `(N, tile_px, tile_px, 3)` uint8.
@@ -86,7 +86,10 @@ def roofline(
     rates: dict[str, list[float]] = {name: [] for name in gop_per_tile}
     products = {precision: _product(precision, threads) for precision in PRECISIONS}
     sizes = {name: offline_batch(encoders[name], batch) for name in gop_per_tile}
-    calls = {name: timed_call(encoders[name], tiles, sizes[name]) for name in gop_per_tile}
+    calls = {
+        name: timed_call(encoders[name], at_size(tiles, encoders[name].spec.tile_px), sizes[name])
+        for name in gop_per_tile
+    }
     for _ in range(rounds):
         for precision, product in products.items():
             peaks[precision].append(_OPS / 1e9 / float(np.median(timed_block(product, block_seconds))))

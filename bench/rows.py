@@ -142,7 +142,8 @@ def _drops(candidates: dict[str, CandidateAccuracy]) -> list[Rows]:
     notes = (
         f"Balanced accuracy over {len(one.classes)} classes on {one.tiles} tiles; intervals: paired bootstrap by "
         f"{one.unit} ({one.units}). The probe is fitted on the reference and tested on both; refitted means that the "
-        "candidate got a probe of its own. ECE: expected calibration error, 0 to 1.",
+        "candidate got a probe of its own. ECE: expected calibration error, 0 to 1, without an interval; compare it "
+        "within one kind of probe only.",
     )
     rows = tuple(_drop(name, drop) for name, drop in drops)
     return [Rows(title="Accuracy drop", headings=headings, rows=rows, notes=notes, keys=2)]

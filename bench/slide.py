@@ -6,8 +6,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from atlas_edge.bench.interval import Interval, geometric_mean_interval
 from atlas_edge.embed.journal import Journal
 from atlas_edge.embed.pipeline import StageClock, StageSeconds, embedded
+from atlas_edge.embed.slide_files import slide_files
 from atlas_edge.embed.workers import open_encoder
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError, UsageError
@@ -71,7 +73,8 @@ class BundleOnSlide:
         one_more_thread: End to end with one more decode thread, over end to end.
         one_more_stream: The same with one more stream; None for a runtime without streams.
         over_script: End to end over the obvious script; None where it was not run.
-        turnaround_s: Opening and finding tissue, all tiles at the end-to-end rate, and the file.
+        turnaround_s: Opening and finding tissue, and all tiles at the end-to-end rate; copying the journal into the
+            file of features is not in it.
         keeps_up: Whether that is within the scanner's time.
         rounds_tiles_per_s: Every measured rate, by what was measured.
     """
@@ -134,7 +137,18 @@ def bench_slide(path: Path, bundles: list[str], options: SlideBenchOptions) -> S
         raise UsageError(
             "nothing to compare: one --bundle and --rounds 2 at least", hint="see atlas-bench slide --help"
         )
-    encoders = {name: open_encoder(name, batch=options.batch, streams=options.streams)[0] for name in bundles}
+    with ExitStack() as opened:
+        return _bench(opened, path, bundles, options)
+
+
+def _bench(opened: ExitStack, path: Path, bundles: list[str], options: SlideBenchOptions) -> SlideBench:
+    def open_one(name: str, streams: int | None) -> Encoder:
+        encoder = open_encoder(name, batch=options.batch, streams=streams)[0]
+        opened.callback(encoder.close)
+        return encoder
+
+    encoders = {name: open_one(name, options.streams) for name in bundles}
+    _forget_file(path)
     begun = time.perf_counter()
     slide = open_slide(path, mpp=options.mpp)
     grid = _grid(slide, list(encoders.values()), options)
@@ -145,7 +159,10 @@ def bench_slide(path: Path, bundles: list[str], options: SlideBenchOptions) -> S
     scanner_s = options.scanner_s if options.scanner_s is not None else area_mm2 * SCAN_S_A_MM2
     vendor = slide.vendor
     slide.close()
-    turns = {name: _Turns(name, encoder, path, part, pixels, options) for name, encoder in encoders.items()}
+    turns = {
+        name: _Turns(encoder, partial(open_one, name), path, part, pixels, options)
+        for name, encoder in encoders.items()
+    }
     script = _script(options, path, part)
     script_rates = _take_turns(turns, script, options.rounds)
     return SlideBench(
@@ -222,8 +239,8 @@ class _Turns:
 
     def __init__(
         self,
-        name: str,
         encoder: Encoder,
+        open_with: Callable[[int], Encoder],
         path: Path,
         part: TileGrid,
         pixels: NDArray[np.uint8],
@@ -234,7 +251,7 @@ class _Turns:
         self._path, self._part, self._pixels, self._options = path, part, pixels, options
         self._more_streams = None
         if hasattr(encoder, "configure"):
-            self._more_streams = open_encoder(name, batch=options.batch, streams=self.streams + 1)[0]
+            self._more_streams = open_with(self.streams + 1)
         self._rates: dict[str, list[float]] = {}
         self._stages: list[StageSeconds] = []
 
@@ -314,10 +331,12 @@ class _Turns:
 
 
 def _forget_file(path: Path) -> None:
-    """Ask the system to drop the file from its cache, so that reading it is part of the figures."""
+    """Ask the system to drop all files of a slide from its cache, so that reading them is part of the figures."""
     if sys.platform == "linux":
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for part in slide_files(path):
+            with part.open("rb") as file:
+                os.fsync(file.fileno())  # a slide that was just drawn is not dropped before it is written back
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _sum(stages: list[StageSeconds]) -> StageSeconds:
@@ -357,8 +376,9 @@ def _bottleneck(capacity: dict[str, float]) -> str:
 
 def _notes(options: SlideBenchOptions, measured: int, tiles: int) -> tuple[str, ...]:
     notes = [
-        "end to end: from the file, dropped from the system's cache where it allows that, to embeddings on disk; "
+        "end to end: from the file, dropped from the system's cache where it allows that, to the journal on disk; "
         f"{options.threads} decode thread(s), batches of {options.batch}",
+        f"the journal was written to {tempfile.gettempdir()}: set TMPDIR to the disk that results go to",
         "stages run side by side on the same cores, so each is slower than it would be alone",
     ]
     if measured < tiles:

@@ -1,12 +1,12 @@
 """The script that anyone would write first, to compare with: OpenSlide, Pillow, timm in eager PyTorch."""
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import UsageError
+from atlas_edge.hardware import usable_cores
 from atlas_edge.slides import TileGrid
 
 BATCH = 32
@@ -40,7 +40,7 @@ def obvious_script(model_folder: str, path: Path, grid: TileGrid) -> Callable[[]
 
     if openslide.OpenSlide.detect_format(path) is None:
         raise UsageError(f"{path}: OpenSlide does not read it, so the obvious script cannot", hint="leave --script out")
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cores())
     name = f"local-dir:{model_folder}" if Path(model_folder).is_dir() else model_folder
     model = timm.create_model(name, pretrained=Path(model_folder).is_dir(), num_classes=0).eval()
     data = timm.data.resolve_model_data_config(model)

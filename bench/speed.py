@@ -23,6 +23,7 @@ __all__ = [
     "Latency",
     "SpeedReport",
     "Throughput",
+    "at_size",
     "offline_batch",
     "paired_speed",
     "timed_block",
@@ -71,7 +72,7 @@ def paired_speed(
         UsageError: The reference is not among the encoders, fewer tiles than a batch, or fewer than two rounds.
     """
     _check(encoders, tiles, reference, batch, rounds)
-    sized = {name: _at_size(tiles, encoder.spec.tile_px) for name, encoder in encoders.items()}
+    sized = {name: at_size(tiles, encoder.spec.tile_px) for name, encoder in encoders.items()}
     batches = {name: offline_batch(encoder, batch) for name, encoder in encoders.items()}
     singles = {name: timed_call(encoder, sized[name], 1) for name, encoder in encoders.items()}
     batched = {name: timed_call(encoder, sized[name], batches[name]) for name, encoder in encoders.items()}
@@ -157,7 +158,8 @@ def _check(encoders: Mapping[str, Encoder], tiles: NDArray[np.uint8], reference:
         raise UsageError(f"--rounds {rounds}: an interval needs at least 2 rounds", hint="use --rounds 10")
 
 
-def _at_size(tiles: NDArray[np.uint8], tile_px: int) -> NDArray[np.uint8]:
+def at_size(tiles: NDArray[np.uint8], tile_px: int) -> NDArray[np.uint8]:
+    """Tiles `(N, tile_px, tile_px, 3)`, resampled where they have another size."""
     if tiles.shape[1] == tile_px:
         return tiles
     return np.stack([fit_tile(tile, tile_px, "resize", name="timed tile") for tile in tiles])

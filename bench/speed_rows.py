@@ -1,5 +1,6 @@
 """A report's speed section as text, row by row."""
 
+from atlas_edge.bench.energy import Energy
 from atlas_edge.bench.interval import Interval
 from atlas_edge.bench.report import Report
 from atlas_edge.bench.rows import Rows, interval_text
@@ -128,12 +129,16 @@ def _energies(report: Report) -> list[Rows]:
     if not report.energies:
         return []
     rows = tuple(
-        (name, f"{found.joules_per_thousand_tiles:.0f} J", f"{found.watts:.1f} W", found.counter)
-        for name, found in report.energies.items()
+        (name, _joules(found), f"{found.watts:.1f} W", found.counter) for name, found in report.energies.items()
     )
-    headings = ("encoder", "a thousand tiles", "mean power", "counter")
-    notes = ("Of the whole package or device, idle power and other programs included.",)
+    headings = ("encoder", "a thousand tiles, 95 %", "mean power", "counter")
+    notes = ("Of the GPU or the CPU packages that computed, idle power and other programs included; by turns.",)
     return [Rows(title="Energy", headings=headings, rows=rows, notes=notes)]
+
+
+def _joules(energy: Energy) -> str:
+    ends = "" if energy.interval is None else f" [{energy.interval.low:.0f}, {energy.interval.high:.0f}]"
+    return f"{energy.joules_per_thousand_tiles:.0f} J{ends}"
 
 
 def _roofline(report: Report) -> list[Rows]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from atlas_edge.bench.cold_start import ColdStart, cold_start
 from atlas_edge.bench.defaults import MPP, SCANNER_SECONDS, SLIDE_MM2
 from atlas_edge.bench.encoders import EncoderFacts, OpenedEncoders
-from atlas_edge.bench.energy import Energy, find_counter, measure_energy
+from atlas_edge.bench.energy import Energy, find_counter, gpu_of, measure_energies
 from atlas_edge.bench.layers import LayerTimes, layer_times
 from atlas_edge.bench.machine import this_machine
 from atlas_edge.bench.operations import gop_per_tile
@@ -19,7 +19,7 @@ from atlas_edge.bench.progress import progress_bar
 from atlas_edge.bench.report import Report
 from atlas_edge.bench.roofline import Roofline, roofline
 from atlas_edge.bench.selftest import selftest_tiles
-from atlas_edge.bench.speed import paired_speed
+from atlas_edge.bench.speed import at_size, paired_speed
 from atlas_edge.bench.speed_figures import SpeedReport
 from atlas_edge.bench.sweep import BATCHES, Setting, Sweep, settings_of, sweep
 from atlas_edge.encoder import Encoder
@@ -145,20 +145,31 @@ def _cold_starts(facts: dict[str, EncoderFacts], options: SpeedOptions, screen: 
 
 
 def _energies(encoders: dict[str, Encoder], tiles: NDArray[np.uint8], screen: "Console") -> dict[str, Energy]:
-    counter = find_counter()
-    if counter is None:
-        screen.print("no energy counter (NVML, RAPL) can be read here: energy is left out", style="dim")
-        return {}
-    return {name: measure_energy(encoder, tiles, counter) for name, encoder in encoders.items()}
+    found = {name: find_counter(encoder) for name, encoder in encoders.items()}
+    counters = {name: counter for name, counter in found.items() if counter is not None}
+    missing = ", ".join(name for name in found if name not in counters)
+    if missing:
+        text = f"the energy counter of its device (NVML, RAPL) cannot be read here: energy is left out of {missing}"
+        screen.print(text, style="dim", markup=False)
+    sized = {name: at_size(tiles, encoder.spec.tile_px) for name, encoder in encoders.items()}
+    return measure_energies(encoders, sized, counters)
 
 
-def _roofline(opened: OpenedEncoders, options: SpeedOptions, tiles: NDArray[np.uint8], screen: "Console") -> Roofline:
+def _roofline(
+    opened: OpenedEncoders, options: SpeedOptions, tiles: NDArray[np.uint8], screen: "Console"
+) -> Roofline | None:
+    on_cpu = {name: encoder for name, encoder in opened.encoders.items() if gpu_of(encoder) is None}
+    left_out = ", ".join(name for name in opened.encoders if name not in on_cpu)
+    if left_out:
+        screen.print(f"the peaks are the processor's: no roofline of {left_out}", style="dim", markup=False)
+    if not on_cpu:
+        return None
     screen.print("measuring this machine's matrix products", style="dim")
-    counted = {name: gop_per_tile(fact.given, opened.encoders[name]) for name, fact in opened.facts.items()}
+    counted = {name: gop_per_tile(opened.facts[name].given, encoder) for name, encoder in on_cpu.items()}
     return roofline(
-        opened.encoders,
+        on_cpu,
         {name: gops for name, gops in counted.items() if gops is not None},
-        {name: fact.precision for name, fact in opened.facts.items()},
+        {name: opened.facts[name].precision for name in on_cpu},
         tiles,
         threads=options.threads,
         rounds=max(5, options.rounds // 2),

@@ -12,6 +12,7 @@ _BUSY_VARIATION = 0.10
 _THROTTLED_SHARE = 0.85
 _LONG_TAIL = 2.0
 _WIDE_RATIO = 0.10
+_FEWEST_SAMPLES = 100
 _OTHERS_SHARE = 0.05
 
 
@@ -52,6 +53,11 @@ def _of_figures(speed: EncoderSpeed) -> Iterable[str]:
         yield (
             f"rounds vary by {throughput.variation:.0%}; go by the ratio's interval, the absolute figures are this "
             "machine's at this hour: close other programs, or raise --rounds and --block-seconds"
+        )
+    if len(latency.samples_ms) < _FEWEST_SAMPLES:
+        yield (
+            f"its 99th percentile is of {len(latency.samples_ms)} calls, no more than their slowest: raise --rounds or "
+            f"--block-seconds for {_FEWEST_SAMPLES}"
         )
     if latency.p99_ms > _LONG_TAIL * latency.p50_ms:
         yield (

@@ -75,11 +75,14 @@ def cpu() -> Cpu:
 
 def usable_cores() -> int:
     """Physical cores, or fewer where the process is pinned to fewer, or its container gets less time than that."""
-    cores = [psutil.cpu_count(logical=False) or os.cpu_count() or 1]
-    if sys.platform != "darwin":
-        cores.append(len(psutil.Process().cpu_affinity()))
-    quota = _cgroup_cores()
+    logical, quota = logical_cores(), _cgroup_cores()
+    cores = [psutil.cpu_count(logical=False) or logical, logical]
     return min(cores if quota is None else [*cores, max(int(quota), 1)])
+
+
+def logical_cores() -> int:
+    """Logical cores that this process is not kept from; macOS keeps it from none."""
+    return os.cpu_count() or 1 if sys.platform == "darwin" else len(psutil.Process().cpu_affinity())
 
 
 def gpus() -> list[Gpu]:

@@ -26,6 +26,7 @@ def test_a_drop_moves_when_the_difference_exceeds_both_half_widths_as_squares() 
     assert not within["linear drop, pp"].moved
     assert beyond["linear drop, pp"].moved and beyond["linear drop, pp"].worse
     assert beyond["linear drop, pp"].change.estimate == pytest.approx(0.58)
+    assert any("each at 95 %" in note for note in compare_reports(report(), report(drop_pp=1.08)).notes)
     better = _of(report(drop_pp=1.08), report())["linear drop, pp"]
     assert better.moved and not better.worse
 
@@ -45,10 +46,17 @@ def test_cosines_of_the_same_tiles_are_compared_tile_by_tile() -> None:
     assert any("other tiles" in note for note in compare_reports(report(), other).notes)
 
 
-def test_sizes_have_no_noise_and_missing_encoders_are_named() -> None:
+def test_sizes_may_grow_by_a_hundredth_and_missing_encoders_are_named() -> None:
     old = report()
-    new = old.model_copy(update={"encoders": {"ref": facts(reference=True), "int8": facts(size_bytes=1_000_001)}})
-    assert _of(old, new)["model files, MB"].worse
+    sizes = {size: facts(size_bytes=size) for size in (980_000, 1_000_001, 1_009_999, 1_010_001)}
+    verdicts = {}
+    for size, one in sizes.items():
+        new = old.model_copy(update={"encoders": {"ref": facts(reference=True), "int8": one}})
+        found = _of(old, new)["model files, MB"]
+        verdicts[size] = (found.moved, found.worse)
+    assert verdicts == {
+        980_000: (True, False), 1_000_001: (False, False), 1_009_999: (False, False), 1_010_001: (True, True)
+    }  # fmt: skip
     gone = old.model_copy(update={"encoders": {"ref": facts(reference=True)}})
     assert "only in the old report: int8" in compare_reports(old, gone).notes
 

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from atlas_edge.bench.encoders import OpenedEncoders
 from atlas_edge.bench.layers import GROUPS, Layer, group_layers, layer_times, onnxruntime_layers
 from atlas_edge.bench.operations import gop_per_tile
 from atlas_edge.bench.roofline import gemm_model, roofline
+from atlas_edge.bench.speed_run import SpeedOptions, _roofline
 from atlas_edge.errors import InputError
 from atlas_edge.models import load_encoder
 from atlas_edge.spec import EncoderSpec
@@ -105,6 +108,14 @@ def test_a_fraction_is_what_was_reached_over_the_peak(tiny_model: Path) -> None:
     assert one.limit_tiles_per_s == pytest.approx(found.peak_gop_per_s["f32"] / 0.004)
 
 
+def test_a_processor_s_peak_is_no_gpu_s_roofline(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder = load_encoder(str(tiny_model))
+    encoder.gpu = 0  # type: ignore[attr-defined]
+    opened = OpenedEncoders(encoders={"on a card": encoder}, facts={}, reference=None)
+    found = _roofline(opened, SpeedOptions(), np.zeros((8, 32, 32, 3), np.uint8), Console(stderr=True))
+    assert found is None and "no roofline of on a card" in capsys.readouterr().err
+
+
 def test_an_engine_has_no_profile_here(tmp_path: Path, bundle: Path) -> None:
     from atlas_edge.bundle import read_manifest
     from atlas_edge.spec import Target
@@ -143,4 +154,4 @@ def test_the_speed_command_measures_all_of_it(bundle: Path, tmp_path: Path, run_
         "Pace",
     ):
         assert f"## {title}\n" in text
-    assert "Energy" not in text or found.energies
+    assert ("## Energy\n" in text) == bool(found.energies)

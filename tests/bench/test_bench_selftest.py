@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from atlas_edge.bench import selftest as under_test
+from atlas_edge.bench.interval import Interval
 from atlas_edge.bench.selftest import SELFTEST_FILE, run_selftest, selftest_markdown, selftest_tiles, write_selftest
 from atlas_edge.bundle import write_manifest
 from atlas_edge.encoder import Encoder
@@ -126,9 +128,16 @@ def test_fp16_beside_int8_is_measured_and_the_faster_one_named(model: LoadedMode
         write_manifest(folder, manifest(model, Target.ONNX, "model.onnx", precision))
     report = run_selftest(tmp_path, rounds=3)
     assert list(report.cases) == ["int8", "fp16"]
-    # Both are the same graph here, so int8 cannot be clearly faster: either is named, with its ratio.
-    assert report.keep.startswith(("int8: ", "fp16: "))
-    assert "x" in report.keep
+    assert report.speed is not None
+    said = []
+    for low in (1.1, 0.9):
+        ratio = Interval(estimate=1.2, low=low, high=1.3, units=3, unit="round")
+        encoders = {"int8": replace(report.speed.encoders["int8"], throughput_ratio=ratio)}
+        said.append(under_test._keep(report.cases, replace(report.speed, encoders=encoders)))
+    assert said == [
+        "int8: 1.20x the throughput of fp16 (1.10-1.30)",
+        "fp16: int8 is not faster here (1.20x, 0.90-1.30) and costs accuracy",
+    ]
 
 
 def test_a_bundle_without_a_selftest_or_with_other_tiles_is_refused(

@@ -25,12 +25,20 @@ def test_slide_bench(tmp_path: Path, run_command: RunCommand) -> None:
     figures = report["bundles"][str(bundle)]
     assert report["measured_tiles"] == 64 < report["tiles"] < 46 * 37
     assert figures["keeps_up"] is True
-    assert figures["end_to_end_tiles_per_s"] > 0
+    rounds = figures["rounds_tiles_per_s"]["end to end"]
+    assert figures["end_to_end_tiles_per_s"] == pytest.approx(sum(rounds) / 2, abs=1e-2)
+    assert figures["turnaround_s"] == pytest.approx(
+        report["setup_s"] + report["tiles"] / figures["end_to_end_tiles_per_s"], rel=1e-6
+    )
     assert {name: len(values) for name, values in figures["rounds_tiles_per_s"].items()} == {
         "encoder only": 2, "end to end": 2, "one more thread": 2, "one more stream": 2,
     }  # fmt: skip
     stages = figures["stages"]
-    assert min(stages[name] for name in ("read_s", "decode_s", "resample_s", "inference_s", "write_s")) > 0
+    # 128 tiles in both rounds, one decode thread: no stage lasts longer than the turns did.
+    lasted = sum(64 / rate for rate in rounds)
+    each = [stages[name] for name in ("read_s", "decode_s", "resample_s", "inference_s", "write_s")]
+    assert min(each) > 0 and max(each) <= lasted
+    assert stages["read_s"] + stages["decode_s"] + stages["resample_s"] <= 1.05 * lasted
     assert "SYNTHETIC" in done.stderr
     again = run_command("atlas-bench", "slide", kept, "--bundle", bundle, "--rounds", "1")
     assert again.returncode == 2

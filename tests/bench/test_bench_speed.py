@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from atlas_edge.bench.interval import geometric_mean_interval
 from atlas_edge.bench.speed import _turns, paired_speed
 from atlas_edge.errors import UsageError
 from atlas_edge.spec import EncoderSpec
@@ -43,9 +44,14 @@ def test_a_known_ratio_is_found() -> None:
     assert reference.throughput_ratio is None and reference.latency_ratio is None
     assert fast.throughput_ratio is not None and 2.3 < fast.throughput_ratio.estimate < 3.2
     assert fast.latency_ratio is not None and 2.0 < fast.latency_ratio.estimate < 3.2
-    assert fast.throughput_ratio.low <= fast.throughput_ratio.estimate <= fast.throughput_ratio.high
+    rounds = (fast.throughput.rounds_tiles_per_s, reference.throughput.rounds_tiles_per_s)
+    by_hand = geometric_mean_interval(np.array(rounds[0]) / np.array(rounds[1]))
+    assert fast.throughput_ratio.low == pytest.approx(by_hand.low, rel=1e-3)
     assert 100 < reference.throughput.tiles_per_s < 170
-    assert reference.latency.p50_ms <= reference.latency.p90_ms <= reference.latency.p99_ms <= reference.latency.max_ms
+    latency = reference.latency
+    quantiles = [float(value) for value in np.percentile(latency.samples_ms, [50, 90, 95, 99])]
+    assert [latency.p50_ms, latency.p90_ms, latency.p95_ms, latency.p99_ms] == pytest.approx(quantiles, abs=1e-3)
+    assert latency.max_ms == pytest.approx(max(latency.samples_ms), abs=1e-3)
     # Every one of the six blocks is filled up to its 60 ms, however slow the machine; samples are rounded to 0.1 µs.
     assert sum(reference.latency.samples_ms) >= 6 * 60 - 0.1
     assert len(fast.throughput.rounds_tiles_per_s) == 6
@@ -70,6 +76,18 @@ def test_throttling_and_noise_are_said_with_their_cure() -> None:
     report = paired_speed({"hot": Throttling(1.0)}, TILES, reference="hot", batch=1, rounds=12, block_seconds=0.02)
     assert any("throttles" in line and "--threads" in line for line in report.warnings)
     assert any("--rounds" in line for line in report.warnings)
+
+
+def test_a_99th_percentile_of_few_calls_is_warned_of() -> None:
+    def warned(seconds: float) -> bool:
+        report = paired_speed({"a": SlowEncoder(1.0)}, TILES, reference="a", batch=1, rounds=2, block_seconds=seconds)
+        calls = len(report.encoders["a"].latency.samples_ms)
+        said = [line for line in report.warnings if "99th percentile" in line]
+        assert bool(said) == (calls < 100) and all(f"of {calls} calls" in line for line in said)
+        return bool(said)
+
+    assert warned(0.01)
+    assert not warned(0.5)
 
 
 def test_bad_requests_are_refused() -> None:

@@ -15,6 +15,7 @@ from atlas_edge.embed.slide import EmbedConfig, SlideResult, embed_slide
 from atlas_edge.embed.slide_files import printable
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, UsageError
+from atlas_edge.hardware import usable_cores
 from atlas_edge.models import load_encoder, load_model
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.timm_config import WEIGHTS
@@ -56,7 +57,7 @@ def open_encoder(bundle: str, *, batch: int, streams: int | None = None) -> tupl
     if configure is not None:
         # Two calls of one thread each wait less for one another, and for the decoder, than one call of two threads.
         fills = max(batch // int(getattr(encoder, "batch", batch)), 1)
-        configure(streams=streams or min(os.cpu_count() or 1, fills))
+        configure(streams=streams or min(usable_cores(), fills))
     elif streams is not None:
         raise UsageError(f"--streams {streams}: {encoder.runtime} has no streams", hint="leave --streams out")
     return encoder, bundle_hash(bundle)

@@ -36,7 +36,7 @@ class Cuda:
         self._pinned: list[int] = []
         self._streams: list[Any] = []
         self._graphs: list[Any] = []
-        self._index = device
+        self.index = device
         self.use()
 
     @classmethod
@@ -58,7 +58,7 @@ class Cuda:
 
     def use(self) -> None:
         """Make this the device of the calling thread, which begins with device 0."""
-        self._call("cudaSetDevice", self._index)
+        self._call("cudaSetDevice", self.index)
 
     def device_memory(self, size_bytes: int) -> int:
         """Allocate on the GPU; returns the address."""
@@ -122,7 +122,7 @@ class Cuda:
 
     def close(self) -> None:
         """Free everything. After a fault the calls may fail, too: each is made, none is checked."""
-        self._cudart.cudaSetDevice(self._index)
+        self._cudart.cudaSetDevice(self.index)
         self.wait_all()
         for name, owned in (
             ("cudaGraphExecDestroy", self._graphs),

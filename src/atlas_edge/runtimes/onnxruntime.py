@@ -62,10 +62,9 @@ class OnnxEncoder:
         self._input = graph_inputs[0].name
         batch = graph_inputs[0].shape[0]
         self.fixed_batch = batch if isinstance(batch, int) else None
-        parts = [
-            f"ONNX Runtime {onnxruntime.__version__}",
-            self._session.get_providers()[0].removesuffix("ExecutionProvider"),
-        ]
+        provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")
+        self.gpu = 0 if provider == "CUDA" else None
+        parts = [f"ONNX Runtime {onnxruntime.__version__}", provider]
         self.runtime = " ".join(parts + ([precision] if precision else []))
 
     @classmethod

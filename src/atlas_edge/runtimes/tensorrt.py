@@ -44,6 +44,7 @@ class TensorRTEncoder:
         self.runtime = runtime
         self._engine: TensorRTEngine | None = engine
         self._cuda = cuda
+        self.gpu = cuda.index
         self._smallest, self._optimum, self._largest = engine.batch_profile()
         self._own_graphs = own_graphs and self._smallest == self._largest
         self._lanes: list[_Lane] = []

@@ -35,6 +35,7 @@ class TorchEncoder:
         self._set_threads()
         self.spec = spec
         self.device = torch.device(device)
+        self.gpu = None if self.device.type == "cpu" else self.device.index or 0
         self.module: nn.Module | None = module.eval().to(self.device)
         self.runtime = f"PyTorch {torch.__version__.partition('+')[0]} eager f32, {torch.get_num_threads()} threads"
 
