@@ -156,9 +156,10 @@ class PlanBench:
         return open_plan(plan, self.material, folder)
 
     def race(self, plans: Sequence[Plan]) -> dict[str, PlanSpeed]:
-        """Speed of plans by name, all taking turns in one run; full precision is among them."""
+        """Speed of plans by name (no two alike), all taking turns in one run; full precision is among them."""
         names = [plan.name for plan in plans]
-        key = f"speed {key_of(names)}"
+        assert len(set(names)) == len(names), names
+        key = f"speed {key_of([_key(plan) for plan in plans])}"
         known = self.journal.get(key)
         if known is None:
             self.say(f"speed: {', '.join(names)} take turns")

@@ -11,6 +11,7 @@ from atlas_edge.errors import UsageError
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.models import LoadedModel
 from atlas_edge.quantize.deploy import check_target, float_precisions
+from atlas_edge.quantize.journal import key_of
 from atlas_edge.quantize.judged import PlanAccuracy, judge_plan
 from atlas_edge.quantize.ladder import first_plans, gentler_plans
 from atlas_edge.quantize.plan import Plan
@@ -214,7 +215,7 @@ def _try_plans(
 
 
 def _sensitivity(bench: PlanBench, config: SearchConfig) -> Sensitivity:
-    key = f"sensitivity {config.int8.name}"
+    key = f"sensitivity {key_of(config.int8.model_dump(mode='json'))}"
     known = bench.journal.get(key)
     if known is None:
         bench.say("the gate does not pass with everything in INT8: which layers cost most?")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,10 @@ def _text(path: Path) -> str:
 
 
 def table_plans(target: Target, recipes: Sequence[Recipe] = ()) -> list[Plan]:
-    """Full precision, half precision, the target's default, and what it is compared with."""
+    """Full precision, half precision, the target's default, and what it is compared with; no two names are equal.
+
+    A recipe that is there already comes once; another of its name gets a number.
+    """
     default = default_recipe(target)
     # What a user gets who calls the quantizer without choosing: no smoothing, largest values, the tiles as they are.
     plain = default.model_copy(
@@ -82,8 +86,14 @@ def table_plans(target: Target, recipes: Sequence[Recipe] = ()) -> list[Plan]:
         Plan(name=precision.value, target=target, precision=precision) for precision in float_precisions(target)[:1]
     ]
     compared = (nncf_as_it_comes(),) if target is Target.OPENVINO else ()
-    for recipe in (plain, *compared, *recipes, default):
-        plans.append(Plan(name=recipe.name, target=target, precision=Precision.INT8, recipe=recipe))
+    # The default keeps its name and the last row.
+    own = [recipe for recipe in (plain, *compared, *recipes) if recipe != default]
+    for recipe in [*dict.fromkeys(own), default]:
+        taken = {plan.name for plan in plans} | {default.name}
+        name = recipe.name
+        if recipe != default and name in taken:
+            name = next(f"{name}-{number}" for number in count(2) if f"{name}-{number}" not in taken)
+        plans.append(Plan(name=name, target=target, precision=Precision.INT8, recipe=recipe))
     return plans
 
 

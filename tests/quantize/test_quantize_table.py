@@ -39,11 +39,15 @@ def test_what_cannot_take_the_section_is_refused_before_anything_is_measured(
 
 
 def test_the_default_is_among_the_recipes_and_names_differ() -> None:
-    plans = table_plans(Target.ONNX, [Recipe(name="mine")])
-    names = [plan.name for plan in plans]
-    assert names[0] == "fp32" and names[-1] == default_recipe(Target.ONNX).name
-    assert "mine" in names and len(set(names)) == len(names)
+    default = default_recipe(Target.ONNX)
+    changed = default.model_copy(update={"calibrator": "max"})
+    # Two that `atlas-quantize recipe` calls custom, one of them twice, the default as saved, and one of its name.
+    first, second = Recipe(), Recipe(exclude=("blocks.*",))
+    plans = table_plans(Target.ONNX, [first, second, first, default, changed])
     assert [plan.precision for plan in plans[:2]] == [Precision.FP32, Precision.FP16]
+    found = {plan.name: plan.recipe for plan in plans[2:]}
+    assert list(found) == ["onnx-int8-plain", "custom", "custom-2", "onnx-int8-2", "onnx-int8"]
+    assert list(found.values())[1:] == [first, second, changed, default]
 
 
 def test_the_default_is_compared_with_the_others_round_by_round() -> None:

@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 from atlas_edge.bench.budgets import Budget
 from atlas_edge.bench.gate import Verdict
 from atlas_edge.errors import InputError
+from atlas_edge.quantize import plan_bench
+from atlas_edge.quantize.deploy import Material
 from atlas_edge.quantize.journal import Journal
 from atlas_edge.quantize.judged import PlanAccuracy, Range, judge_plan
 from atlas_edge.quantize.ladder import first_plans, gentler_plans
 from atlas_edge.quantize.memory import RememberingEncoder
 from atlas_edge.quantize.plan import Plan, load_plan
+from atlas_edge.quantize.plan_bench import MeasureConfig, PlanBench
 from atlas_edge.quantize.race import PlanSpeed
+from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.quantize.search import TriedPlan, preferred
 from atlas_edge.quantize.search_report import pareto_front
 from atlas_edge.quantize.sensitivity import LayerSensitivity, Sensitivity
@@ -98,6 +102,27 @@ def test_a_journal_survives_and_another_context_drops_it(tmp_path: Path) -> None
     assert Journal(tmp_path / "out", {"model": "a"}).get("three") == 3
     other = Journal(tmp_path / "out", {"model": "b"})
     assert (other.resumed, other.get("one")) == (0, None)
+
+
+def test_another_recipe_of_a_plan_is_timed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raced: list[int] = []
+
+    def fake_race(encoders: dict[str, object], *_: object, **__: object) -> dict[str, PlanSpeed]:
+        raced.append(len(encoders))
+        speed = _tried("int8", float(len(raced)), 0.0).speed
+        return dict.fromkeys(encoders, speed)
+
+    monkeypatch.setattr(plan_bench, "race", fake_race)
+    bench = PlanBench.__new__(PlanBench)
+    bench.journal, bench.say = Journal(tmp_path / "out", {}), lambda _: None
+    bench.config = MeasureConfig(model="m", tiles="t", evaluation="e", target=Target.ONNX, out=tmp_path / "out")
+    pixels = np.zeros((8, 4, 4, 3), np.uint8)
+    bench.material = Material(model=None, graph=tmp_path, calibration=[pixels])  # type: ignore[arg-type]
+    monkeypatch.setattr(bench, "open", lambda _: CountingEncoder())
+    plans = [first_plans(Target.ONNX, (), Recipe(exclude=exclude))[0] for exclude in ((), ("blocks.*",), ())]
+    rates = [bench.race([plan])["int8"].tiles_per_s for plan in plans]
+    # The same name each time; the third is the first again.
+    assert rates == [1.0, 2.0, 1.0] and raced == [1, 1]
 
 
 def test_the_gate_judges_the_whole_interval() -> None:
