@@ -59,6 +59,7 @@ def export(
     threads: int | None = None,
     speed: bool = True,
     overwrite: Flag = False,
+    keep_paths: Flag = False,
     dry_run: Flag = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -98,6 +99,8 @@ def export(
         threads: Inference threads; the runtime's own choice when left out.
         speed: Time the bundle against the reference.
         overwrite: Replace an existing bundle; never another folder.
+        keep_paths: Write paths, and the names of tiles, into manifest and report. They are left out otherwise: in a
+            hospital they name patients.
         dry_run: Check everything that can be checked without work, print the resolved configuration, write nothing.
         json: Print the report as JSON on stdout.
         quiet: Print errors only.
@@ -138,6 +141,7 @@ def export(
         threads=threads,
         speed=speed,
         overwrite=overwrite,
+        keep_paths=keep_paths,
     )
     screen = console(quiet=quiet)
     if dry_run:

@@ -51,6 +51,7 @@ class ExportConfig(BaseModel):
         threads: Inference threads; the runtime's choice when None.
         speed: Whether to time the bundle against the reference.
         overwrite: Replace an existing bundle.
+        keep_paths: Whether the bundle says how files, folders and tiles are called here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,6 +85,7 @@ class ExportConfig(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     speed: bool = True
     overwrite: bool = False
+    keep_paths: bool = False
 
     @model_validator(mode="after")
     def _possible(self) -> "ExportConfig":

@@ -24,6 +24,7 @@ from atlas_edge.export.requirements import check_requirements
 from atlas_edge.export.steps import Steps
 from atlas_edge.export.summary import report_json, report_markdown
 from atlas_edge.export.tile_sets import TileSets, open_tile_sets
+from atlas_edge.export.unnamed import command_without_paths, config_for_manifest, unnamed_tiles
 from atlas_edge.export.verify import Verification, verify
 from atlas_edge.graph import export_onnx, largest_difference, onnx_bytes
 from atlas_edge.manifest import Manifest
@@ -107,6 +108,8 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
             _check_graph(sources, steps)
         built, quantization = _quantize_and_build(config, sources, folder, scratch, steps)
         if quantization is not None and choice is not None:
+            if "group" in choice["stratified_by"] and not config.keep_paths:
+                del choice["tiles_a_stratum"]  # groups may be patients
             quantization["calibration"] = choice
         reference = open_reference(config, sources)
         with closing(reference), closing(open_built(config, sources, built, folder)) as bundle:
@@ -147,7 +150,7 @@ def _verify(
     config: ExportConfig, reference: Encoder, bundle: Encoder, tile_sets: TileSets, steps: Steps
 ) -> Verification:
     with steps.step("verify", f"{len(tile_sets.evaluation.records)} tiles of {tile_sets.evaluation.source.name}"):
-        return verify(
+        found = verify(
             reference,
             bundle,
             fit=tile_sets.fit,
@@ -156,6 +159,10 @@ def _verify(
             seed=config.seed,
             steps=steps,
         )
+    if config.keep_paths:
+        return found
+    count = len(tile_sets.evaluation.records)
+    return replace(found, worst_tiles=tuple(f"tile {index + 1} of {count}" for index in found.agreement.worst))
 
 
 def _as_trained(config: ExportConfig) -> tuple[ExportConfig, Path | None]:
@@ -229,7 +236,9 @@ def _manifest(
     verification: Verification,
     command: tuple[str, ...],
 ) -> Manifest:
-    calibration, evaluation = tile_sets.provenances()
+    calibration, evaluation = (
+        tile_sets.provenances() if config.keep_paths else map(unnamed_tiles, tile_sets.provenances())
+    )
     drops = {
         method: {"drop_pp": d.drop_pp, "low_pp": d.low_pp, "high_pp": d.high_pp}
         for method, d in verification.drops.items()
@@ -240,8 +249,8 @@ def _manifest(
         precision=config.precision,
         execution=built.execution,
         versions=hardware.versions(),
-        command=command,
-        config=config.model_dump(mode="json", exclude={"out", "overwrite"}),
+        command=command if config.keep_paths else command_without_paths(command),
+        config=config_for_manifest(config),
         model=model.provenance,
         calibration=calibration,
         evaluation=evaluation,

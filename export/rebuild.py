@@ -9,6 +9,7 @@ from atlas_edge.bundle import MANIFEST, verify_bundle, write_manifest
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.export.engine_bundle import BESIDE, GRAPH_FILE, build_parts, write_part_manifests
 from atlas_edge.export.tensorrt import DEFAULT_BATCH_PROFILE, TensorRTChoice, find_tensorrt
+from atlas_edge.export.unnamed import command_without_paths
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.gpu_probe import GpuProbe, probe_gpu
 from atlas_edge.spec import Target
@@ -75,7 +76,11 @@ def rebuild_bundle(
             **options,
         )
         rebuilt = manifest.model_copy(
-            update={"execution": parts.execution, "versions": hardware.versions(), "command": command}
+            update={
+                "execution": parts.execution,
+                "versions": hardware.versions(),
+                "command": command_without_paths(command),
+            }
         )
         write_part_manifests(folder, rebuilt, parts)
         return write_manifest(folder, rebuilt)
