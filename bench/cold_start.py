@@ -127,16 +127,17 @@ def _peak_memory_bytes() -> int:
         import psutil
 
         return int(psutil.Process().memory_info().peak_wset)
-    import resource
+    else:
+        import resource
 
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Linux hands the parent's maximum on to a child in ru_maxrss; VmHWM starts anew with the program.
-        found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="ascii"), re.MULTILINE)
-        if found is not None:
-            return int(found[1]) * 1024
-    # macOS counts bytes.
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        status = Path("/proc/self/status")
+        if status.is_file():
+            # Linux hands the parent's maximum on to a child in ru_maxrss; VmHWM starts anew with the program.
+            found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="ascii"), re.MULTILINE)
+            if found is not None:
+                return int(found[1]) * 1024
+        # macOS counts bytes.
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def _main(arguments: list[str]) -> int:

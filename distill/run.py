@@ -132,11 +132,12 @@ def peak_memory_mb() -> float | None:
     """Largest resident memory that this process has had, MB; None on Windows."""
     if sys.platform == "win32":
         return None
-    import resource
+    else:
+        import resource
 
-    # Linux counts kibibytes, macOS bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit / 1e6
+        # Linux counts kibibytes, macOS bytes.
+        unit = 1 if sys.platform == "darwin" else 1024
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit / 1e6
 
 
 def training_tiles(config: TrainConfig) -> TrainingTiles:
