@@ -14,6 +14,7 @@ from atlas_edge.export.steps import Steps
 from atlas_edge.graph import copy_onnx, export_onnx
 from atlas_edge.manifest import Execution
 from atlas_edge.models import LoadedModel
+from atlas_edge.plain_runtimes import NOTICE_KEY, plain_runtime_notice
 from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.spec import Precision, Target
 
@@ -196,6 +197,9 @@ def _quantize_onnx(config: ExportConfig, sources: Sources, scratch: Path) -> Qua
 def _build_openvino(config: ExportConfig, quantized: Quantized, folder: Path) -> Built:
     import openvino
 
+    notice = plain_runtime_notice(config.target, config.precision)
+    if notice:
+        quantized.openvino.set_rt_info(notice, NOTICE_KEY)
     openvino.save_model(
         quantized.openvino, str(folder / OPENVINO_FILE), compress_to_fp16=config.precision is Precision.FP16
     )
@@ -204,7 +208,8 @@ def _build_openvino(config: ExportConfig, quantized: Quantized, folder: Path) ->
 
 
 def _build_onnx(config: ExportConfig, quantized: Quantized, folder: Path) -> Built:
-    copy_onnx(_graph_of(quantized), folder / ONNX_FILE)
+    notice = plain_runtime_notice(config.target, config.precision)
+    copy_onnx(_graph_of(quantized), folder / ONNX_FILE, notes={NOTICE_KEY: notice} if notice else None)
     return Built(execution=Execution(model_file=ONNX_FILE, batch=config.fixed_batch, inference_precision=_rest(config)))
 
 

@@ -171,13 +171,19 @@ def export(
 def verify(bundle: Path, *, json: Json = False) -> None:
     """Compare every file of a bundle with its manifest: hashes, sizes, nothing missing, nothing added.
 
+    Warns of an INT8 bundle that only atlas-edge runs rightly on this processor.
+
     Args:
         bundle: Bundle folder.
         json: Print the manifest as JSON on stdout.
     """
     from atlas_edge.bundle import verify_bundle
+    from atlas_edge.plain_runtimes import plain_runtime_notice, saturates_here
 
     manifest = verify_bundle(bundle)
+    notice = plain_runtime_notice(manifest.target, manifest.precision)
+    if notice and saturates_here():
+        console().print(f"WARNING: this processor has neither VNNI nor AMX: {notice}", style="yellow")
     if json:
         print_json(manifest.model_dump(mode="json"))
         return

@@ -17,6 +17,7 @@ from atlas_edge.bundle import write_manifest
 from atlas_edge.export.tensorrt import EngineReport, TensorRTChoice, build_engine
 from atlas_edge.graph import copy_onnx
 from atlas_edge.manifest import Execution, Manifest
+from atlas_edge.plain_runtimes import NOTICE_KEY, plain_runtime_notice
 from atlas_edge.runtimes.tensorrt_fit import FALLBACK_FOLDER
 from atlas_edge.spec import Precision, Target
 
@@ -120,7 +121,8 @@ def _build(
     copy = folder / GRAPH_FILE
     copy.parent.mkdir(parents=True, exist_ok=True)
     if graph.resolve() != copy.resolve():
-        copy_onnx(graph, copy)
+        notice = plain_runtime_notice(Target.ONNX, precision)
+        copy_onnx(graph, copy, notes={NOTICE_KEY: notice} if notice else None)
     return build_engine(copy, folder / ENGINE_FILE, library=choice.library, precision=precision, **options)
 
 
@@ -129,4 +131,6 @@ def _write_graph_manifest(folder: Path, manifest: Manifest) -> None:
     graph = Execution(
         model_file=Path(GRAPH_FILE).name, batch=execution.batch, inference_precision=execution.inference_precision
     )
-    write_manifest(folder / FALLBACK_FOLDER, manifest.model_copy(update={"target": Target.ONNX, "execution": graph}))
+    notice = plain_runtime_notice(Target.ONNX, manifest.precision)
+    inner = manifest.model_copy(update={"target": Target.ONNX, "execution": graph, "notice": notice})
+    write_manifest(folder / FALLBACK_FOLDER, inner)

@@ -25,7 +25,7 @@ encoder = open_bundle("{folder}")
 embeddings = encoder.encode(tiles)  # (B, {px}, {px}, 3) uint8 RGB -> (B, {dim}) float32
 ```
 
-Tiles are 8-bit RGB{mpp}. Normalisation is inside the model: do not normalise.
+Tiles are 8-bit RGB{mpp}. Normalisation is inside the model: do not normalise.{notice}
 
 ## Where it came from
 
@@ -71,6 +71,7 @@ def model_card(result: "ExportResult") -> str:
         dim=encoder.embed_dim,
         mpp=f" at {encoder.mpp:g} µm per pixel" if encoder.mpp else "; the model does not state its µm per pixel",
         model=f"{model.name} ({model.source}{f', commit {model.revision}' if model.revision else ''})",
+        notice=f"\n\n**Without atlas-edge:** {manifest.notice}" if manifest.notice else "",
         weights=f"SHA-256 `{model.sha256}`" if model.sha256 else f"random, seed {model.seed}",
         licence=model.licence or "not stated",
         calibration=_tiles(manifest.calibration),

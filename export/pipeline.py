@@ -29,6 +29,7 @@ from atlas_edge.export.verify import Verification, verify
 from atlas_edge.graph import export_onnx, largest_difference, onnx_bytes
 from atlas_edge.manifest import Manifest
 from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.plain_runtimes import plain_runtime_notice
 from atlas_edge.quantize.paths import path_sentence
 from atlas_edge.quantize.trained_ranges import ranges_of, recipe_of_ranges
 from atlas_edge.spec import Precision, Target
@@ -263,6 +264,7 @@ def _manifest(
             "verdict": verification.verdict,
             "deployed_file_was_run": built.not_run is None,
         },
+        notice=plain_runtime_notice(config.target, config.precision),
         files=(),
     )
 

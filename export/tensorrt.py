@@ -114,7 +114,7 @@ def build_engine(
     batch_independent: bool = False,
     timing_cache: Path | None = None,
     optimization_level: int | None = None,
-    timeout_s: float = 1800.0,
+    timeout_s: float = 4 * 3600.0,
 ) -> EngineReport:
     """Check a graph and build an engine from it.
 
@@ -150,6 +150,9 @@ def build_engine(
         timing_cache=timing_cache,
     )
     graph = check_graph(onnx_path, precision=precision, float_linears=float_linears)
+    if timing_cache is not None:
+        # Not after the minutes of the build.
+        timing_cache.parent.mkdir(parents=True, exist_ok=True)
     options = {
         "refittable": refittable,
         "strip_weights": strip_weights,
@@ -166,7 +169,7 @@ def build_engine(
             compute_capabilities=capabilities,
             batch_profile=batch_profile,
             tf32=False,
-            timing_cache=timing_cache,
+            timing_cache=None if timing_cache is None else timing_cache.resolve(),
             optimization_level=optimization_level,
             **options,
         )
@@ -273,7 +276,7 @@ def _run_child(library: TensorRTLibrary, request: BuildRequest, timeout_s: float
     except subprocess.TimeoutExpired as error:
         raise InputError(
             f"{library.title} did not finish {request.onnx_path.name} within {timeout_s:.0f} s",
-            hint="build with a lower optimization level or a smaller batch profile",
+            hint="build for one GPU generation at a time (--compute-capability 8.9), or with a smaller --batch",
         ) from error
     if not request.answer_path.is_file():
         # The native library ended the process, or could not be loaded.

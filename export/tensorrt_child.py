@@ -13,6 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from atlas_edge.atomic import write_atomic
+
 
 class BuildRequest(BaseModel):
     """What to build. `batch_profile` is (min, opt, max); paths are absolute."""
@@ -165,7 +167,7 @@ def _add_profile(builder: Any, network: Any, config: Any, batch_profile: tuple[i
 
 def _keep_timing_cache(config: Any, request: BuildRequest) -> None:
     if request.timing_cache is not None:
-        request.timing_cache.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        write_atomic(request.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
 
 
 if __name__ == "__main__":

@@ -134,11 +134,20 @@ def save_onnx(model: "onnx.ModelProto", path: Path, *, weights_from: Path | None
     onnx.save(model, path)
 
 
-def copy_onnx(path: Path, to: Path) -> None:
-    """Copy a graph with its weights, under another name."""
+def copy_onnx(path: Path, to: Path, *, notes: Mapping[str, str] | None = None) -> None:
+    """Copy a graph with its weights, under another name.
+
+    Args:
+        path: ONNX file.
+        to: File to write.
+        notes: Metadata of the copy.
+    """
     import onnx
 
-    save_onnx(onnx.load(path, load_external_data=False), to, weights_from=path.parent)
+    model = onnx.load(path, load_external_data=False)
+    if notes is not None:
+        onnx.helper.set_model_props(model, dict(notes))
+    save_onnx(model, to, weights_from=path.parent)
 
 
 def onnx_bytes(path: Path) -> int:

@@ -88,6 +88,7 @@ class Manifest(_Model):
         quantization: The recipe that made it and what it covered; None for a bundle without quantized layers.
         verification: Measured figures of the export (agreement, drop, speed), as in `report.json`.
         config: The resolved configuration of the command.
+        notice: What whoever opens the model file without atlas-edge must know; None where there is nothing.
     """
 
     schema_version: Literal[1] = 1
@@ -104,4 +105,5 @@ class Manifest(_Model):
     evaluation: TilesProvenance | None = None
     quantization: dict[str, Any] | None = None
     verification: dict[str, Any] | None = None
+    notice: str | None = None
     files: tuple[BundleFile, ...]

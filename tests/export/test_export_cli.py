@@ -18,6 +18,7 @@ from support import ROOT, TINY_PX, RunCommand, timm_embedding, write_timm_folder
 pytest.importorskip("torch")
 
 from atlas_edge import open_bundle
+from atlas_edge.runtimes.int8_sums import int8_sums_are_exact
 
 
 def test_bundle_is_complete_and_runs(bundle: Path, run_command: RunCommand) -> None:
@@ -36,8 +37,11 @@ def test_bundle_is_complete_and_runs(bundle: Path, run_command: RunCommand) -> N
     done = run_command("atlas-export", "verify", bundle)
     assert done.returncode == 0
     assert "intact" in done.stdout
+    assert ("LP_TRANSFORMS_MODE" in done.stderr) == (not int8_sums_are_exact())
     card = (bundle / "README.md").read_text()
     assert "licence of the weights | cc0-1.0" in card
+    for told in (card, manifest["notice"], (bundle / "model.xml").read_text()):
+        assert "WRONG there" in told and "atlas_edge.open_bundle" in told
     assert "- Quantized layer by layer, recipe openvino-int8." in card
     assert "- Quantized layer by layer, recipe openvino-int8." in (bundle / "report.md").read_text()
     assert json.loads((bundle / "report.json").read_text())["quantization"]["path"] == "layer by layer"

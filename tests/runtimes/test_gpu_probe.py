@@ -1,5 +1,7 @@
 import ctypes
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +10,18 @@ from atlas_edge.runtimes import gpu_probe
 from atlas_edge.runtimes.gpu_probe import ask_driver, probe_gpu
 
 
-def test_the_answer_of_this_machine_is_whole() -> None:
+def test_the_answer_of_this_machine_is_what_its_driver_lists() -> None:
     probe = probe_gpu()
-    assert bool(probe.gpus) != bool(probe.problem)
+    assert probe == ask_driver()
+    if sys.platform == "linux" and not Path("/proc/driver/nvidia").is_dir():
+        assert "no NVIDIA driver is installed" in probe.problem
+
+
+@pytest.mark.parametrize("printed", ["", "\n", "a warning", "[1]", '{"gpus": [{"name": "RTX"}]}', "null"])
+def test_an_answer_that_cannot_be_read_is_no_gpu(printed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.CompletedProcess([], 0, stdout=printed, stderr="")
+    monkeypatch.setattr(gpu_probe, "run_module", lambda *_, **__: ended)
+    assert "no answer that can be read" in probe_gpu().problem
 
 
 def test_a_driver_that_ends_the_process_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

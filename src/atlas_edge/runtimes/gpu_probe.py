@@ -47,9 +47,13 @@ def probe_gpu(*, timeout_s: float = TIMEOUT_S) -> GpuProbe:
         return GpuProbe(
             driver=None, gpus=(), problem=f"the NVIDIA driver ended the probing process (code {child.returncode})"
         )
-    found = json.loads(child.stdout.splitlines()[-1])
-    gpus = tuple(Gpu(**gpu) for gpu in found["gpus"])
-    return GpuProbe(driver=found["driver"], gpus=gpus, problem=found["problem"])
+    try:
+        # Native libraries may print before it.
+        found = json.loads(child.stdout.splitlines()[-1])
+        gpus = tuple(Gpu(**gpu) for gpu in found["gpus"])
+        return GpuProbe(driver=found["driver"], gpus=gpus, problem=found["problem"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return GpuProbe(driver=None, gpus=(), problem="the probing process gave no answer that can be read")
 
 
 def ask_driver() -> GpuProbe:

@@ -1,0 +1,47 @@
+"""Who opens a model file without atlas-edge is told where it is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from atlas_edge import graph, plain_runtimes
+from atlas_edge.cli import run_app
+from atlas_edge.export.cli import app
+from atlas_edge.plain_runtimes import NOTICE_KEY, plain_runtime_notice
+from atlas_edge.runtimes import int8_sums
+from atlas_edge.spec import Precision, Target
+
+
+def test_only_int8_files_of_the_processor_need_it() -> None:
+    told = [(t, p) for t in Target for p in Precision if plain_runtime_notice(t, p)]
+    assert told == [(Target.ONNX, Precision.INT8), (Target.OPENVINO, Precision.INT8)]
+
+
+def test_onnx_carries_it(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    model = helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:]))
+    onnx.save(model, tmp_path / "a.onnx")
+    graph.copy_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx", notes={NOTICE_KEY: "careful"})
+    (entry,) = onnx.load(tmp_path / "b.onnx").metadata_props
+    assert (entry.key, entry.value) == (NOTICE_KEY, "careful")
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_verify_warns_where_it_is_wrong(
+    exact: bool, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(int8_sums, "int8_sums_are_exact", lambda: exact)
+    assert run_app(app, ["verify", str(bundle)]) == 0
+    assert ("neither VNNI nor AMX" in " ".join(capsys.readouterr().err.split())) != exact
+
+
+def test_without_openvino_the_processor_s_name_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> bool:
+        raise ImportError("openvino")
+
+    monkeypatch.setattr(int8_sums, "int8_sums_are_exact", missing)
+    for name, saturates in (("x86_64", True), ("AMD64", True), ("arm64", False), ("aarch64", False)):
+        monkeypatch.setattr("platform.machine", lambda name=name: name)
+        assert plain_runtimes.saturates_here() == saturates
