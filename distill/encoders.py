@@ -38,7 +38,9 @@ def open_judged(name: str, *, threads: int | None = None, keep: Path | None = No
     identity = _identity(name)
     if keep is None or identity is None:
         return encoder
-    return StoredEncoder(encoder, identity=f"{identity}:{encoder.runtime}", folder=keep)
+    # The same weights give other embeddings with other means, another pooling or another size.
+    identity = f"{identity}:{encoder.runtime}:{encoder.spec.model_dump_json()}"
+    return StoredEncoder(encoder, identity=identity, folder=keep)
 
 
 class StoredEncoder:
@@ -46,7 +48,7 @@ class StoredEncoder:
 
     Args:
         encoder: Whose answers.
-        identity: Says which weights and runtime gave them.
+        identity: Says which weights and runtime gave them, and how tiles are prepared.
         folder: Where they are kept.
     """
 

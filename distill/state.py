@@ -16,6 +16,7 @@ from atlas_edge.distill.config import TrainConfig
 from atlas_edge.distill.device import own_device
 from atlas_edge.distill.first_look import look_over
 from atlas_edge.distill.held_out import normalised
+from atlas_edge.distill.out_of_memory import memory_explained
 from atlas_edge.distill.phis import TargetTransform
 from atlas_edge.distill.sharding import whole
 from atlas_edge.distill.stream import ViewStream
@@ -193,17 +194,24 @@ def _stored_transforms(run: Path) -> list[tuple[TargetTransform, TargetTransform
 
 
 def fit_to_teacher(config: TrainConfig, stream: ViewStream, backbone: nn.Module, architecture: Architecture) -> Fitted:
-    """Give a student the weights that a configuration's `init` options ask for."""
-    shown, fresh = stream.sample_views(config.init_tiles)
-    return inherit_from(
-        config.init_from or config.teachers[0],
-        backbone,
-        architecture,
-        student_views=fresh,
-        teacher_views=shown,
-        half=config.precision == "bf16",
-        whitening=config.whitening,
-    )
+    """Give a student the weights that a configuration's `init` options ask for.
+
+    Raises:
+        RuntimeMissing: Memory ran out.
+    """
+    with memory_explained(
+        f"in the fit to {config.init_tiles} views", hint=f"use --init-tiles {max(config.init_tiles // 2, 2)}"
+    ):
+        shown, fresh = stream.sample_views(config.init_tiles)
+        return inherit_from(
+            config.init_from or config.teachers[0],
+            backbone,
+            architecture,
+            student_views=fresh,
+            teacher_views=shown,
+            half=config.precision == "bf16",
+            whitening=config.whitening,
+        )
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

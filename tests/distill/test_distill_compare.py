@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from atlas_edge.cli import run_app
 from atlas_edge.distill.cli import app
 from atlas_edge.distill.compare import compare
-from atlas_edge.distill.encoders import StoredEncoder
+from atlas_edge.distill.encoders import StoredEncoder, open_judged
 
 
 class Colour:
@@ -55,6 +56,18 @@ def test_kept_embeddings_are_not_computed_again(tmp_path: Path) -> None:
     kept.encode(255 - pixels)
     StoredEncoder(inner, identity="b", folder=tmp_path).encode(pixels)
     assert inner.calls == 3
+
+
+def test_kept_embeddings_are_of_the_same_preparation_of_tiles(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    found = []
+    for mean in (0.5, 0.6):
+        config = json.loads((tmp_path / "model/config.json").read_text())
+        config["pretrained_cfg"]["mean"] = [mean] * 3
+        (tmp_path / "model/config.json").write_text(json.dumps(config))
+        found.append(open_judged(str(tmp_path / "model"), keep=tmp_path / "kept").encode(pixels))
+    assert not np.allclose(found[0], found[1])
 
 
 def test_compare_from_the_command_line(

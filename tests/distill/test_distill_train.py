@@ -201,6 +201,19 @@ def test_memory_that_runs_out_is_explained(
         distill(config.model_copy(update={"held_out": str(held_out_folder)}))
 
 
+def test_a_fit_that_memory_does_not_hold_is_explained(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("atlas_edge.distill.student.inherit", no_memory)
+    config = tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "student", init="teacher", init_tiles=40)
+    for command in (fit_student, distill):
+        with pytest.raises(RuntimeMissing, match=r"in the fit to 40 views[\s\S]*--init-tiles 20"):
+            command(config)
+
+
 def test_a_full_disk_is_explained_and_leaves_the_checkpoint_before(
     tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
