@@ -92,11 +92,7 @@ def distill(
     with memory_explained("while models were opened", hint=stored_features(config)):
         stream = open_stream(config, tiles)
         held_out = _held_out(config, stream)
-    teachers = tuple(target.teacher for target in stream.targets)
-    warnings = tuple(text for text in map(licence_warning, (*teachers, *stream.origins)) if text is not None)
-    without = [teacher.name for teacher, target in zip(teachers, stream.targets, strict=True) if target.grid is None]
-    if config.patch_weight and without:
-        warnings += (f"{' and '.join(without)} teaches no patch tokens: its features hold none",)
+    warnings = _warnings(config, stream)
     for text in warnings:
         warn(text)
     run.mkdir(parents=True, exist_ok=True)
@@ -111,7 +107,7 @@ def distill(
         images_per_s=float(np.median([row["images_per_s"] for row in rows])) if rows else None,
         waiting_share=float(np.median([row["waiting_share"] for row in rows])) if rows else None,
         peak_memory_mb=peak_memory_mb(),
-        teachers=teachers,
+        teachers=tuple(target.teacher for target in stream.targets),
         warnings=warnings,
     )
     if trained.main:
@@ -119,6 +115,15 @@ def distill(
         # All that is worth keeping of it lies in the student's folder now.
         shutil.rmtree(run, ignore_errors=True)
     return report
+
+
+def _warnings(config: TrainConfig, stream: ViewStream) -> tuple[str, ...]:
+    models = (*(target.teacher for target in stream.targets), *stream.origins)
+    found = [text for text in map(licence_warning, models) if text is not None]
+    without = [target.teacher.name for target in stream.targets if target.grid is None]
+    if config.patch_weight and without:
+        found.append(f"{' and '.join(without)} teaches no patch tokens: its features hold none")
+    return tuple(dict.fromkeys(found))
 
 
 def student_licence(stream: ViewStream) -> str:

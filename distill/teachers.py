@@ -122,13 +122,13 @@ def open_teacher(name: str, *, half: bool = True) -> Teacher:
 
 
 def licence_warning(provenance: ModelProvenance) -> str | None:
-    """Say so, by name, where a teacher's licence bars commercial use or derivatives, or is not stated."""
+    """Name the model whose licence bars commercial use or derivatives, or is not stated, and say so."""
     licence = provenance.licence
     known = next((name for name in _RESTRICTED if name in provenance.name.lower()), None)
     if licence is not None and _RESTRICTIVE.search(licence):
-        return f"teacher {provenance.name} is licensed {licence}: a student of it may inherit those limits"
+        return f"{provenance.name} is licensed {licence}: a student of it may inherit those limits"
     if known is not None:
-        return f"teacher {provenance.name} is known as {known}, whose licence bars commercial use or derivatives"
+        return f"{provenance.name} is known as {known}, whose licence bars commercial use or derivatives"
     if licence is None:
-        return f"teacher {provenance.name} states no licence: check that it allows distillation"
+        return f"{provenance.name} states no licence: check that it allows distillation"
     return None

@@ -30,9 +30,9 @@ class TrainingTiles:
         return len(self.entries)
 
     def id(self, index: int) -> str:
-        """Name of a tile, unique among all sources: it seeds the tile's views."""
+        """Name of a tile, which seeds its views: into which shards a pack was cut does not change them."""
         number, record = self.entries[index]
-        return f"{self.sources[number].name}/{record.id}"
+        return f"{self.sources[number].name}/{record.id.rpartition('.zip/')[2]}"
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Decode one tile, `(H, W, 3)` uint8."""

@@ -1,4 +1,6 @@
+import io
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,23 @@ def test_a_file_that_is_no_slide_is_told(tmp_path: Path) -> None:
     (tmp_path / "scan.svs").write_bytes(b"not a slide")
     with pytest.raises(InputError, match="no slide form"):
         open_training_tiles([str(tmp_path / "scan.svs")])
+
+
+def test_how_a_pack_is_cut_into_shards_does_not_change_its_views(tmp_path: Path) -> None:
+    names = []
+    for shards in (["a-00.zip", "a-00.zip"], ["a-00.zip", "a-01.zip"]):
+        pack = tmp_path / str(len(set(shards))) / "few"
+        pack.mkdir(parents=True)
+        for number, shard in enumerate(shards):
+            buffer = io.BytesIO()
+            Image.fromarray(np.full((8, 8, 3), 9 * number, dtype=np.uint8)).save(buffer, "PNG")
+            with zipfile.ZipFile(pack / shard, "a") as archive:
+                archive.writestr(f"x/{number}.png", buffer.getvalue())
+        rows = "".join(f"x/{number}.png,{shard}\n" for number, shard in enumerate(shards))
+        (pack / "manifest.csv").write_text(f"file,shard\n{rows}")
+        tiles = open_training_tiles([str(pack)])
+        names.append([tiles.id(index) for index in range(len(tiles))])
+    assert names[0] == names[1] == ["few/x/0.png", "few/x/1.png"]
 
 
 @real_slide

@@ -111,7 +111,7 @@ def in_first_half(records: Iterable[TileRecord], *, seed: int = 0) -> Callable[[
     if len(units) < 2:
         raise InputError(
             "all tiles are of one slide: none is left to judge what was calibrated on the others",
-            hint="give --eval tiles of another slide",
+            hint="name tiles of another slide to judge by",
         )
     by_name = np.argsort(np.argsort(np.array(list(labels))))
     label = by_name[np.frombuffer(codes, dtype=np.uint32)[firsts]]
