@@ -141,11 +141,6 @@ def existing_folder(path: Path, what: str) -> Path:
     return path
 
 
-def offline() -> bool:
-    """Whether the user forbade the network by the Hugging Face environment variable."""
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
-
-
 def _never_fail_to_print() -> None:
     """Print `?` for what the console's encoding lacks: cp1252 has no arrow, ASCII no µ."""
     for stream in (sys.stdout, sys.stderr):

@@ -80,8 +80,10 @@ def load_backbone(config: TimmConfig, *, tile_px: int | None = None) -> Backbone
         arguments.setdefault("img_size", config.stated.input_size[-1])
     network, assumptions = _load(timm, config, arguments, shapes, sized=sized)
     _check_whole(network, weights, shapes)
+    # Some networks of older timm go back to average pooling unless it is named.
+    pooling = {name: value for name, value in arguments.items() if name == "global_pool"}
     try:
-        network.reset_classifier(0)
+        network.reset_classifier(0, **pooling)
     except Exception as error:
         raise InputError(
             f"{config.path}: the classifier of {config.architecture} cannot be taken off: {error}",
