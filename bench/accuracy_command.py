@@ -46,7 +46,8 @@ def accuracy(
     """Compare bundles with the full-precision encoder on the same tiles; exit 3 unless every budget is kept.
 
     A budget is judged on the unfavourable end of the figure's 95 % interval: PASS, FAIL, or INCONCLUSIVE, which says
-    how many tiles would settle it. The reference embeds the tiles once for all candidates. Example:
+    how many tiles would settle it; on fewer than 36 slides, where tiles name them, nothing passes. The reference embeds
+    the tiles once for all candidates. Example:
 
         atlas-bench accuracy bundles/s-openvino-int8 bundles/s-onnx-int8 --reference s --eval tiles --max-drop 1
 
@@ -59,7 +60,7 @@ def accuracy(
         max_drop: Budget of the linear probe's drop in balanced accuracy, percentage points.
         max_knn_drop: Budget of the kNN probe's drop, percentage points.
         max_flip: Budget of the linear probe's predictions that change, per cent.
-        min_cosine: Least cosine to the reference, at the 1st percentile of the tiles.
+        min_cosine: Least cosine to the reference, at the 1st percentile of the tiles; below 368 tiles nothing passes.
         max_robustness_drop: Budget of the robustness index lost, 0-1; needs classes, slides and centres.
         budgets: TOML file of budgets, one for all and others by candidate; options above win over it.
         limit: Most tiles to compare on, balanced over the labels; of registered scans the same places on each.

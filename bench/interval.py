@@ -73,7 +73,7 @@ def class_mean_interval(
     (they know nothing of flips that did not occur and too little of slides where those are few), the equal-tailed
     studentised bootstrap 74-96 %, this one 94-97 % by tile; with three discordant pairs expected in all it errs to the
     safe side, at 98 %. The term 1 / n² is half a discordant pair each way (Agresti & Min, Statistics in Medicine 24,
-    2005). By slide it errs to the safe side where slides fail mildly, and covers 93-100 % where one in ten loses a
+    2005). By slide it errs to the safe side where slides fail mildly, and covers 96-100 % where one in ten loses a
     fifth of its tiles. A slide that is rarer, or fails more, may not have been seen: no interval knows of it.
 
     Args:

@@ -29,7 +29,7 @@ def slide_check(
         slides: Folder of their slides.
         reference: The full-precision encoder: a model folder, a registry name, or an fp32 bundle.
         tiles: Most tiles of each slide.
-        min_cosine: Budget on the lower end of the 1st percentile of the cosine.
+        min_cosine: Budget on the lower end of the 1st percentile of the cosine; on fewer than 36 slides nothing passes.
         outlines: Folder for thumbnails with the outlines of all tiles.
         json: Print the report as JSON on stdout.
         quiet: Print errors only.
