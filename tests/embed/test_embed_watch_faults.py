@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from atlas_edge.embed.watch import Watcher, WatchOptions
 from atlas_edge.embed.watch_journal import WatchJournal
 from atlas_edge.embed.watch_schema import is_on_network
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.process import ProcessId
 from embed.conftest import make_scan
 from embed.test_embed import MeanEncoder
 from support import disk_full_after
@@ -28,6 +30,7 @@ h5py = pytest.importorskip("h5py")
 pytest.importorskip("openslide")
 tifffile = pytest.importorskip("tifffile")
 
+DEAD = replace(ProcessId.current(), started=ProcessId.current().started - 1)
 QUICK: dict[str, Any] = {"settle_s": 0.1, "poll_s": 0.05, "retry_s": 0.05, "most_attempts": 2}
 
 
@@ -255,6 +258,28 @@ def test_folders_of_three_scanners_share_an_out(drop: Path) -> None:
     assert names(said, "done") == ["a.tif", "c.tif"]
 
 
+def test_what_another_folders_watcher_left_behind_is_not_ours(drop: Path) -> None:
+    """Killed too often in a slide of another folder, whose watcher will see to it."""
+    elsewhere = drop.parent / "elsewhere"
+    drop.rename(elsewhere)
+    watch(elsewhere)
+    with sqlite3.connect(drop.parent / "out" / "atlas-embed.sqlite") as sql:
+        sql.execute("UPDATE slides SET state = 'running', attempts = 9, owner = ?", (f"host/{DEAD}/0",))
+    sql.close()
+    drop.mkdir()
+    make_scan(drop / "b.tif", 2)
+    assert names(watch(drop), "done") == ["b.tif"]
+
+
+def test_a_journal_that_cannot_be_read_at_the_start_is_told(drop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def adopt(*_: Any, **__: Any) -> Any:
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(WatchJournal, "adopt", adopt)
+    with pytest.raises(InputError, match="cannot be written: database is locked"):
+        watch(drop)
+
+
 def test_a_kill_between_output_and_journal_embeds_nothing_twice(drop: Path) -> None:
     """The output of c is whole, and nobody has said so."""
     from atlas_edge.embed.slide_files import slide_identity
@@ -262,11 +287,11 @@ def test_a_kill_between_output_and_journal_embeds_nothing_twice(drop: Path) -> N
     out = drop.parent / "out"
     watch(drop)
     with sqlite3.connect(out / "atlas-embed.sqlite") as sql:
-        sql.execute("UPDATE slides SET state = 'running', owner = 'host/4194304-1-x/0' WHERE path LIKE '%c.tif'")
-        sql.execute("UPDATE slides SET state = 'queued' WHERE path LIKE '%c.tif'")
+        sql.execute("UPDATE slides SET state = 'running', owner = ? WHERE path LIKE '%c.tif'", (f"host/{DEAD}/0",))
     sql.close()
     before = slide_identity(out / "c.h5")
     said = watch(drop)
+    assert names(said, "reclaimed") == ["c.tif"]
     assert names(said, "already embedded") == ["c.tif"]
     assert slide_identity(out / "c.h5") == before
 

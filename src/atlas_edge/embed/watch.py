@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -112,7 +112,8 @@ class Watcher:
             UsageError: `out` holds embeddings of another plan.
         """
         with closing(self._open()) as journal:
-            self._check_plan(journal)
+            with self._explained():
+                self._check_plan(journal)
             scanner = Scanner(self._folder, self.out.resolve(), self._options, self.log, self._troubles)
             threads = [
                 threading.Thread(target=self._scan_on, args=(scanner, journal.owner), name="scan", daemon=True),
@@ -140,8 +141,13 @@ class Watcher:
         self._stop.set()
 
     def _open(self, owner: str | None = None) -> WatchJournal:
-        try:
+        with self._explained():
             return WatchJournal(self.out / JOURNAL, self._folder, owner=owner)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.Error as error:
             raise InputError(
                 f"{self.out / JOURNAL} cannot be written: {error}", hint="make room there, or choose another --out"

@@ -143,11 +143,10 @@ class WatchJournal:
         looks = (identity.size_bytes, identity.mtime_ns)
         # Mostly nothing has happened, which takes no lock to see.
         row = self._row(path)
-        if row is not None and (row["size_bytes"], row["mtime_ns"]) == looks and row["folder"] == self._folder:
-            if row["state"] != State.WAITING or not ready:
+        if row is not None and row["folder"] == self._folder:
+            same = (row["size_bytes"], row["mtime_ns"]) == looks
+            if row["state"] == State.RUNNING or (same and (row["state"] != State.WAITING or not ready)):
                 return None
-        elif row is not None and row["state"] == State.RUNNING:
-            return None
         with self._transaction() as sql:
             row = self._row(path)
             if row is None:
@@ -257,12 +256,13 @@ class WatchJournal:
         What this very watcher had claimed is queued, too, and counts as no attempt: it asks only when it does
         nothing, so that a full disk must have kept it from saying what became of the slide.
         """
-        query = "SELECT path, owner, attempts, beat FROM slides WHERE state = ?"
-        if not self._orphans(self._connection.execute(query, (State.RUNNING,)).fetchall()):
+        query = "SELECT path, owner, attempts, beat FROM slides WHERE state = ? AND folder = ?"
+        running = (State.RUNNING, self._folder)
+        if not self._orphans(self._connection.execute(query, running).fetchall()):
             return []
         with self._transaction() as sql:
             freed = []
-            for row in self._orphans(sql.execute(query, (State.RUNNING,)).fetchall()):
+            for row in self._orphans(sql.execute(query, running).fetchall()):
                 attempts = row["attempts"] - (row["owner"] == self.owner)
                 state = State.QUEUED if attempts < most_attempts else State.QUARANTINED
                 sql.execute(
