@@ -4,6 +4,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,17 +139,18 @@ class TiffSlide(Slide):
         page, size = self._pages[level], self.levels[level]
         tall, wide = segment_shape(page)
         across = -(-size.width // wide)
+        segment_at = partial(self._segment, anew=True) if anew else self._segment
         right, bottom = min(left + width, size.width), min(top + height, size.height)
         for row in range(max(top, 0) // tall, -(-bottom // tall)):
             for column in range(max(left, 0) // wide, -(-right // wide)):
-                segment = self._segment(level, row * across + column, anew=anew)
+                segment = segment_at(level, row * across + column)
                 y, x = row * tall, column * wide
                 y0, x0 = max(y, top, 0), max(x, left, 0)
                 y1, x1 = min(y + segment.shape[0], bottom), min(x + segment.shape[1], right)
                 out[y0 - top : y1 - top, x0 - left : x1 - left] = segment[y0 - y : y1 - y, x0 - x : x1 - x]
         return out
 
-    def _segment(self, level: int, index: int, *, anew: bool) -> NDArray[np.uint8]:
+    def _segment(self, level: int, index: int, *, anew: bool = False) -> NDArray[np.uint8]:
         key = (level, index)
         with self._lock:
             if key in self._cache:
