@@ -30,7 +30,8 @@ class EncoderModule(nn.Module):
         self.backbone = backbone
         self.pooling = spec.pooling
         self.prefix_tokens = int(getattr(backbone, "num_prefix_tokens", 0))
-        self.own_pooling = not self.prefix_tokens or spec.pooling == own_pooling(backbone)
+        from_tokens = self.prefix_tokens and spec.pooling in TOKEN_POOLINGS
+        self.own_pooling = not from_tokens or spec.pooling == own_pooling(backbone)
         mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
         self.register_buffer("mean", (255.0 * mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", (1.0 / (255.0 * std)).view(1, 3, 1, 1), persistent=False)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 # Constructors take these, a model folder has no say in them.
-_NOT_SHAPING = frozenset({"self", "args", "kwargs", "cfg", "device", "dtype", "weight_init"})
+_NOT_SHAPING = frozenset({"self", "args", "kwargs", "cfg", "device", "dtype"})
 _BY_TIMM = frozenset({"drop_rate", "drop_path_rate", "global_pool", "in_chans", "num_classes"})
 # The size is fixed: with these, position embeddings would be resampled in every call.
 _DYNAMIC = ("dynamic_img_size", "dynamic_img_pad")
@@ -253,7 +253,7 @@ def _explained(config: TimmConfig, weights: Path, error: Exception) -> InputErro
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
     if "loading state_dict" in lines[0]:
         found = InputError(
-            f"{weights} does not fit the architecture: {lines[-1][:_LONGEST]}",
+            f"{weights} does not fit the architecture: {lines[min(1, len(lines) - 1)][:_LONGEST]}",
             hint=f"check architecture and model_args in {CONFIG}",
         )
     else:

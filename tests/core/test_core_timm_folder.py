@@ -167,9 +167,10 @@ def test_a_size_that_timm_leaves_unread_is_said(tmp_path: Path) -> None:
     assert "--tile-px 518" in model.provenance.assumptions[0]
 
 
-@pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
-def test_the_size_is_fixed_when_the_network_is_built(architecture: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("architecture", "registers"), [("vit_tiny_patch16_224", 0), ("vit_small_patch16_dinov3", 4)])
+def test_the_size_is_fixed_when_the_network_is_built(architecture: str, registers: int, tmp_path: Path) -> None:
     model = load_model(str(folder(tmp_path, architecture, dynamic_img_size=True)))
+    assert (model.spec.registers, model.spec.patch) == (registers, 8)
     assert model.module.backbone.dynamic_img_size is False
     found, tiles = embed(model)
     np.testing.assert_allclose(found, timm_embedding(tmp_path / "model", tiles), atol=1e-5)
@@ -217,6 +218,8 @@ def test_weights_that_a_lenient_family_lacks_are_missed(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     path = write_timm_folder(tmp_path / "model", "dla46x_c", cfg={"input_size": [3, 64, 64]})
+    with pytest.raises(UsageError, match="no CLS token"):
+        load_model(str(path), pooling="cls")
     state = load_file(path / "model.safetensors")
     lost = next(name for name in state if name.endswith("conv2.weight"))
     del state[lost]
@@ -264,6 +267,13 @@ def test_a_register_is_no_class_token(options: dict[str, Any], pooling: Any, tmp
     assert load_model(str(path)).spec.registers == options.get("reg_tokens", 0)
     with pytest.raises(UsageError, match="no CLS token"):
         load_model(str(path), pooling=pooling)
+
+
+def test_tokens_are_no_embedding(tmp_path: Path) -> None:
+    path = folder(tmp_path, global_pool="", class_token=False, reg_tokens=2)
+    with pytest.raises(InputError, match=r"returns an array of shape \(1, 18, 48\), expected one vector a tile"):
+        load_model(str(path))
+    assert load_model(str(path), pooling="avg").spec.embed_dim == 48
 
 
 def test_a_feature_map_is_no_embedding(tmp_path: Path) -> None:
