@@ -29,7 +29,7 @@ def test_bundle_runs_without_torch(bundle: Path, wheel: Path, tmp_path: Path) ->
     installed = subprocess.run(
         [python, "-m", "pip", "install", "--quiet", f"{wheel}[openvino]"], capture_output=True, text=True
     )
-    if "Could not find a version" in installed.stderr or "connection" in installed.stderr.lower():
+    if "NewConnectionError" in installed.stderr or "Max retries exceeded" in installed.stderr:
         pytest.skip("no package index can be reached")
     assert installed.returncode == 0, installed.stderr
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

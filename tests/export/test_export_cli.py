@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,10 @@ from support import ROOT, TINY_PX, RunCommand, timm_embedding, write_timm_folder
 pytest.importorskip("torch")
 
 from atlas_edge import open_bundle
+from atlas_edge.atomic import clear_leftovers
+from atlas_edge.bundle import verify_bundle
 from atlas_edge.runtimes.int8_sums import int8_sums_are_exact
+from atlas_edge.spec import Target
 
 
 def test_bundle_is_complete_and_runs(bundle: Path, run_command: RunCommand) -> None:
@@ -237,23 +239,49 @@ def test_values_come_from_environment_and_file(tiny_model: Path, tmp_path: Path,
     assert (config["target"], config["seed"]) == ("onnx", 5)
 
 
+# Kills itself at the n-th rename: of a new bundle there is one, of a replaced one two.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from atlas_edge.cli import run_app
+from atlas_edge.export.cli import app
+
+genuine, left = Path.rename, [int(sys.argv[1])]
+
+def rename(self, target):
+    left[0] -= ".partial-" in self.name or ".replaced-" in Path(target).name
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return genuine(self, target)
+
+Path.rename = rename
+raise SystemExit(run_app(app, sys.argv[2:]))
+"""
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kill -9 is POSIX")
-def test_kill_9_leaves_no_half_bundle(tiny_model: Path, tiles: Path, tmp_path: Path) -> None:
+def test_kill_9_at_the_renames_leaves_no_half_bundle_and_loses_no_whole_one(
+    bundle: Path, tiny_model: Path, tiles: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "bundle"
-    command = [
-        sys.executable, "-m", "atlas_edge.export", tiny_model, "--target", "onnx", "--precision", "fp32",
-        "--calib", tiles, "--out", out, "--no-speed",
+    options = [
+        tiny_model, "--target", "onnx", "--precision", "fp32", "--calib", tiles, "--out", out, "--no-speed",
+        "--overwrite", "--calib-limit", "8", "--fit-limit", "8", "--eval-limit", "8",
     ]  # fmt: skip
     environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    # Killed once the work has begun, and a little later.
-    for delay_s in (0.0, 1.0):
-        child = subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)
-        while child.poll() is None and not list(tmp_path.glob(".bundle.partial-*")):
-            time.sleep(0.02)
-        time.sleep(delay_s)
-        child.kill()
-        child.wait()
-        assert not out.exists() or (out / "manifest.json").exists()
-    shutil.rmtree(out, ignore_errors=True)
-    subprocess.run(command, env=environ, check=True, stderr=subprocess.DEVNULL)
+
+    def export(renames: int) -> int:
+        command = [sys.executable, "-c", KILLED, str(renames), *map(str, options)]
+        return subprocess.run(command, env=environ, stderr=subprocess.DEVNULL).returncode
+
+    assert export(0) == -signal.SIGKILL
+    assert not out.exists()
+    shutil.copytree(bundle, out)
+    assert export(1) == -signal.SIGKILL  # the old bundle is aside, the new one not in place
+    assert not out.exists()
+    clear_leftovers(out)
+    assert verify_bundle(out) == verify_bundle(bundle)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert export(99) == 0
+    assert verify_bundle(out).target is Target.ONNX
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

