@@ -1,5 +1,6 @@
 """Which tiles calibrate, fit the probes, and judge."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,12 +8,11 @@ from atlas_edge.bench.tileset import TileSet
 from atlas_edge.errors import UsageError
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.manifest import TilesProvenance
+from atlas_edge.quantize.calibration import calibration_pool
 from atlas_edge.tiles import TileRecord, TileSource, open_tiles, provenance, select_records
 from atlas_edge.tiles.overlap import check_disjoint, in_first_half
 
 SAMPLE = "synthetic"
-# Tiles to choose calibration tiles from, for each that may be used.
-_POOL = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +68,13 @@ def open_tile_sets(config: ExportConfig) -> TileSets:
     halved = config.eval is None and calibration.split is None and evaluation.split is None
     first = in_first_half(calibration.records(), seed=config.seed) if halved else None
 
-    def choose(source: TileSource, limit: int, *, fitted: bool) -> list[TileRecord]:
-        records = (record for record in source.records() if first is None or first(record) == fitted)
-        return select_records(records, limit, seed=config.seed)
+    def usable(source: TileSource, *, fitted: bool) -> Iterator[TileRecord]:
+        return (record for record in source.records() if first is None or first(record) == fitted)
 
-    fit_records = choose(calibration, config.fit_limit, fitted=True)
-    # How few tiles a probe is fitted on must not decide what the scales are chosen from.
-    pool = choose(calibration, max(config.fit_limit, _POOL * config.calib_limit), fitted=True)
-    eval_records = choose(evaluation, config.eval_limit, fitted=False)
+    fit_records = select_records(usable(calibration, fitted=True), config.fit_limit, seed=config.seed)
+    limits = {"limit": config.calib_limit, "fit_limit": config.fit_limit, "seed": config.seed}
+    pool = calibration_pool(usable(calibration, fitted=True), **limits)
+    eval_records = select_records(usable(evaluation, fitted=False), config.eval_limit, seed=config.seed)
     check_disjoint((calibration, [*fit_records, *pool]), (evaluation, eval_records))
     labelled = all(record.label is not None for record in (*fit_records, *eval_records)) and bool(fit_records)
     if config.max_drop_pp is not None and not labelled:

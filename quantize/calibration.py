@@ -23,6 +23,10 @@ COLOUR_STRATA = 8
 # Tiles looked at for each that may be used.
 CANDIDATES_A_TILE = 2
 
+# Tiles that `atlas-export` fits probes on by default.
+FIT_LIMIT = 600
+_POOL = 4
+
 _FEWEST_A_STRATUM = 8
 
 
@@ -75,6 +79,20 @@ class CalibrationChoice:
             "stratified_by": list(self.fields),
             "tiles_a_stratum": {" / ".join(key): count for key, count in sorted(Counter(self.strata).items())},
         }
+
+
+def calibration_pool(
+    records: Iterable[TileRecord], *, limit: int, fit_limit: int = FIT_LIMIT, seed: int = 0
+) -> list[TileRecord]:
+    """The tiles that calibration tiles are chosen from, for `atlas-export` and whatever shows what it does.
+
+    Args:
+        records: Those that may be used.
+        limit: Most tiles to choose.
+        fit_limit: Tiles that probes are fitted on: how few must not decide what scales are chosen from.
+        seed: Another seed draws others.
+    """
+    return select_records(records, max(fit_limit, _POOL * limit), seed=seed)
 
 
 def choose_calibration(

@@ -2,13 +2,14 @@
 
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas_edge.quantize.calibration import CalibrationChoice, choose_calibration
+from atlas_edge.quantize.calibration import CalibrationChoice, calibration_pool, choose_calibration
 from atlas_edge.quantize.convergence import Convergence, watch_ranges
-from atlas_edge.tiles import TileFit, open_tiles, provenance
-from atlas_edge.tiles.overlap import check_disjoint
+from atlas_edge.tiles import TileFit, TileRecord, open_tiles, provenance
+from atlas_edge.tiles.overlap import check_disjoint, in_first_half
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +27,7 @@ def show_calibration(
     dry_run: bool,
     screen: "Console",
 ) -> dict[str, Any]:
-    """Choose calibration tiles as an export would, print how, and return the same as data.
+    """Choose the calibration tiles of an INT8 export by the default recipe, print how, and return the same as data.
 
     Raises:
         InputError: Slides are in both sets, or no tile has tissue.
@@ -39,12 +40,18 @@ def show_calibration(
     if judged is not None:
         check_disjoint((source, list(source.records())), (judged, list(judged.records())))
     loaded = load_model(model)
-    choice = choose_calibration(source, limit=limit, tile_px=loaded.spec.tile_px, fit=fit, seed=seed)
+    records: Iterable[TileRecord] = source.records()
+    if judged is None and source.split is None:
+        # Without splits, half of the slides judge.
+        fitted = in_first_half(source.records(), seed=seed)
+        records = filter(fitted, records)
+    pool = calibration_pool(records, limit=limit, seed=seed)
+    choice = choose_calibration(source, pool, limit=limit, tile_px=loaded.spec.tile_px, fit=fit, seed=seed)
     _print_choice(choice, source.name, screen)
     found: Convergence | None = None
     if not dry_run:
         found = _watch(loaded, choice)
-        choice = choice.first(found.tiles)
+        choice = choice.first(found.enough(fitted=True))
         screen.print(found.sentence())
         if contact_sheet is not None:
             from atlas_edge.quantize.contact_sheet import write_contact_sheet

@@ -33,7 +33,9 @@ def calibration(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show which tiles would calibrate a model, why, and how many are enough.
+    """Show which tiles calibrate a model in INT8, why, and how many are enough.
+
+    They are those of atlas-export with the same TILES, seed, limit and default recipe.
 
     Args:
         model: Registry name, model folder, or hf-hub:organisation/name.

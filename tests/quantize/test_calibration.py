@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from rich.console import Console
 
 from atlas_edge.errors import InputError
+from atlas_edge.export.calibrate import calibrate
+from atlas_edge.export.config import resolve
+from atlas_edge.export.steps import Steps
+from atlas_edge.export.tile_sets import open_tile_sets
 from atlas_edge.quantize.calibration import choose_calibration
-from atlas_edge.quantize.convergence import FITTED_TILES, watch_ranges
+from atlas_edge.quantize.calibration_command import show_calibration
+from atlas_edge.quantize.convergence import FITTED_TILES, Convergence, watch_ranges
 from atlas_edge.quantize.screening import look_at
 from atlas_edge.tiles import TileRecord, TileSource, open_tiles
 from support import TINY_PX, RunCommand
@@ -126,6 +132,27 @@ def test_command_shows_what_an_export_uses(
         assert image.width > 1000
     pink, blue = look_at(np.full((32, 32, 3), (220, 120, 180), np.uint8)), look_at(np.full((32, 32, 3), 90, np.uint8))
     assert pink.tissue == 1 and blue.tissue == 0
+
+
+def test_command_shows_the_very_tiles_of_an_export(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(120):
+        Image.fromarray(_tissue(number)).save(tmp_path / f"{number:03d}.png")
+    still = Convergence(tiles=32, converged=True, layers=1, movement=(0.0,))
+    monkeypatch.setattr("atlas_edge.quantize.convergence.watch_ranges", lambda *_, **__: still)
+    monkeypatch.setattr("atlas_edge.quantize.calibration_command._watch", lambda *_: still)
+    config = resolve(
+        model=str(tiny_model), target="onnx", precision="int8", calib=str(tmp_path), calib_limit=40, fit_limit=600
+    )
+    silent = Console(quiet=True)
+    sets, _, _ = calibrate(config, TINY_PX, tmp_path, open_tile_sets(config), Steps(silent, 1))
+    shown = show_calibration(
+        str(tiny_model), str(tmp_path), evaluation=None, limit=40, contact_sheet=None, fit="exact", seed=0,
+        dry_run=False, screen=silent,
+    )  # fmt: skip
+    assert len(shown["ids"]) == 40
+    assert shown["ids"] == [record.id for record in sets.calibration.records]
 
 
 def test_command_refuses_tiles_that_judge(tiny_model: Path, tiles: Path, run_command: RunCommand) -> None:
