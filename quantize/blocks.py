@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _PIECE = 8
-# Tokens on which ranges are chosen; every tile's CLS token is among them.
-_SAMPLED = 768
+# CLS tokens and tokens of all kinds on which ranges are chosen: one to three, whatever the number of tiles.
+_SAMPLED_CLS, _SAMPLED = 256, 768
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,9 +243,13 @@ def _choose(inputs: "Tensor", layer: "nn.Linear", options: FitOptions) -> InputR
     import torch
 
     flat = inputs.reshape(-1, inputs.shape[-1])
-    rows = torch.linspace(0, len(flat) - 1, min(_SAMPLED, len(flat))).long()
+    # Tiles are taken again where there are fewer.
+    first, rows = (
+        torch.linspace(0, count - 1, sampled).long()
+        for count, sampled in ((len(inputs), _SAMPLED_CLS), (len(flat), _SAMPLED))
+    )
     return choose_range(
-        torch.cat([inputs[:, 0], flat[rows]]),
+        torch.cat([inputs[first, 0], flat[rows]]),
         flat.abs().amax(0),
         layer.weight,
         alphas=options.alphas,

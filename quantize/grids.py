@@ -22,9 +22,10 @@ PATCH_EMBED = "patch_embed.proj"
 # Shares of the range that calibration tiles fill which are tried where the recipe asks for the least error.
 _CLIPS = (1.0, 0.9, 0.8)
 _BATCH = 8
-# Tokens of a tile that fit weights, its CLS token among them, and about how many of all choose strength and range.
-# Ranges themselves come from all tokens.
-_SAMPLED_TOKENS, _CHOOSING_TOKENS = 32, 1024
+# Tokens of a tile that fit weights, its CLS token among them. Ranges themselves come from all tokens.
+_SAMPLED_TOKENS = 32
+# CLS tokens and others that choose strength and range: one to three, whatever the number of tiles.
+_CHOOSING_CLS, _CHOOSING_OTHERS = 256, 768
 _LEVELS, _LARGEST = 255, 127
 
 
@@ -166,30 +167,52 @@ def fake_round(values: Tensor, low: float, high: float) -> Tensor:
     return ((values - low) / step).round_().clamp_(0, _LEVELS).mul_(step).add_(low)
 
 
-class _Inputs:
-    """What a Linear reads, over all calibration tiles: the range per channel and sampled tokens."""
+class _Extremes:
+    """The range of each channel of a tensor, over all calibration tiles."""
 
     def __init__(self) -> None:
         self.low: Tensor = torch.tensor(torch.inf)
         self.high: Tensor = torch.tensor(-torch.inf)
-        self._rows: list[Tensor] = []
-        self._generator = torch.Generator().manual_seed(0)
 
     def add(self, tokens: Tensor) -> None:
         """Take in a batch `(B, N, C)`."""
         self.low = torch.minimum(self.low, tokens.amin((0, 1)))
         self.high = torch.maximum(self.high, tokens.amax((0, 1)))
-        others = torch.randperm(tokens.shape[1] - 1, generator=self._generator)[: _SAMPLED_TOKENS - 1]
-        self._rows.append(tokens[:, torch.cat([torch.zeros(1, dtype=torch.long), 1 + others])].flatten(0, 1))
-
-    @property
-    def rows(self) -> Tensor:
-        """`(n, C)`."""
-        return torch.cat(self._rows)
 
     def shift(self, offset: Tensor) -> None:
         """Take a constant `(C,)` from every token."""
         self.low, self.high = self.low - offset, self.high - offset
+
+
+class _Inputs(_Extremes):
+    """What a Linear reads: the range of each channel, and sampled tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: list[Tensor] = []
+        self._generator = torch.Generator().manual_seed(0)
+
+    def add(self, tokens: Tensor) -> None:
+        """Take in a batch `(B, N, C)`."""
+        super().add(tokens)
+        others = torch.randperm(tokens.shape[1] - 1, generator=self._generator)[: _SAMPLED_TOKENS - 1]
+        self._rows.append(tokens[:, torch.cat([torch.zeros(1, dtype=torch.long), 1 + others])])
+
+    @property
+    def rows(self) -> Tensor:
+        """`(n, C)`."""
+        return torch.cat(self._rows).flatten(0, 1)
+
+    @property
+    def choosing(self) -> Tensor:
+        """`(n, C)`: a fixed number of CLS tokens and of others; tiles are taken again where there are fewer."""
+        tiles = torch.cat(self._rows)
+        first, others = tiles[:, 0], tiles[:, 1:].flatten(0, 1)
+        return torch.cat([_spread(first, _CHOOSING_CLS), _spread(others, _CHOOSING_OTHERS)])
+
+    def shift(self, offset: Tensor) -> None:
+        """Take a constant `(C,)` from every token."""
+        super().shift(offset)
         self._rows = [rows - offset for rows in self._rows]
 
 
@@ -201,7 +224,7 @@ class _Block:
     ) -> None:
         self.name, self.block, self.grids, self.recipe, self.excluded = name, block, grids, recipe, excluded
         self.inputs = {leaf: _Inputs() for leaf in ("attn.q", "attn.k", "attn.proj", "mlp.fc1", "mlp.fc2")}
-        self.products = {leaf: _Inputs() for leaf in ("q", "k", "v")}
+        self.products = {leaf: _Extremes() for leaf in ("q", "k", "v")}
 
     def run(self, tokens: Tensor) -> Tensor:
         """Pass all tokens `(T, N, D)` through the block, then choose: what the next block reads."""
@@ -272,8 +295,7 @@ class _Block:
             return
         inputs, layers = self.inputs[source], [self.block.get_submodule(name[len(self.name) + 1 :]) for name in names]
         rows = inputs.rows
-        few = rows[:: max(1, len(rows) // _CHOOSING_TOKENS)]
-        grid = _activation_grid(inputs, few, torch.cat([layer.weight for layer in layers]), self.recipe)
+        grid = _activation_grid(inputs, inputs.choosing, torch.cat([layer.weight for layer in layers]), self.recipe)
         scale = torch.ones(rows.shape[1]) if grid.scale is None else torch.from_numpy(grid.scale)
         rounded = fake_round(rows / scale, grid.low, grid.high)
         for name, layer in zip(names, layers, strict=True):
@@ -281,7 +303,12 @@ class _Block:
             self.grids.weights[name] = _weight_grid(layer, rows, rounded, scale, self.recipe)
 
 
-def _peak(inputs: _Inputs) -> Tensor:
+def _spread(rows: Tensor, count: int) -> Tensor:
+    """So many rows, evenly from all of them, some more than once where there are fewer; none of none."""
+    return rows[torch.linspace(0, len(rows) - 1, count).long()] if len(rows) else rows
+
+
+def _peak(inputs: _Extremes) -> Tensor:
     return torch.maximum(inputs.high, -inputs.low).clamp(min=1e-6)
 
 
