@@ -41,7 +41,7 @@ def calibrate(
         pieces = batches(source, few, size=BATCH, tile_px=tile_px, fit=config.tile_fit)
         plain = TileSet(source=source, records=tuple(few), fit=config.tile_fit)
         return replace(tile_sets, calibration=plain), [piece.pixels for piece in pieces], None
-    from atlas_edge.quantize.calibration import choose_calibration
+    from atlas_edge.quantize.calibration import ENOUGH_TILES, choose_calibration
     from atlas_edge.quantize.convergence import watch_ranges
 
     choice = choose_calibration(
@@ -59,6 +59,8 @@ def calibrate(
         f"{choice.candidates} candidates, {choice.background} without tissue and {choice.blurred} out of focus left "
         f"out, {len(choice.records)} used, balanced over {', '.join(choice.fields) or 'nothing'}; {found.sentence()}"
     )
+    if len(choice.records) < ENOUGH_TILES:
+        steps.warn(f"{len(choice.records)} calibration tiles are few: give {ENOUGH_TILES} or more for good scales")
     chosen = TileSet(source=source, records=choice.records, fit=config.tile_fit)
     pixels = [choice.pixels[start : start + BATCH] for start in range(0, len(choice.pixels), BATCH)]
     details = {**choice.as_dict(), "convergence": found.as_dict()}

@@ -23,6 +23,8 @@ COLOUR_STRATA = 8
 # Tiles looked at for each that may be used.
 CANDIDATES_A_TILE = 2
 
+# Fewer set ranges that ordinary tiles leave, and from so many on the last ones hardly matter (docs/quantization.md).
+FEWEST_TILES, ENOUGH_TILES = 8, 32
 # Tiles that `atlas-export` fits probes on by default.
 FIT_LIMIT = 600
 _POOL = 4
@@ -119,7 +121,7 @@ def choose_calibration(
         seed: Another seed chooses other tiles.
 
     Raises:
-        InputError: No tile has tissue, or one cannot be read.
+        InputError: Fewer than `FEWEST_TILES` have tissue and are in focus, or one cannot be read.
     """
     drawn = select_records(source if records is None else records, CANDIDATES_A_TILE * limit, seed=seed)
     pixels = [fit_tile(source.read(record), tile_px, fit, name=record.id) for record in drawn]
@@ -134,6 +136,13 @@ def choose_calibration(
             hint="calibrate on tiles with tissue; a white or black tile sets no useful scale",
         )
     kept = _in_focus(tissue, drawn, looks)
+    if min(len(kept), limit) < FEWEST_TILES:
+        raise InputError(
+            f"{min(len(kept), limit)} tiles of {source.name} can calibrate, at least {FEWEST_TILES} are needed "
+            f"({len(drawn)} looked at, {len(drawn) - len(tissue)} without tissue, {len(tissue) - len(kept)} out of "
+            f"focus, --calib-limit {limit})",
+            hint=f"give {FEWEST_TILES} or more tiles with tissue; {ENOUGH_TILES} or more make good scales",
+        )
     fields, strata = _strata([drawn[index] for index in kept], [looks[index] for index in kept], seed)
     order = _take_turns(strata, [draw_rank(seed, drawn[index].id) for index in kept])[:limit]
     chosen = [kept[position] for position in order]

@@ -1,5 +1,6 @@
 """Which tiles calibrate: balance, background, blur, convergence, and the command that shows it."""
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -91,6 +92,22 @@ def test_background_and_blur_are_left_out() -> None:
     assert {record.id for record in choice.records} == {f"good-{n:02d}" for n in range(24)}
     with pytest.raises(InputError, match="none of 3 tiles"):
         choose_calibration(ListedTiles(tiles[24:27]), limit=8, tile_px=TINY_PX)
+
+
+def test_too_few_tiles_are_refused_and_few_are_warned_of(tmp_path: Path) -> None:
+    tiles = [(TileRecord(id=f"{number}"), _tissue(number)) for number in range(12)]
+    with pytest.raises(InputError, match="7 tiles of listed can calibrate, at least 8 are needed"):
+        choose_calibration(ListedTiles(tiles[:7]), limit=300, tile_px=TINY_PX)
+    assert len(choose_calibration(ListedTiles(tiles[:8]), limit=300, tile_px=TINY_PX).records) == 8
+    for number, (_, pixels) in enumerate(tiles + tiles):
+        Image.fromarray(pixels).save(tmp_path / f"{number:02d}.png")
+    config = resolve(model="m", target="onnx", precision="int8", calib=str(tmp_path))
+    said = io.StringIO()
+    still = Convergence(tiles=12, converged=False, layers=1, movement=())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("atlas_edge.quantize.convergence.watch_ranges", lambda *_, **__: still)
+        calibrate(config, TINY_PX, tmp_path, open_tile_sets(config), Steps(Console(file=said, width=200), 1))
+    assert "WARNING 12 calibration tiles are few: give 32 or more" in said.getvalue()
 
 
 def test_a_choice_does_not_depend_on_the_order() -> None:
