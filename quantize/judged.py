@@ -148,6 +148,18 @@ def judge_plan(accuracy: PlanAccuracy, budget: Budget) -> Verdict:
     return run_gate(Budgets(default=budget), {"plan": figures}).verdict
 
 
+def keeps_budget(accuracy: PlanAccuracy, budget: Budget) -> bool:
+    """Whether the figures themselves keep every budget, whatever their doubt: enough to try a plan further."""
+    worse = [
+        (accuracy.drop_pp, budget.max_drop_pp, 1),
+        (accuracy.flip_percent, budget.max_flip_percent, 1),
+        (accuracy.cosine_p1, budget.min_cosine, -1),
+    ]
+    return all(
+        limit is None or (value is not None and sign * (value.estimate - limit) <= 0) for value, limit, sign in worse
+    )
+
+
 def _as_accuracy(agreement: "Agreement", drop: AccuracyDrop | None) -> PlanAccuracy:
     return PlanAccuracy(
         tiles=agreement.tiles,

@@ -37,6 +37,8 @@ def search(
 ) -> None:
     """Find the cheapest precision that passes the gate on the target's runtime. A killed search goes on when repeated.
 
+    A third of the slides that judge chooses, the others confirm what was chosen.
+
     Args:
         model: Registry name, model folder, or hf-hub:organisation/name.
         tiles: Tiles that calibrate and fit the probe; the train split where there are splits.

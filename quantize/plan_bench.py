@@ -13,6 +13,7 @@ from atlas_edge import hardware
 from atlas_edge.atomic import write_atomic
 from atlas_edge.bench.tileset import TileSet, embed_tiles
 from atlas_edge.encoder import Encoder
+from atlas_edge.errors import InputError
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.models import LoadedModel, load_model
 from atlas_edge.quantize.calibration import CalibrationChoice, choose_calibration
@@ -25,8 +26,9 @@ from atlas_edge.quantize.paths import path_sentence
 from atlas_edge.quantize.plan import Plan
 from atlas_edge.quantize.race import PlanSpeed, race
 from atlas_edge.spec import Precision, Target
-from atlas_edge.tiles import TileFit, open_tiles, provenance, select_records
+from atlas_edge.tiles import TileFit, TileRecord, open_tiles, provenance, select_records
 from atlas_edge.tiles.overlap import check_disjoint
+from atlas_edge.tiles.sample import draw_rank
 
 Say = Callable[[str], None]
 
@@ -72,23 +74,33 @@ class PlanBench:
     Args:
         config: What to measure.
         say: Where a line of progress goes.
+        confirm: Keep two thirds of the slides (or tiles, where no slides are known) that judge for `recheck`.
 
     Attributes:
         material: What plans are built from.
         fit: Tiles that fit the probe.
-        evaluation: Tiles that judge.
+        evaluation: Tiles that plans are measured on.
+        confirmation: Tiles that `recheck` judges on; none of their slides is among the others with `confirm`.
         choice: Tiles that set the scales.
 
     Raises:
         InputError: A model or tile cannot be read, or calibration and evaluation share a slide.
     """
 
-    def __init__(self, config: MeasureConfig, say: Say) -> None:
+    def __init__(self, config: MeasureConfig, say: Say, *, confirm: bool = False) -> None:
         self.config = config
         self.say = say
         self.fit, self.evaluation = _tile_sets(config)
+        self.confirmation = self.evaluation
+        if confirm:
+            chosen, kept = parted(self.evaluation.records, seed=config.seed)
+            self.evaluation, self.confirmation = (
+                TileSet(source=self.confirmation.source, records=records, fit=config.tile_fit)
+                for records in (chosen, kept)
+            )
         self.model = load_model(config.model, seed=config.seed)
-        self.journal = Journal(config.out, _context(config, self.model, self.fit, self.evaluation))
+        tile_sets = (self.fit, self.evaluation, self.confirmation)
+        self.journal = Journal(config.out, _context(config, self.model, tile_sets))
         if self.journal.resumed:
             say(f"going on with {self.journal.resumed} results of an earlier run")
         graph = _reference_graph(self.model, self.journal.folder)
@@ -173,14 +185,14 @@ class PlanBench:
         return {name: PlanSpeed.model_validate(value) for name, value in known.items()}
 
     def recheck(self, plan: Plan) -> PlanAccuracy:
-        """Open a plan again from its file and judge it by the report of `atlas-bench accuracy`."""
+        """Open a plan again from its file and judge it on `confirmation`, by the report of `atlas-bench accuracy`."""
         key = f"check {_key(plan)}"
         known = self.journal.get(key)
         if known is None:
             self._reference_embeddings()
             encoder = self.open(plan)
             fit = self.fit if self.labelled else None
-            found = recheck(self.reference, encoder, evaluation=self.evaluation, fit=fit)
+            found = recheck(self.reference, encoder, evaluation=self.confirmation, fit=fit)
             encoder.close()
             known = found.model_dump(mode="json")
             self.journal.put(key, known)
@@ -219,6 +231,28 @@ class PlanBench:
         return self.journal.folder / f"plan-{_key(plan)}"
 
 
+def parted(records: Sequence[TileRecord], *, seed: int = 0) -> tuple[tuple[TileRecord, ...], tuple[TileRecord, ...]]:
+    """A third of the slides (or tiles, where no slides are known) of every class to choose by, the others to confirm.
+
+    Raises:
+        InputError: Fewer than three slides.
+    """
+    label_of: dict[str, str] = {}
+    for record in records:
+        label_of.setdefault(record.group or record.id, str(record.label))
+    units = sorted(label_of, key=lambda unit: (label_of[unit], draw_rank(seed, unit)))
+    if len(units) < 3:
+        raise InputError(
+            f"the tiles that judge are of {len(units)} slides: some choose a plan, others confirm it",
+            hint="give --eval tiles of three slides or more",
+        )
+    choosing = set(units[1::3])
+    return (
+        tuple(record for record in records if (record.group or record.id) in choosing),
+        tuple(record for record in records if (record.group or record.id) not in choosing),
+    )
+
+
 def _tile_sets(config: MeasureConfig) -> tuple[TileSet, TileSet]:
     source, judged = open_tiles(config.tiles, role="calibration"), open_tiles(config.evaluation, role="evaluation")
     records = tuple(select_records(source, config.fit_limit, seed=config.seed))
@@ -230,12 +264,11 @@ def _tile_sets(config: MeasureConfig) -> tuple[TileSet, TileSet]:
     )
 
 
-def _context(config: MeasureConfig, model: LoadedModel, fit: TileSet, evaluation: TileSet) -> dict[str, Any]:
+def _context(config: MeasureConfig, model: LoadedModel, tile_sets: Sequence[TileSet]) -> dict[str, Any]:
     return {
         "model": model.provenance.model_dump(mode="json"),
         "encoder": model.spec.model_dump(mode="json"),
-        "fit": provenance(fit.source, fit.records).fingerprint,
-        "evaluation": provenance(evaluation.source, evaluation.records).fingerprint,
+        "tiles": [provenance(tiles.source, tiles.records).fingerprint for tiles in tile_sets],
         "target": config.target.value,
         "calib_limit": config.calib_limit,
         "tile_fit": config.tile_fit,

@@ -50,6 +50,7 @@ def as_dict(result: SearchResult, config: SearchConfig) -> dict[str, Any]:
         "sensitivity": None if result.sensitivity is None else result.sensitivity.as_dict(),
         "calibration": result.calibration.model_dump(mode="json"),
         "evaluation": result.evaluation.model_dump(mode="json"),
+        "confirmation": result.confirmation.model_dump(mode="json"),
         "versions": hardware.versions(),
         "seconds": round(result.seconds, 1),
         "resumed_results": result.resumed,
@@ -81,8 +82,9 @@ def markdown(result: SearchResult, config: SearchConfig) -> str:
     calibration, evaluation = result.calibration, result.evaluation
     lines += [
         "",
-        f"Calibrated on {calibration.tiles} tiles of {calibration.name}, judged on {evaluation.tiles} of "
-        f"{evaluation.name}. Throughput over full precision, 95 % interval, all plans taking turns.",
+        f"Calibrated on {calibration.tiles} tiles of {calibration.name}, chosen by the figures themselves on "
+        f"{evaluation.tiles} of {evaluation.name}, confirmed on {result.confirmation.tiles} others. "
+        "Throughput over full precision, 95 % interval, all plans taking turns.",
     ]
     return "\n".join(lines) + "\n"
 

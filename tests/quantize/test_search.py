@@ -6,29 +6,34 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from atlas_edge.bench.agreement import embedding_agreement
 from atlas_edge.bench.budgets import Budget
 from atlas_edge.bench.gate import Verdict
 from atlas_edge.errors import InputError
+from atlas_edge.models import load_encoder
 from atlas_edge.quantize import plan_bench
 from atlas_edge.quantize.deploy import Material
 from atlas_edge.quantize.journal import Journal
-from atlas_edge.quantize.judged import PlanAccuracy, Range, judge_plan
+from atlas_edge.quantize.judged import PlanAccuracy, Range, judge_plan, keeps_budget
 from atlas_edge.quantize.ladder import first_plans, gentler_plans
 from atlas_edge.quantize.memory import RememberingEncoder
 from atlas_edge.quantize.plan import Plan, load_plan
 from atlas_edge.quantize.plan_bench import MeasureConfig, PlanBench
 from atlas_edge.quantize.race import PlanSpeed
 from atlas_edge.quantize.recipe import Recipe
-from atlas_edge.quantize.search import TriedPlan, preferred
+from atlas_edge.quantize.search import TriedPlan, _choose, preferred
 from atlas_edge.quantize.search_report import pareto_front
 from atlas_edge.quantize.sensitivity import LayerSensitivity, Sensitivity
 from atlas_edge.spec import EncoderSpec, Precision, Target
+from atlas_edge.tiles import TileRecord, open_tiles
 from support import ROOT, RunCommand
 
 SPEC = EncoderSpec(
@@ -142,6 +147,62 @@ def test_int8_must_be_measurably_faster() -> None:
     assert kept is half and "not measurably faster than BF16" in why[0]
 
 
+class ConfirmingBench:
+    """Rechecks plans to given drops, and keeps what was asked for."""
+
+    def __init__(self, drops: dict[str, float]) -> None:
+        self.drops, self.asked = drops, list[str]()
+
+    def recheck(self, plan: Plan) -> PlanAccuracy:
+        self.asked.append(plan.name)
+        return _tried(plan.name, 1, self.drops[plan.name]).accuracy
+
+
+@pytest.mark.parametrize(
+    ("drops", "chosen", "asked"),
+    [
+        ({"int8": 0.9}, "int8", ["int8"]),
+        ({"int8": 2.2, "fp16": 0.1}, "fp16", ["int8", "fp16"]),
+        ({"int8": 2.2, "int8 b": 0.9, "fp16": 0.1}, "fp16", ["int8", "fp16"]),
+        ({"int8": 2.2, "fp16": 2.2, "int8 b": 0.1}, "fp32", ["int8", "fp16"]),
+    ],
+)
+def test_what_other_tiles_do_not_confirm_is_not_kept(drops: dict[str, float], chosen: str, asked: list[str]) -> None:
+    # By the tiles that chose, each is within 2.5 pp; so are 2.2 of the others, but not with their doubt of 0.5.
+    rates = {"int8": 30, "int8 b": 28, "fp16": 20}
+    tried = [_tried("fp32", 10, 0.0), *(_tried(name, rates[name], 1.0) for name in drops)]
+    closer = next((entry for entry in tried if entry.plan.name == "fp16"), None)
+    if closer is not None:
+        tried[tried.index(closer)] = replace(closer, accuracy=closer.accuracy.model_copy(update={"cosine_median": 1.1}))
+    bench: Any = ConfirmingBench(drops)
+    plan, accuracy, reasons = _choose(bench, tried, Budget(max_drop_pp=2.5))
+    assert (plan.name, bench.asked) == (chosen, asked)
+    assert accuracy.drop_pp is not None and accuracy.drop_pp.estimate == (0.0 if chosen == "fp32" else drops[chosen])
+    assert sum("tiles that did not choose it" in reason for reason in reasons) == len(asked)
+
+
+@pytest.mark.parametrize("slides", [True, False])
+def test_a_third_of_the_slides_chooses_and_the_others_confirm(slides: bool) -> None:
+    records = [
+        TileRecord(id=f"{n:02d}", label="ab"[n // 36], group=f"s{n // 6}" if slides else None) for n in range(72)
+    ]
+    choosing, confirming = plan_bench.parted(records)
+    assert not {r.group or r.id for r in choosing} & {r.group or r.id for r in confirming}
+    assert {r.id for r in (*choosing, *confirming)} == {r.id for r in records}
+    for label in "ab":
+        assert sum(record.label == label for record in choosing) == 12
+    with pytest.raises(InputError, match="of 2 slides"):
+        plan_bench.parted([TileRecord(id=str(n), group="xy"[n % 2]) for n in range(9)])
+
+
+def test_a_budget_is_kept_by_the_figures_themselves() -> None:
+    accuracy = _tried("int8", 30, 1.0).accuracy
+    assert keeps_budget(accuracy, Budget(max_drop_pp=1.0, min_cosine=0.99))
+    assert not keeps_budget(accuracy, Budget(max_drop_pp=0.9))
+    assert not keeps_budget(accuracy, Budget(min_cosine=0.995))
+    assert not keeps_budget(accuracy, Budget(max_flip_percent=50))
+
+
 def test_front_holds_what_nothing_beats() -> None:
     tried = [_tried("fp32", 10, 0.0), _tried("bf16", 20, 0.1), _tried("int8", 30, 1.0), _tried("int8 b", 25, 1.2)]
     assert [entry.plan.name for entry in pareto_front(tried)] == ["int8", "bf16", "fp32"]
@@ -196,10 +257,14 @@ def test_search_finds_a_plan_that_export_reproduces(
         "--no-speed", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["verification"]["agreement"]["cosine_p1"] == pytest.approx(
-        tried["accuracy"]["cosine_p1"]["estimate"], abs=1e-6
-    )
+    source = open_tiles(tiles, role="evaluation")
+    choosing, confirming = plan_bench.parted(list(source.records()))
+    assert (found["evaluation"]["tiles"], found["confirmation"]["tiles"]) == (len(choosing), len(confirming))
+    pixels = np.stack([source.read(record) for record in choosing])
+    bundle, reference = load_encoder(str(tmp_path / "bundle")), load_encoder(str(tiny_model))
+    agreement = embedding_agreement(reference.encode(pixels), bundle.encode(pixels))
+    assert agreement.cosine_worst == pytest.approx(tried["accuracy"]["cosine_worst"], abs=1e-6)
+    assert agreement.cosine_median == pytest.approx(tried["accuracy"]["cosine_median"], abs=1e-6)
 
 
 @pytest.mark.parametrize(
