@@ -199,15 +199,21 @@ def _fit_stage(
     multiplier = _smooth(stage, first, second)
     is_float = [name in options.float_layers for name in stage.names]
 
-    target = (normed / first.scale) @ stage.first.weight.T
+    # Only one tensor as wide as the MLP is held at a time, and a copy of it where it is computed with.
+    target = normed @ (stage.first.weight / first.scale).T
+    del normed
     seen = _in_pieces(stage.norm, rounded)
     amax = None if is_float[0] else first.amax
     weights = _fit_layer(stage.first, _rounded(seen, amax), target, options, is_float=is_float[0])
     ranges[stage.names[0]] = _range(first, None, weights)
 
-    target = (inner / second.scale) @ stage.second.weight.T + (exact - rounded)
+    target = inner @ (stage.second.weight / second.scale).T
+    target += exact
+    target -= rounded
+    del inner
     _, seen = _run_body(stage, seen, amax)
-    seen = seen if multiplier is None else seen * multiplier
+    if multiplier is not None:
+        seen *= multiplier
     seen = _rounded(seen, None if is_float[1] else second.amax)
     weights = _fit_layer(stage.second, seen, target, options, is_float=is_float[1])
     ranges[stage.names[1]] = _range(second, multiplier, weights)
@@ -307,7 +313,7 @@ def _fit_layer(
     inputs, targets = inputs.reshape(-1, channels), targets.reshape(count * tokens, -1)
     input_mean, target_mean = (weights * inputs).mean(0), (weights * targets).mean(0)
     root = weights.sqrt()
-    inputs = (inputs - input_mean) * root
+    inputs = (inputs - input_mean).mul_(root)
     gram = inputs.T @ inputs
     fitted = fit_weights(inputs, (targets - target_mean) * root, layer.weight, gram=gram, ridge=options.ridge)
     peaks, sought = fitted.abs().amax(1), None
