@@ -209,7 +209,7 @@ def test_gated_mlps_are_built(names: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_plain_mlps_are_not_taken_for_gated_ones(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"does not fit the architecture: size mismatch for blocks\.0\.mlp\.fc2"):
+    with pytest.raises(InputError, match=r"does not fit the architecture: size mismatch for blocks\.0\.mlp\.fc1"):
         load_model(str(folder(tmp_path, config_args=VIT | {"mlp_ratio": 2})))
 
 
