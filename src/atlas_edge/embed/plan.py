@@ -51,7 +51,7 @@ def differences(said: Mapping[str, Any], plan: Plan) -> list[str]:
 def other_plan(out: Path, different: list[str]) -> UsageError:
     """What to say where embeddings of another plan are."""
     return UsageError(
-        f"{printable(out)} holds embeddings of another plan: {'; '.join(different)}",
+        f"{printable(out)} holds embeddings that were made otherwise: {'; '.join(different)}",
         hint="add --re-embed to embed those slides again, or choose another --out",
     )
 
