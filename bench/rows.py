@@ -127,7 +127,8 @@ def _p1_note(agreement: Agreement) -> str:
     text = f"Interval of the 1st percentile: order statistics {basis}."
     if interval.low > -1:
         return text
-    return f"{text} It has no lower end (-1): that takes {FEWEST_TILES} independent tiles, and {FEWEST_GROUPS} slides."
+    slides = f" and {FEWEST_GROUPS} slides" if interval.unit == "group" else ""
+    return f"{text} It has no lower end (-1): that takes {FEWEST_TILES} independent tiles{slides}."
 
 
 def _drops(candidates: dict[str, CandidateAccuracy]) -> list[Rows]:

@@ -35,6 +35,7 @@ def test_equal_features_pass_and_are_drawn(embedded: Path, tmp_path: Path, run_c
     report = json.loads(done.stdout)
     assert report["verdict"] == "PASS"
     assert report["agreement"]["identical"]
+    assert report["agreement"]["cosine_p1_interval"]["unit"] == "group"
     assert report["tiles"] == {"slide.h5": 256}
     drawn = np.asarray(Image.open(tmp_path / "slide.png"))
     blue = (drawn == (0, 60, 255)).all(axis=2)
@@ -44,7 +45,7 @@ def test_equal_features_pass_and_are_drawn(embedded: Path, tmp_path: Path, run_c
     assert blue[y, x : x + 32].all()
 
 
-@pytest.mark.parametrize("fault", ["shifted", "features", "mpp"])
+@pytest.mark.parametrize("fault", ["shifted", "features", "slightly", "mpp"])
 def test_wrong_files_do_not_pass(embedded: Path, tmp_path: Path, run_command: RunCommand, fault: str) -> None:
     wrong = tmp_path / "wrong.h5"
     wrong.write_bytes((embedded / "slide.h5").read_bytes())
@@ -53,6 +54,8 @@ def test_wrong_files_do_not_pass(embedded: Path, tmp_path: Path, run_command: Ru
             file["coords"][:, 0] = np.roll(file["coords"][:, 0], 40)
         elif fault == "features":
             file["features"][:] = np.random.default_rng(0).normal(size=file["features"].shape)
+        elif fault == "slightly":
+            file["features"][:] *= 1 + 1e-3 * np.random.default_rng(0).normal(size=file["features"].shape)
         else:
             file.attrs["slide_mpp"] = 0.25
     done = run_command(
@@ -60,6 +63,9 @@ def test_wrong_files_do_not_pass(embedded: Path, tmp_path: Path, run_command: Ru
         "0.999",
     )  # fmt: skip
     assert done.returncode == (5 if fault == "mpp" else 3), done.stderr
+    if fault == "slightly":  # well within the budget, on one slide
+        said = " ".join(done.stderr.split())
+        assert "INCONCLUSIVE" in said and "there are 1; below 36 nothing passes" in said
     assert "Traceback" not in done.stderr
 
 
