@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 
 import pytest
 
@@ -35,3 +36,20 @@ def test_the_workflow_runs_the_script_and_keeps_its_report() -> None:
     assert any(run.startswith(".ci/accuracy ") and " reports/accuracy" in run for run in runs)
     upload = job["steps"][-1]
     assert upload["uses"].startswith("actions/upload-artifact@") and upload["with"]["path"] == "reports/accuracy"
+
+
+def test_the_lowest_versions_are_tested_on_folders_that_exist() -> None:
+    yaml = pytest.importorskip("yaml")
+    text = (ROOT / ".github/workflows/lowest.yml").read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    install, tests = (step["run"] for step in workflow["jobs"]["lowest"]["steps"] if "run" in step)
+    folders = re.findall(r"tests/\w+", tests)
+    assert len(folders) > 2 and all((ROOT / folder).is_dir() for folder in folders)
+    # Of development tools the bounds are those of pyproject.toml.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert set(re.findall(r"'([a-z-]+>=[\d.]+)'", install)) <= set(extras["dev"])
+    assert set(re.search(r"\[([a-z,]+)\]", install)[1].split(",")) <= set(extras)  # type: ignore[index]
+    # `on` is a word for true in YAML.
+    watched = {path.removesuffix("/**") for path in workflow[True]["pull_request"]["paths"]}
+    assert all((ROOT / path).exists() for path in watched)
