@@ -59,8 +59,8 @@ def bigger_is_better(report: Report) -> str:
         if one.agreement is not None:
             interval = one.agreement.cosine_p1_interval
             # -1: too few tiles for a lower end.
-            spread = _range(interval) if interval.low > -1 else None
-            found.append(_entry(f"{name}: cosine p1", "1", interval.estimate, spread))
+            ends = _range(interval) if interval.low > -1 else None
+            found.append(_entry(f"{name}: cosine p1", "1", interval.estimate, ends))
     for name, peak in ({} if report.roofline is None else report.roofline.encoders).items():
         fraction = peak.fraction.scaled(100)
         found.append(_entry(f"{name}: of the {peak.precision} peak", "%", fraction.estimate, _range(fraction)))

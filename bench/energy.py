@@ -198,7 +198,7 @@ def _nvml_handle(pynvml: Any, gpu: int) -> object | None:
         # MIG slices have no counter of their own.
         found: object | None = pynvml.nvmlDeviceGetHandleByUUID(chosen) if chosen.startswith("GPU-") else None
         return found
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(count)]
+    handles: list[object] = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(count)]
     alike = len({pynvml.nvmlDeviceGetName(handle) for handle in handles}) == 1
     if int(chosen) >= count or not (alike or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"):
         return None
