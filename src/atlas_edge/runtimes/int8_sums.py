@@ -4,6 +4,7 @@ Without VNNI or AMX the products of unsigned and signed bytes are added in pairs
 (`vpmaddubsw`): 2 · 255 · 127 is out by half. Embeddings come out wrong, and in about the time that f32 takes.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -32,7 +33,11 @@ def with_float_weights(model: Any) -> Any:
     """
     from openvino import opset13
 
-    steps = {"Convert": lambda value, _: value, "Subtract": np.subtract, "Multiply": np.multiply}
+    steps: dict[str, Callable[[Any, Any], Any]] = {
+        "Convert": lambda value, _: value,
+        "Subtract": np.subtract,
+        "Multiply": np.multiply,
+    }
     for node in model.get_ordered_ops():
         sources = [value.get_node() for value in node.input_values()]
         kind = node.get_type_name()
