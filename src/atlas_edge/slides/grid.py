@@ -119,7 +119,7 @@ def _count_with_rim(sides: float) -> int:
 def _overlap(starts: NDArray[Any], size: float, first: float, last: float) -> NDArray[np.float64]:
     """Share of each tile that lies between two level-0 pixels, along one axis."""
     inside = np.minimum(starts + size, last) - np.maximum(starts, first)
-    return np.clip(inside / size, 0, 1)
+    return np.asarray(np.clip(inside / size, 0, 1))
 
 
 def _tissue_share(

@@ -111,7 +111,7 @@ class OpenSlideFile(Slide):
     def reads_alike(self, level: int) -> bool:
         """Regions begin at a pixel of level 0: OpenSlide shifts a level by the fraction that is left over."""
         size, down = self.levels[level], self._downsamples[level]
-        return size.downsample_x == size.downsample_y == down == round(down)
+        return bool(size.downsample_x == size.downsample_y == down == round(down))
 
     def close(self) -> None:
         """Close the file once no thread is inside a read: OpenSlide frees what such a read still uses."""
