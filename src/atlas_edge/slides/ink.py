@@ -36,7 +36,7 @@ def find_ink(rgb: NDArray[np.uint8], foreground: NDArray[np.bool_], darkness: ND
     ink = np.zeros(foreground.shape, dtype=bool)
     if not foreground.any():
         return ink
-    hue, saturation = hue_and_saturation(rgb)
+    hue, saturation = _hue_and_saturation(rgb)
     texture = _texture(rgb)
     for start in range(0, 360, _SECTOR_STEP):
         middle = start + _SECTOR_DEGREES / 2
@@ -58,10 +58,10 @@ def find_ink(rgb: NDArray[np.uint8], foreground: NDArray[np.bool_], darkness: ND
     return ink
 
 
-def hue_and_saturation(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _hue_and_saturation(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Hue in degrees and HSV saturation of 0-255, each `(H, W)`."""
     red, green, blue = (rgb[..., channel].astype(np.float32) for channel in range(3))
-    high, low = rgb.max(axis=2).astype(np.float32), rgb.min(axis=2).astype(np.float32)
+    high, low = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     span = np.maximum(high - low, 1e-6)
     sixth = np.where(
         high == red, (green - blue) / span, np.where(high == green, 2 + (blue - red) / span, 4 + (red - green) / span)
@@ -73,7 +73,8 @@ def _texture(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Standard deviation of the brightness over 3 x 3 pixels."""
     from scipy import ndimage
 
-    grey = rgb.mean(axis=2, dtype=np.float32)
+    grey = np.add(rgb[..., 0], rgb[..., 1], dtype=np.float32)
+    grey = (grey + rgb[..., 2]) / 3
     mean = ndimage.uniform_filter(grey, 3)
     variance: NDArray[np.float32] = ndimage.uniform_filter(grey * grey, 3) - mean * mean
     return np.sqrt(np.maximum(variance, 0))
@@ -84,7 +85,9 @@ def _pieces(mask: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.bool_], tuple[
     from scipy import ndimage
 
     height, width = mask.shape
-    labels, _ = ndimage.label(ndimage.binary_closing(mask, np.ones((3, 3))), structure=np.ones((3, 3)))
+    if np.count_nonzero(mask) < _SMALLEST_PX:
+        return
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     sizes = np.bincount(labels.ravel())
     for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         if sizes[label] >= _SMALLEST_PX:

@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,9 @@ from atlas_edge.errors import InputError
 
 _BLOCK_PX = 2048
 _SMALLEST_BLOCK_PX = 128
-_MOST_FAULTS = 1000  # for each block that can be read: forged sizes have millions
+_MOST_FAULTS = (
+    100  # for each block that can be read: some readers take long over a fault, and forged sizes have millions
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,15 +172,16 @@ class Slide(ABC):
         pixels = np.full((-(-size.height // shrink), -(-size.width // shrink), 3), 255, dtype=np.uint8)
         damaged, unscanned = np.zeros(pixels.shape[:2], dtype=bool), np.zeros(pixels.shape[:2], dtype=bool)
         step = max(_BLOCK_PX // shrink, 1) * shrink
-        blocks = [(left, top, step) for top in range(0, size.height, step) for left in range(0, size.width, step)]
+        # Whole blocks first, their parts later: by then it is known how much of the level can be read.
+        blocks = deque((left, top, step) for top in range(0, size.height, step) for left in range(0, size.width, step))
         good = bad = 0
         while blocks:
-            left, top, side = blocks.pop()
+            left, top, side = blocks.popleft()
             width, height = min(side, size.width - left), min(side, size.height - top)
             place = np.s_[top // shrink : -(-(top + height) // shrink), left // shrink : -(-(left + width) // shrink)]
             half = max(side // 2 // shrink, 1) * shrink
             try:
-                if bad > _MOST_FAULTS * (good + 1):
+                if bad >= _MOST_FAULTS * (good + 2):
                     raise InputError(f"{self.path}: level {level} is damaged")
                 block, gaps = self.read_with_gaps(level, left, top, width, height)
             except InputError:
