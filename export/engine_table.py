@@ -23,7 +23,7 @@ from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.export.engine_graphs import engine_graphs
 from atlas_edge.export.tensorrt import EngineReport, TensorRTChoice, build_engine, find_tensorrt
-from atlas_edge.graph import export_onnx
+from atlas_edge.graph import export_onnx, onnx_bytes
 from atlas_edge.models import LoadedModel, load_model
 from atlas_edge.spec import Precision, Target
 from atlas_edge.tiles import TileSource, batches, open_tiles
@@ -152,7 +152,7 @@ def _rows(model: LoadedModel, name: str, choice: TensorRTChoice, labelled: Label
                     model=name,
                     precision=precision,
                     engine=engine,
-                    onnx_bytes=graphs.graph.stat().st_size,
+                    onnx_bytes=onnx_bytes(graphs.graph),
                     total_seconds=seconds,
                     agreement=embedding_agreement(reference, found),
                     drop=drop,
