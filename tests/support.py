@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_PX = 32
@@ -87,13 +88,24 @@ def write_timm_folder(
     return folder
 
 
-def timm_embedding(folder: Path, tiles: "NDArray[np.uint8]", **arguments: Any) -> "NDArray[np.float32]":
-    """What timm itself returns for `(B, H, W, 3)` uint8 tiles: its own loader, its own `model(x)`."""
+def timm_embedding(
+    folder: Path, tiles: "NDArray[np.uint8]", *, normalise: "Callable[[Tensor], Tensor] | None" = None, **arguments: Any
+) -> "NDArray[np.float32]":
+    """What timm itself returns for `(B, H, W, 3)` uint8 tiles: its own loader, its own `model(x)`.
+
+    Args:
+        folder: In timm's form.
+        tiles: Of the network's size.
+        normalise: How; by mean and deviation as timm reads them when None.
+        arguments: For `timm.create_model`.
+    """
     import timm
     import torch
 
     network = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0, **arguments).eval()
+    pixels = torch.from_numpy(tiles)
     mean, std = (torch.tensor(network.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    images = normalise(pixels) if normalise else (pixels.permute(0, 3, 1, 2) / 255.0 - mean) / std
     with torch.inference_mode():
-        found: NDArray[np.float32] = network((torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255.0 - mean) / std).numpy()
+        found: NDArray[np.float32] = network(images).numpy()
     return found
