@@ -88,9 +88,9 @@ def _fitted(
     module: "torch.nn.Module", calibration: Sequence[Tiles], recipe: Recipe, *, multiply: bool, trainable: bool
 ) -> "torch.nn.Module":
     """Fit the blocks; other layers are rounded to the nearest with the range of what the calibration tiles show."""
-    tiles = np.concatenate(list(calibration) or [np.empty((0,))])[: recipe.calibration_tiles]
-    if not len(tiles):
+    if not any(map(len, calibration)):
         raise InputError(NO_TILES, hint="give --calib TILES")
+    tiles = np.concatenate(list(calibration))[: recipe.calibration_tiles]
     count = min(max(_FIT_TOKENS // _tokens_of_a_tile(module), _FEWEST_FIT_TILES), len(tiles))
     chosen = tiles[np.linspace(0, len(tiles) - 1, count).astype(int)]
     options = FitOptions(
