@@ -66,3 +66,24 @@ def test_an_excluded_layer_is_fitted_but_not_rounded(tiny: LoadedModel, calibrat
     layer = quantized.get_submodule("backbone.blocks.1.mlp.fc2")
     assert not layer.weight_quantizer.is_enabled
     assert embedding_agreement(embed(tiny.module, calibration), embed(quantized, calibration)).cosine_worst > 0.99
+
+
+def test_blocks_and_other_layers_see_all_calibration_tiles(
+    tiny: LoadedModel, calibration: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, int] = {}
+
+    def fitted(module: object, tiles: NDArray[np.uint8], _: object) -> tuple[object, dict[str, object]]:
+        seen["blocks"] = len(tiles)
+        return module, {}
+
+    def statistics(_: object, batches: Batches, names: list[str]) -> dict[str, object]:
+        seen["others"] = sum(map(len, batches))
+        assert "backbone.patch_embed.proj" in names
+        return {}
+
+    monkeypatch.setattr("atlas_edge.quantize.fakequant.fit_blocks", fitted)
+    monkeypatch.setattr("atlas_edge.quantize.fakequant.input_statistics", statistics)
+    fake_quantize(tiny.module, calibration, Recipe(weights="fitted", augmented_share=0.2, smooth_alphas=(0.5, 0.7)))
+    # 40 tiles and a copy for every four of them; none is held out, as blocks choose their strengths themselves.
+    assert seen == {"blocks": 50, "others": 50}
