@@ -23,7 +23,7 @@ COLOUR_STRATA = 8
 # Tiles looked at for each that may be used.
 CANDIDATES_A_TILE = 2
 
-# Fewer set ranges that ordinary tiles leave, and from so many on the last ones hardly matter (docs/quantization.md).
+# Fewer set ranges that ordinary tiles leave (docs/quantization.md); below the second number a user is warned.
 FEWEST_TILES, ENOUGH_TILES = 8, 32
 # Tiles that `atlas-export` fits probes on by default.
 FIT_LIMIT = 600
