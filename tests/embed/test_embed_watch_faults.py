@@ -1,5 +1,6 @@
 """A watcher in this process, with an encoder that costs nothing: one fault after another, none of which stops it."""
 
+import errno
 import json
 import os
 import shutil
@@ -188,6 +189,22 @@ def test_a_journal_that_cannot_be_written_for_a_while(drop: Path, monkeypatch: p
     assert names(said, "begin") == ["a.tif", "c.tif"]
     assert all(line["kind"] in ("folder", "journal") for line in said if line["event"] == "trouble")
     assert sum("disk is full" in line.get("error", "") for line in said) >= 2
+
+
+def test_no_room_for_the_lock_is_no_fault_of_the_slide(drop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine, refused = os.write, []
+
+    def write(descriptor: int, data: bytes) -> int:
+        if data == str(ProcessId.current()).encode() and len(refused) < 3:
+            refused.append(data)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return genuine(descriptor, data)
+
+    monkeypatch.setattr("atlas_edge.embed.lock.os.write", write)
+    said = watch(drop)
+    assert names(said, "done") == ["a.tif", "c.tif"]
+    assert names(said, "failed") == []
+    assert len(names(said, "disk full")) == 3
 
 
 def test_once_ends_where_the_disk_stays_full(drop: Path, monkeypatch: pytest.MonkeyPatch) -> None:

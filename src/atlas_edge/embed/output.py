@@ -94,7 +94,7 @@ def explained_disk_full(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
             raise _disk_full(out, "no space is left") from error
         raise
 

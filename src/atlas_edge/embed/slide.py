@@ -144,7 +144,7 @@ def embed_slide(
             the disk is full.
         UsageError: Nobody said how many µm per pixel the encoder wants, or another process writes `out`.
     """
-    with output_lock(out), explained_disk_full(out):
+    with explained_disk_full(out), output_lock(out):
         return _embed_locked(path, encoder, out, config, bundle_sha256, progress)
 
 
