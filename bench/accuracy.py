@@ -204,8 +204,7 @@ def _notes(evaluation: TileSet, fit: TileSet | None) -> tuple[str, ...]:
             )
         if found.slides:
             notes.append(
-                f"{len(found.slides)} slides (such as {found.slides[0]}) are both fitted and tested: scores are too "
-                "good, the drop stands."
+                f"{len(found.slides)} slides are both fitted and tested: scores are too good, the drop stands."
             )
     return tuple(notes)
 

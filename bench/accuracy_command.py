@@ -35,6 +35,7 @@ def accuracy(
     min_throughput_ratio: float | None = None,
     report: Path | None = None,
     pictures: bool = True,
+    keep_paths: Flag = False,
     overwrite: Flag = False,
     threads: int | None = None,
     seed: int = 0,
@@ -75,6 +76,8 @@ def accuracy(
         min_throughput_ratio: Least throughput over the reference's; needs --speed.
         report: Folder to write report.json, report.md, report.html, junit.xml and benchmark lists into.
         pictures: Show the worst tiles in report.html.
+        keep_paths: Write paths, and the names of tiles and tile sets, into the report. They are left out otherwise: in
+            a lab they name patients.
         overwrite: Replace that folder where it exists.
         threads: Inference threads; the runtime's own choice when left out.
         seed: Seed of every bootstrap.
@@ -94,6 +97,7 @@ def accuracy(
     from atlas_edge.bench.speed_rows import speed_rows
     from atlas_edge.bench.speed_run import paces, time_encoders
     from atlas_edge.bench.tables import print_accuracy, print_rows
+    from atlas_edge.bench.unnamed import unnamed_report
 
     set_verbosity(quiet=quiet, verbose=verbose)
     if not candidates:
@@ -143,9 +147,12 @@ def accuracy(
             paces={} if timed is None else paces(timed, opened.facts),
             gate=gate,
         )
-    worst = worst_tiles(measured, evaluation) if pictures and report is not None else {}
     print_accuracy(screen, found, details=verbose)
     print_rows(screen, speed_rows(found))
+    if not keep_paths:
+        found = unnamed_report(found)
+    shown = found.accuracy if pictures and report is not None else None
+    worst = {} if shown is None else worst_tiles(shown, evaluation)
     if json:  # first: a full disk must not take the figures with it
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     if report is not None:

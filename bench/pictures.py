@@ -26,18 +26,18 @@ class WorstTile:
 def worst_tiles(accuracy: AccuracyReport, evaluation: TileSet) -> dict[str, tuple[WorstTile, ...]]:
     """Candidate -> its tiles that agree least with the reference, worst first; decoded again from their source."""
     found = {}
-    for name, candidate in accuracy.candidates.items():
+    for label, candidate in accuracy.candidates.items():
         agreement = candidate.agreement
         if agreement is None or agreement.identical:
             continue
-        found[name] = tuple(
-            _picture(evaluation, index, cosine)
-            for index, cosine in zip(agreement.worst, agreement.worst_cosines, strict=True)
+        found[label] = tuple(
+            _picture(evaluation, index, name, cosine)
+            for index, name, cosine in zip(agreement.worst, candidate.worst_tiles, agreement.worst_cosines, strict=True)
         )
     return found
 
 
-def _picture(evaluation: TileSet, index: int, cosine: float) -> WorstTile:
+def _picture(evaluation: TileSet, index: int, name: str, cosine: float) -> WorstTile:
     record = evaluation.records[index]
     image = Image.fromarray(evaluation.source.read(record))
     image.thumbnail((_SIDE_PX, _SIDE_PX))
@@ -45,5 +45,5 @@ def _picture(evaluation: TileSet, index: int, cosine: float) -> WorstTile:
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return WorstTile(
-        id=record.id, label=record.label or "", cosine=f"{cosine:.4f}", picture=f"data:image/jpeg;base64,{data}"
+        id=name, label=record.label or "", cosine=f"{cosine:.4f}", picture=f"data:image/jpeg;base64,{data}"
     )

@@ -62,6 +62,7 @@ def speed(
     from atlas_edge.bench.speed_rows import speed_rows
     from atlas_edge.bench.speed_run import SpeedOptions, run_speed
     from atlas_edge.bench.tables import print_rows
+    from atlas_edge.bench.unnamed import unnamed_report
 
     set_verbosity(quiet=quiet, verbose=verbose)
     if not encoders:
@@ -89,6 +90,7 @@ def speed(
         first = list(opened.encoders)[0 if reference is None else encoders.index(reference)]
         found = run_speed(opened, options, reference=first, screen=screen)
     print_rows(screen, speed_rows(found))
+    found = unnamed_report(found)
     if json:  # first: a full disk must not take the figures with it
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     if report is not None:

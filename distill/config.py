@@ -1,11 +1,12 @@
 """Everything that shapes a training run; the resolved copy goes into the student's folder."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_edge.distill.losses import LossName
+from atlas_edge.unnamed import last_name
 
 AugmentationName = Literal["none", "geometry", "weak", "strong"]
 # By which a student's folder is known.
@@ -92,3 +93,12 @@ class TrainConfig(BaseModel):
         """What must not change between a run and its continuation."""
         free = {"out", "threads", "workers", "checkpoint_every", "held_out", "evaluate_every", "half"}
         return self.model_dump(mode="json", exclude=free)
+
+    def for_report(self, *, only: set[str] | None = None) -> dict[str, Any]:
+        """Options as they stand in a student's folder: of paths the last name, as that folder is handed on."""
+        found = self.model_dump(mode="json", include=only)
+        for name in found.keys() & {"teachers", "tiles", "out", "student", "init_from", "held_out"}:
+            value = found[name]
+            if value is not None:
+                found[name] = last_name(value) if isinstance(value, str) else [last_name(one) for one in value]
+        return found

@@ -86,7 +86,7 @@ def fit_student(
         )
         licence = student_licence(stream)
         save_student(folder, backbone.state_dict(), architecture, licence=licence, half=config.half)
-        record = {"config": config.model_dump(mode="json", include=OPTIONS), **as_json(report)}
+        record = {"config": config.for_report(only=OPTIONS), **as_json(report), "student": config.out.name}
         record["tiles"] = [entry.model_dump() for entry in tiles.provenance()]
         (folder / "report.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(

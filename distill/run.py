@@ -262,7 +262,7 @@ def _write(
 
     with atomic_folder(config.out, marks=STUDENT_FILES, overwrite=overwrite) as folder:
         save_student(folder, trained.weights, trained.architecture, licence=licence, half=config.half)
-        record = {"config": config.model_dump(mode="json"), **_jsonable(report)}
+        record = {"config": config.for_report(), **_jsonable(report), "student": config.out.name}
         record["tiles"] = [entry.model_dump() for entry in tiles.provenance()]
         (folder / "report.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(run / "metrics.csv", folder / "metrics.csv")

@@ -1,7 +1,7 @@
 """What `atlas-export` was asked for, checked before any work is done."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -10,6 +10,7 @@ from atlas_edge.models import DEFAULT_MODEL
 from atlas_edge.quantize.plan import load_plan
 from atlas_edge.quantize.recipe import Recipe, default_recipe, load_recipe
 from atlas_edge.spec import Precision, Target
+from atlas_edge.unnamed import LEFT_OUT, last_name
 
 TileFit = Literal["exact", "crop", "resize"]
 
@@ -119,6 +120,14 @@ class ExportConfig(BaseModel):
         if self.tile_px is not None:
             stem += f"-{self.tile_px}px"
         return Path("bundles") / f"{stem}-{self.target}-{self.precision}"
+
+    def for_manifest(self) -> dict[str, Any]:
+        """The options as they stand in a bundle; paths as names of what was given, unless `keep_paths`."""
+        options = self.model_dump(mode="json", exclude={"out", "overwrite"})
+        if not self.keep_paths:
+            options |= {name: LEFT_OUT for name in ("calib", "eval", "timing_cache") if options[name] is not None}
+            options["model"] = last_name(self.model)
+        return options
 
     @property
     def int8_recipe(self) -> Recipe:

@@ -24,7 +24,6 @@ from atlas_edge.export.requirements import check_requirements
 from atlas_edge.export.steps import Steps
 from atlas_edge.export.summary import report_json, report_markdown
 from atlas_edge.export.tile_sets import TileSets, open_tile_sets
-from atlas_edge.export.unnamed import command_without_paths, config_for_manifest, unnamed_tiles
 from atlas_edge.export.verify import Verification, verify
 from atlas_edge.graph import export_onnx, largest_difference, onnx_bytes
 from atlas_edge.manifest import Manifest
@@ -33,6 +32,7 @@ from atlas_edge.plain_runtimes import plain_runtime_notice
 from atlas_edge.quantize.paths import path_sentence
 from atlas_edge.quantize.trained_ranges import ranges_of, recipe_of_ranges
 from atlas_edge.spec import Precision, Target
+from atlas_edge.unnamed import command_without_paths, tile_number, unnamed_tiles
 
 STEPS = 6
 # Float32 in two runtimes differs by rounding only; more means that the graph is not the model.
@@ -163,7 +163,7 @@ def _verify(
     if config.keep_paths:
         return found
     count = len(tile_sets.evaluation.records)
-    return replace(found, worst_tiles=tuple(f"tile {index + 1} of {count}" for index in found.agreement.worst))
+    return replace(found, worst_tiles=tuple(tile_number(index, count) for index in found.agreement.worst))
 
 
 def _as_trained(config: ExportConfig) -> tuple[ExportConfig, Path | None]:
@@ -251,7 +251,7 @@ def _manifest(
         execution=built.execution,
         versions=hardware.versions(),
         command=command if config.keep_paths else command_without_paths(command),
-        config=config_for_manifest(config),
+        config=config.for_manifest(),
         model=model.provenance,
         calibration=calibration,
         evaluation=evaluation,

@@ -1,15 +1,15 @@
-"""What leaves the hospital with a bundle: no path, since folders and files of a study are named after its patients."""
+"""What leaves the hospital with a bundle or report: no path, as studies and their files are named after patients."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from atlas_edge.export.config import ExportConfig
 from atlas_edge.manifest import TilesProvenance
 
 LEFT_OUT = "…"
 _HUB = "hf-hub:"
-_PATHS = {"--calib", "--eval", "--out", "--plan", "--recipe", "--timing-cache"}
+_PATHS = {
+    "--budgets", "--calib", "--eval", "--fit", "--out", "--plan", "--recipe", "--report", "--timing-cache",
+}  # fmt: skip
 
 
 def command_without_paths(command: tuple[str, ...]) -> tuple[str, ...]:
@@ -17,14 +17,14 @@ def command_without_paths(command: tuple[str, ...]) -> tuple[str, ...]:
     return command[:1] + tuple(_shown(command[1:]))
 
 
-def config_for_manifest(config: ExportConfig) -> dict[str, Any]:
-    """The resolved options; paths as names of what was given, unless `keep_paths`."""
-    options = config.model_dump(mode="json", exclude={"out", "overwrite"})
-    if not config.keep_paths:
-        options |= {name: LEFT_OUT for name in ("calib", "eval", "timing_cache") if options[name] is not None}
-        if not config.model.startswith(_HUB):
-            options["model"] = Path(config.model).name
-    return options
+def last_name(name: str) -> str:
+    """A model or tile set as it was named; of a path its last name only."""
+    return name if name.startswith(_HUB) else Path(name).name
+
+
+def tile_number(index: int, count: int) -> str:
+    """What a tile is called where its name stays at home: its place among those that were looked at."""
+    return f"tile {index + 1} of {count}"
 
 
 def unnamed_tiles(tiles: TilesProvenance | None) -> TilesProvenance | None:

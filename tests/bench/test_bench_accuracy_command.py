@@ -11,6 +11,7 @@ from atlas_edge.bundle import read_manifest, write_manifest
 from support import RunCommand
 
 Plant = Callable[[Path, Path], str]
+PATIENT = "H21-12345-Muster"
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +127,23 @@ def test_dry_run_embeds_nothing(bundle: Path, tiny_model: Path, tiles: Path, run
     assert done.returncode == 0
     assert "would compare tiny-vit, tiny on 32 tiles" in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_no_file_of_a_report_names_the_patient(
+    keep: bool, bundle: Path, planted: Path, tiles: Path, tmp_path: Path, run_command: RunCommand
+) -> None:
+    study = tmp_path / PATIENT
+    shutil.copytree(tiles, study / PATIENT)
+    for picture in (study / PATIENT).rglob("*.png"):
+        picture.rename(picture.with_name(f"{PATIENT}-{picture.name}"))
+    done = run_command(
+        "atlas-bench", "accuracy", planted, "--reference", bundle, "--eval", study / PATIENT, "--stress-tiles", "0",
+        "--limit", "16", "--fit-limit", "8", "--report", tmp_path / "report", *["--keep-paths"] * keep,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = {path.name for path in (tmp_path / "report").iterdir() if PATIENT.encode() in path.read_bytes()}
+    assert told == ({"report.json", "report.md", "report.html"} if keep else set())
+    worst = json.loads((tmp_path / "report" / "report.json").read_text())["accuracy"]["candidates"]["tiny-x8"]
+    assert len(worst["worst_tiles"]) == 8
+    assert keep or all(name.endswith(" of 16") for name in worst["worst_tiles"])

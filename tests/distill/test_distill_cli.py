@@ -70,6 +70,9 @@ def test_a_fitted_student_is_an_encoder_with_a_card_of_its_own(
     kept = json.loads((out / "report.json").read_text())
     assert kept["cls_cosine"] == report["cls_cosine"]
     assert kept["config"]["init_tiles"] == 40 and "steps" not in kept["config"]
+    # A student is handed on: where it was made is not.
+    assert kept["config"]["teachers"] == ["virchow2"] and kept["student"] == "fitted"
+    assert not any(str(tmp_path).encode() in path.read_bytes() for path in out.iterdir())
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "in closed form on 40 views" in card and "whitening 0.5" in card
     assert f"teacher's {report['cls_cosine']:.4f}" in card

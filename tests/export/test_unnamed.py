@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 
 from atlas_edge.cli import run_app
 from atlas_edge.export.cli import app
-from atlas_edge.export.unnamed import command_without_paths
+from atlas_edge.unnamed import command_without_paths
 
 PATIENT = "H21-12345-Muster"
 
