@@ -33,7 +33,7 @@ class Agreement:
         norm_ratio_median: Median of |candidate| / |reference|.
         identical: Whether every number is equal, bit for bit.
         effective_tiles: Independent tiles that the set is worth for the 1st percentile; all of them without groups.
-            None in reports of before it was measured.
+            None where it was not measured.
     """
 
     tiles: int

@@ -25,8 +25,7 @@ class Energy:
         watts: Mean power.
         seconds: How long it was measured.
         counter: Which counter was read.
-        interval: Joules a thousand tiles by turns; None where a turn was too short for the counter, and in reports of
-            before it was measured.
+        interval: Joules a thousand tiles by turns; None where a turn was too short for the counter.
     """
 
     joules_per_thousand_tiles: float

@@ -37,7 +37,7 @@ class PlismBench:
         top_k: k -> share of tiles whose registered twin is among the k nearest, 0-1, mean over the pairs.
         pairs: Pairs of scans.
         positions: Positions seen on at least two scans.
-        cosine_median: Median over the pairs of the mean cosine; None in reports of before it was measured.
+        cosine_median: Median over the pairs of the mean cosine.
         top_10_medians: Median top-10 share of pairs `across scanners` (of one stain), `across stains` (of one scanner)
             and `across both`; without those kinds that there are no pairs of.
         leaderboard: Mean of these four medians, by which plismbench ranks encoders; None without all three kinds.

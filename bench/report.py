@@ -20,7 +20,7 @@ from atlas_edge.bench.sweep import Sweep
 from atlas_edge.errors import InputError
 from atlas_edge.manifest import TilesProvenance
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 REPORT_FILE = "report.json"
 
 
@@ -51,7 +51,7 @@ class Report(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     created_utc: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     command: tuple[str, ...]
     machine: Machine

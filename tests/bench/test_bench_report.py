@@ -57,13 +57,13 @@ def test_json_reads_back_as_it_was_infinite_ends_included(tmp_path: Path) -> Non
 def test_published_schema_is_the_one_that_is_written() -> None:
     published = json.loads((ROOT / "docs/report.schema.json").read_text(encoding="utf-8"))
     assert published == Report.model_json_schema(mode="serialization")
-    assert published["properties"]["schema_version"]["const"] == 1
+    assert published["properties"]["schema_version"]["const"] == 2
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"schema_version": 2}', "[1"])
+@pytest.mark.parametrize("text", ["", "{}", '{"schema_version": 1}', "[1"])
 def test_what_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "report.json").write_text(text)
-    with pytest.raises(InputError, match="is no report of schema version 1"):
+    with pytest.raises(InputError, match="is no report of schema version 2"):
         read_report(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         read_report(tmp_path / "none")
