@@ -22,6 +22,7 @@ from atlas_edge.embed.workers import open_encoder
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides import Slide, TileGrid, TileReader, find_tissue, open_slide, plan_grid
+from atlas_edge.slides.open import check_file
 
 SCAN_S_A_MM2 = 156 / 15**2
 """A fast scanner: 156 s for 15 x 15 mm (NanoZoomer S360; Genis et al. 2021)."""
@@ -147,6 +148,7 @@ def _bench(opened: ExitStack, path: Path, bundles: list[str], options: SlideBenc
         opened.callback(encoder.close)
         return encoder
 
+    check_file(path)
     encoders = {name: open_one(name, options.streams) for name in bundles}
     _forget_file(path)
     begun = time.perf_counter()
@@ -334,6 +336,8 @@ def _forget_file(path: Path) -> None:
     """Ask the system to drop all files of a slide from its cache, so that reading them is part of the figures."""
     if sys.platform == "linux":
         for part in slide_files(path):
+            if part.is_dir():  # a DICOM slide may be given by its folder
+                continue
             with part.open("rb") as file:
                 os.fsync(file.fileno())  # a slide that was just drawn is not dropped before it is written back
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

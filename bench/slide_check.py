@@ -189,6 +189,8 @@ def draw_outlines(slide: Slide, grid: TileGrid, path: Path) -> Path:
 
 def _grid_of(file: SlideFeatures, slide: Slide) -> TileGrid:
     about = file.attributes
+    # A level that was damaged when the slide was embedded is passed over here, too.
+    slide.unusable_levels.update(range(int(about["level"]) + 1, len(slide.levels)))
     grid = plan_grid(slide, None, tile_px=int(about["tile_px"]), mpp=float(about["mpp"]), rim=True)
     level = slide.levels[0]
     said = (int(about["level"]), int(about["slide_width"]), int(about["slide_height"]), float(about["slide_mpp"]))

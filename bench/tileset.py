@@ -69,17 +69,19 @@ class TileSet:
 
     @cached_property
     def positions(self) -> tuple[str, ...] | None:
-        """Physical places, or None where one is unknown; patients' places of equal names are told apart by `group`.
+        """Physical places; patients' places of equal names are told apart by `group`.
+
+        None where one is unknown, or where each slide has places of its own, as tiles cut on a grid have: no twins.
 
         Raises:
-            InputError: A scan has two tiles at one place.
+            InputError: A scan has two tiles at one place, and no slides tell them apart.
         """
         places = _complete([record.position for record in self.records])
         if places is None or self.scans is None or (twice := _twice(self.scans, places)) is None:
             return places
         of_patients = tuple(f"{record.group} / {record.position}" for record in self.records)
-        if self.groups is not None and _twice(self.scans, of_patients) is None and _twins(self.scans, of_patients):
-            return of_patients
+        if self.groups is not None and _twice(self.scans, of_patients) is None:
+            return of_patients if _twins(self.scans, of_patients) else None
         raise InputError(
             f"position {twice[1]} occurs twice on scan {twice[0].name}: no telling which of them is the other's twin",
             hint="name positions apart (patient and place), or give patients as group",

@@ -104,9 +104,21 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        replace_file(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def replace_file(file: Path, to: Path) -> None:
+    """Rename a file over another one, which Windows refuses for as long as a program holds that one open."""
+    for wait_s in (*_RENAME_WAITS_S, None):
+        try:
+            file.replace(to)
+            return
+        except PermissionError:
+            if wait_s is None:
+                raise
+            time.sleep(wait_s)
 
 
 def _sibling(out: Path, kind: str) -> Path:

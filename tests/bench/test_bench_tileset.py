@@ -122,6 +122,7 @@ def test_places_of_several_patients_are_told_apart_by_patient_or_refused() -> No
     patients = _places(["one", "one", "two", "two"])
     assert patients.positions is not None and len(set(patients.positions)) == 4
     assert set(patients.positions[:2]) == {"one / 0-0", "one / 0-1"} == set(patients.positions[2:4])
-    # A slide of its own for every scan: no twin could be found.
+    # Slides with places of their own, as tiles cut on a grid have: there are no twins.
+    assert _places(["one on A", "one on B", "two on A", "two on B"]).positions is None
     with pytest.raises(InputError, match="position 0-0 occurs twice on scan A"):
-        _ = _places(["one on A", "one on B", "two on A", "two on B"]).positions
+        _ = _places(["one", "one", "one", "one"]).positions

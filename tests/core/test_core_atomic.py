@@ -260,3 +260,24 @@ def test_threads_write_the_same_file(tmp_path: Path) -> None:
         thread.join()
     assert (tmp_path / "file").read_bytes() in texts
     assert names(tmp_path) == ["file"]
+
+
+def test_a_file_that_is_open_for_a_moment_is_replaced_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, where a scanner of viruses holds what was just written."""
+    replace, refused = Path.replace, []
+
+    def held(self: Path, target: Path) -> Path:
+        if len(refused) < 2:
+            refused.append(self)
+            raise PermissionError(13, "held open")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", held)
+    monkeypatch.setattr(atomic, "_RENAME_WAITS_S", (0.0, 0.0))
+    atomic.write_atomic(tmp_path / "journal", b"new")
+    assert (tmp_path / "journal").read_bytes() == b"new" and len(refused) == 2
+    refused.clear()
+    monkeypatch.setattr(atomic, "_RENAME_WAITS_S", (0.0,))
+    with pytest.raises(PermissionError):
+        atomic.write_atomic(tmp_path / "journal", b"newer")
+    assert (tmp_path / "journal").read_bytes() == b"new" and names(tmp_path) == ["journal"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_edge.atomic import replace_file
 from atlas_edge.cli import require_module
 from atlas_edge.embed.attributes import Attributes, coords_attributes
 from atlas_edge.embed.journal import Journal
@@ -49,7 +50,7 @@ def write_output(out: Path, journal: Journal, grid: TileGrid, attributes: Attrib
         _sync(partial)
         if out.is_dir():
             shutil.rmtree(out)
-        partial.replace(out)
+        replace_file(partial, out)
     finally:
         _remove(partial)
     return int(keep.sum())
