@@ -76,6 +76,12 @@ def test_slide_bench_says_what_is_wrong(run_command: RunCommand, arguments: list
     assert message in done.stderr
 
 
+def test_a_slide_that_is_not_there_is_told_first(run_command: RunCommand, tmp_path: Path) -> None:
+    done = run_command("atlas-bench", "slide", tmp_path / "none.svs", "--bundle", "atlas2-s")
+    assert done.returncode == 5
+    assert "none.svs does not exist, expected a slide" in " ".join(done.stderr.split())
+
+
 def test_bottleneck_counts_what_shares_a_thread_together() -> None:
     fast = {"read": 300.0, "decode": 200.0, "resample": 300.0, "write": 9e3}
     assert _bottleneck({**fast, "inference": 60.0}) == "inference"
