@@ -30,6 +30,8 @@ from atlas_edge.errors import ChecksumError, InputError, UsageError
 from atlas_edge.manifest import ModelProvenance, TilesProvenance
 
 _INDEX = "cache.json"
+# 1 pooled the tokens of some teachers in another way than they ask for.
+_SCHEMA = 2
 _FLOAT16_MAX = 65_504.0
 # Hashes of some tiles, and a view of each.
 _Drawn = tuple[list[int], list[NDArray[np.uint8]]]
@@ -53,7 +55,7 @@ class CacheIndex(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = 1
+    schema_version: int = _SCHEMA
     teacher: ModelProvenance
     dim: int
     tiles: int
@@ -114,7 +116,7 @@ def write_cache(
 
     Raises:
         UsageError: The folder holds another cache.
-        InputError: Features are not finite, or too large for float16.
+        InputError: Features are not finite, or too large for float16; or the folder holds a cache of another schema.
     """
     index = CacheIndex(
         teacher=teacher.provenance,
@@ -269,6 +271,13 @@ def _read_index(folder: Path) -> CacheIndex:
     if not path.is_file():
         raise InputError(f"{folder} is no feature cache: it has no {_INDEX}", hint="make one with atlas-distill cache")
     try:
-        return CacheIndex.model_validate(json.loads(path.read_bytes()))
+        index = CacheIndex.model_validate(json.loads(path.read_bytes()))
     except (ValueError, ValidationError) as error:
         raise InputError(f"{path} cannot be read: {error}", hint="compute the cache again") from error
+    if index.schema_version != _SCHEMA:
+        raise InputError(
+            f"{path} is of schema version {index.schema_version}, expected {_SCHEMA}: its features may be others than "
+            "the teacher's",
+            hint=f"remove {folder} and compute it again with atlas-distill cache",
+        )
+    return index

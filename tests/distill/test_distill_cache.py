@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -66,6 +67,22 @@ def test_a_cache_of_other_tiles_or_views_is_refused(tiny_model: Path, tile_folde
         _write(out, tiny_model, tile_folder, seeds=(0, 1, 2))
     with pytest.raises(UsageError, match="other tiles"):
         FeatureCache(out, open_training_tiles(["synthetic:8"]))
+
+
+def test_a_cache_of_an_earlier_schema_is_refused(tiny_model: Path, tile_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    _write(out, tiny_model, tile_folder)
+    index = json.loads((out / "cache.json").read_text())
+    (out / "cache.json").write_text(json.dumps(index | {"schema_version": 1}))
+    (out / "00003.safetensors").unlink()
+    for use in (
+        lambda: _write(out, tiny_model, tile_folder),
+        lambda: FeatureCache(out, open_training_tiles(["synthetic:8"])),
+    ):
+        with pytest.raises(InputError, match="schema version 1, expected 2") as refused:
+            use()
+        assert "compute it again" in str(refused.value.hint)
+    assert not (out / "00003.safetensors").exists()
 
 
 def test_a_tile_whose_pixels_changed_is_refused(tiny_model: Path, tile_folder: Path, tmp_path: Path) -> None:
