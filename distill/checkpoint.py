@@ -93,6 +93,10 @@ def read_header(folder: Path) -> tuple[int, dict[str, object]]:
     try:
         with safe_open(folder / NAME, framework="pt") as file:
             metadata = file.metadata()
+        if "config" in metadata and "identity" not in metadata:
+            raise InputError(
+                f"{folder / NAME} is of an earlier atlas-edge", hint="add --overwrite to start the run anew"
+            )
         return int(metadata["step"]), dict(json.loads(metadata["identity"]))
     except (SafetensorError, KeyError, ValueError, OSError, TypeError) as error:
         raise InputError(
