@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def distill(
     if trained.main:
         _write(config, run, trained, tiles, report, rows, licence=student_licence(stream), overwrite=overwrite)
         # All that is worth keeping of it lies in the student's folder now.
-        shutil.rmtree(run, ignore_errors=True)
+        _remove_run(run)
     return report
 
 
@@ -271,6 +272,15 @@ def _write(
         loss_plot(rows, folder / "loss.png")
         card = student_card(config, report, tiles.provenance(), rows, licence=licence)
         (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _remove_run(run: Path) -> None:
+    """Remove what training wrote, and the folder unless something else lies in it."""
+    shutil.rmtree(run / "tensorboard", ignore_errors=True)
+    with suppress(OSError):
+        for name in (NAME, "metrics.csv"):
+            (run / name).unlink(missing_ok=True)
+        run.rmdir()
 
 
 def _jsonable(report: Report) -> dict[str, Any]:

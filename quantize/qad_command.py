@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from atlas_edge.atomic import atomic_folder, check_vacant
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.quantize.blocks import has_plain_blocks
-from atlas_edge.quantize.qad import QadOptions, QadResult, check_options, distill_quantized
+from atlas_edge.quantize.qad import CHECKPOINT, QadOptions, QadResult, check_options, distill_quantized
 from atlas_edge.quantize.qkv_bias import separate_biases
 from atlas_edge.quantize.recipe import Recipe, default_recipe
 from atlas_edge.quantize.trained_ranges import FILE, save_ranges
@@ -92,7 +93,9 @@ def distill_model(
         _write_weights(model, result, folder)
         shutil.copyfile(source / CONFIG, folder / CONFIG)
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(state, ignore_errors=True)
+    with suppress(OSError):  # of the folder, only what training wrote
+        (state / CHECKPOINT).unlink(missing_ok=True)
+        state.rmdir()
     return report
 
 

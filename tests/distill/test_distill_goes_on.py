@@ -59,6 +59,11 @@ def _train_again(folder: str) -> None:
     save_file({name: value * 1.001 for name, value in load_file(path).items()}, path)
 
 
+def _of_an_earlier_version() -> None:
+    path = run_folder(Path("student")) / NAME
+    save_file(load_file(path), path, {"step": "5", "config": "{}"})
+
+
 def _tear() -> None:
     (run_folder(Path("student")) / NAME).write_bytes(b"torn")
 
@@ -71,6 +76,7 @@ def _tear() -> None:
         (lambda: _train_again("start"), {}, "another content of start, the student's first weights"),
         (lambda: None, {"lr": 1e-5}, r"another lr \(0\.003, now 1e-05\)"),
         (_tear, {}, "cannot be read"),
+        (_of_an_earlier_version, {}, "of an earlier atlas-edge"),
     ],
 )
 def test_a_run_goes_on_with_the_same_options_tiles_and_models_only(
@@ -86,6 +92,17 @@ def test_a_run_goes_on_with_the_same_options_tiles_and_models_only(
     change()
     with pytest.raises((UsageError, InputError), match=said):
         distill(_config(**options))
+
+
+def test_a_finished_run_removes_only_what_it_wrote(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(stopped, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    run = run_folder(Path("student"))
+    (run / "notes.txt").write_text("mine")
+    distill(_config())
+    assert [path.name for path in run.iterdir()] == ["notes.txt"]
 
 
 def test_a_run_does_not_go_on_with_a_cache_of_another_teacher(

@@ -36,10 +36,12 @@ def distilled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("qad")
     coarse = np.random.default_rng(3).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
     (folder / "tiles").mkdir()
+    (folder / "out.qad").mkdir()
+    (folder / "out.qad" / "notes.txt").write_text("mine")
     for number, pixels in enumerate(coarse.repeat(4, axis=1).repeat(4, axis=2)):
         Image.fromarray(pixels).save(folder / "tiles" / f"{number}.png")
     distill_model(str(tiny_model), str(folder / "tiles"), folder / "out", recipe=RECIPE, options=OPTIONS)
-    assert not (folder / "out.qad").exists()
+    assert [path.name for path in (folder / "out.qad").iterdir()] == ["notes.txt"]
     return folder / "out"
 
 
@@ -132,6 +134,7 @@ def test_a_network_of_other_blocks_is_stored_as_it_was_trained(
 ) -> None:
     source, out = network_folder("swiglu"), tmp_path / "out"
     report = distill_model(str(source), str(distilled.parent / "tiles"), out, recipe=None, options=OPTIONS)
+    assert not out.with_name("out.qad").exists()
     assert report["held_out_by"] == "tile"
     before, after = load_model(str(source)), load_model(str(out))
     reference = embed(before.module, [held_out])
