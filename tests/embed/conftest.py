@@ -65,6 +65,15 @@ def scan(tmp_path: Path) -> Path:
     return make_scan(tmp_path / "scan.tif")
 
 
+@pytest.fixture
+def drop(tmp_path: Path) -> Path:
+    """A drop folder with slides a.tif and c.tif."""
+    (tmp_path / "in").mkdir()
+    for seed, name in enumerate("ac"):
+        make_scan(tmp_path / "in" / f"{name}.tif", seed)
+    return tmp_path / "in"
+
+
 def make_scan(path: Path, seed: int = 0) -> Path:
     tifffile = pytest.importorskip("tifffile")
     image = np.random.default_rng(seed).integers(90, 180, (640, 960, 3), dtype=np.uint8)

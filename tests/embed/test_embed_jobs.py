@@ -92,6 +92,29 @@ def test_done_by_the_same_plan_is_left_out_and_another_plan_refused(scan: Path, 
         leave_out_done(jobs, plan, **same)
 
 
+@pytest.mark.parametrize("form", ["h5", "parquet", "zarr"])
+def test_another_scale_given_to_the_slide_is_another_plan(scan: Path, tmp_path: Path, form: str) -> None:
+    pytest.importorskip({"h5": "h5py", "parquet": "pyarrow", "zarr": "zarr"}[form])
+    encoder, jobs = MeanEncoder(), [(scan, tmp_path / f"out.{form}")]
+    says, alone = EmbedConfig(tissue=False), EmbedConfig(tissue=False, mpp=0.25, override_mpp=True)
+    of_many = EmbedConfig(tissue=False, mpp=0.25)
+
+    def is_left_out(config: EmbedConfig) -> bool:
+        plan = plan_of(encoder.spec, config, "")
+        return not leave_out_done(jobs, plan, overwrite=False, re_embed=True)[0]
+
+    embed_slide(scan, encoder, jobs[0][1], says)
+    assert is_left_out(of_many), "the slide says its scale: what is given to many is not for it"
+    assert is_left_out(EmbedConfig(tissue=False, mpp=0.5, override_mpp=True))
+    assert not is_left_out(alone)
+    with pytest.raises(UsageError, match=r"slide_mpp 0\.5 by slide, now 0\.25"):
+        leave_out_done(jobs, plan_of(encoder.spec, alone, ""), overwrite=False, re_embed=False)
+    embed_slide(scan, encoder, jobs[0][1], alone)
+    assert is_left_out(alone)
+    assert not is_left_out(alone.model_copy(update={"mpp": 0.4}))
+    assert not is_left_out(says)
+
+
 def test_what_is_no_output_is_never_replaced_unasked(scan: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.h5"
     out.write_bytes(b"my own notes")

@@ -35,15 +35,6 @@ DEAD = replace(ProcessId.current(), started=ProcessId.current().started - 1)
 QUICK: dict[str, Any] = {"settle_s": 0.1, "poll_s": 0.05, "retry_s": 0.05, "most_attempts": 2}
 
 
-@pytest.fixture
-def drop(tmp_path: Path) -> Path:
-    """A drop folder with slides a.tif and c.tif."""
-    (tmp_path / "in").mkdir()
-    for seed, name in enumerate("ac"):
-        make_scan(tmp_path / "in" / f"{name}.tif", seed)
-    return tmp_path / "in"
-
-
 def watch(folder: Path, config: EmbedConfig | None = None, *, bundle: str = "", **options: Any) -> list[dict[str, Any]]:
     """Watch once; the events of this run."""
     out = folder.parent / "out"

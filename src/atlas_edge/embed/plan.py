@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Plan = dict[str, Any]
 
+_SCALE = ("given_mpp", "override_mpp")
 _SAME_MPP = 0.011
 """A level within 1 % of the wanted scale is embedded as it is."""
 
@@ -21,8 +22,10 @@ _SAME_MPP = 0.011
 def plan_of(spec: EncoderSpec, config: "EmbedConfig", bundle_sha256: str) -> Plan:
     """The plan, by the names of the attributes that say it in an output; through JSON unchanged."""
     given = {} if config.mpp is None else {"given_mpp": config.mpp}
+    override = {"override_mpp": True} if given and config.override_mpp else {}
     return {
         **given,
+        **override,
         "encoder": spec.name,
         "bundle_sha256": bundle_sha256,
         "tile_px": spec.tile_px,
@@ -38,8 +41,9 @@ def differences(said: Mapping[str, Any], plan: Plan) -> list[str]:
     found = [
         f"{name} {_short(said[name])}, now {_short(value)}"
         for name, value in plan.items()
-        if name in said and not _same(said[name], value)
+        if name in said and name not in _SCALE and not _same(said[name], value)
     ]
+    found += _scale_differences(said, plan)
     if "tile_mpp" not in said and "mpp" in said and plan["tile_mpp"]:
         # Written before attributes held what was asked for.
         mpp = float(said["mpp"])
@@ -74,6 +78,20 @@ def is_current(out: Path, said: Mapping[str, Any], identity: SlideIdentity) -> b
     if "slide_size_bytes" in said:
         return (int(said["slide_size_bytes"]), int(said["slide_mtime_ns"])) == (identity.size_bytes, identity.mtime_ns)
     return out.stat().st_mtime_ns >= identity.mtime_ns
+
+
+def _scale_differences(said: Mapping[str, Any], plan: Plan) -> list[str]:
+    """What `--mpp` changes: slides that do not say their scale, and one that is named alone whatever it says."""
+    given = plan.get("given_mpp")
+    if "slide_mpp_source" not in said:  # a journal, which holds for many slides
+        before = said.get("given_mpp")
+        return [] if before is None or _same(before, given) else [f"given_mpp {before}, now {_short(given or '')}"]
+    if said["slide_mpp_source"] != "--mpp" and not plan.get("override_mpp"):
+        return []
+    scales = [float(said[name]) for name in ("slide_mpp", "slide_mpp_y") if name in said]
+    if given is not None and all(math.isclose(scale, given) for scale in scales):
+        return []
+    return [f"slide_mpp {scales[0]:g} by {said['slide_mpp_source']}, now {_short(given or 'what the slide says')}"]
 
 
 def _same(one: Any, other: Any) -> bool:
