@@ -260,7 +260,7 @@ def test_a_watcher_elsewhere_is_alive_as_long_as_it_counts(tmp_path: Path, monke
     journal, path = journal_with(tmp_path)
     elsewhere = f"container/{dataclasses.replace(ProcessId.current(), machine='elsewhere')}/0"
     other, clock = WatchJournal(tmp_path / "j.sqlite", owner=elsewhere), [100.0]
-    monkeypatch.setattr("atlas_edge.embed.watch_journal.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("atlas_edge.embed.watch_owners.time.monotonic", lambda: clock[0])
     assert other.claim(10.0) is not None
     for _ in range(3):
         other.beat()

@@ -154,7 +154,10 @@ class Watcher:
             ) from error
 
     def _check_plan(self, journal: WatchJournal) -> None:
-        different = journal.adopt(self._plan, replace=self._options.re_embed)
+        told = "another watcher may be at work by another plan: waiting for a sign of life of it, for a minute"
+        different = journal.adopt(
+            self._plan, replace=self._options.re_embed, on_wait=lambda: self.log.write("waiting", reason=told)
+        )
         if different:
             raise other_plan(self.out, different)
         for out in journal.unplanned():

@@ -4,7 +4,6 @@ import os
 import secrets
 import socket
 import sqlite3
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from typing import Any
 
 from atlas_edge.embed.plan import Plan, differences
 from atlas_edge.embed.slide_files import SlideIdentity
+from atlas_edge.embed.watch_owners import Owners
 from atlas_edge.embed.watch_schema import open_journal, read_plan, write_plan
 from atlas_edge.errors import UsageError
 from atlas_edge.process import ProcessId
 
 _HOUR_S = 3600.0
-_DEAD_S = 60.0
-"""A watcher of another machine or container that shows no sign of life for so long has ended."""
 
 
 class State(StrEnum):
@@ -75,14 +73,15 @@ class WatchJournal:
         self._folder = _stored(folder)
         self.owner = owner or f"{socket.gethostname()}/{ProcessId.current()}/{secrets.token_hex(4)}"
         self._plan: Plan | None = None
-        self._beats: dict[str, tuple[int, float]] = {}
+        self._owners = Owners(self.owner)
 
-    def adopt(self, plan: Plan, *, replace: bool = False) -> list[str]:
+    def adopt(self, plan: Plan, *, replace: bool = False, on_wait: Callable[[], None] = lambda: None) -> list[str]:
         """Work by a plan from now on; the first slide that is claimed gives it to the journal.
 
         Args:
             plan: See `plan_of`.
             replace: Put it in the place of another one: slides that are done are queued again.
+            on_wait: Called before it waits for a sign of life of a watcher that may have ended.
 
         Returns:
             What differs from the plan that the journal has: nothing must be claimed then.
@@ -95,9 +94,11 @@ class WatchJournal:
         different = differences(before or {}, plan)
         if not different or not replace:
             return different
+        query = "SELECT owner, beat FROM slides WHERE state = ?"
+        self._owners.wait_for_signs(lambda: self._connection.execute(query, (State.RUNNING,)).fetchall(), on_wait)
         with self._transaction() as sql:
-            running = sql.execute("SELECT owner, beat FROM slides WHERE state = ?", (State.RUNNING,)).fetchall()
-            if any(self._is_alive(row["owner"], row["beat"]) for row in running):
+            running = sql.execute(query, (State.RUNNING,)).fetchall()
+            if len(self._owners.orphans(running)) < len(running):
                 raise UsageError("another watcher works on the same --out by another plan", hint="stop it first")
             write_plan(sql, plan)
             sql.execute(
@@ -258,11 +259,11 @@ class WatchJournal:
         """
         query = "SELECT path, owner, attempts, beat FROM slides WHERE state = ? AND folder = ?"
         running = (State.RUNNING, self._folder)
-        if not self._orphans(self._connection.execute(query, running).fetchall()):
+        if not self._owners.orphans(self._connection.execute(query, running).fetchall()):
             return []
         with self._transaction() as sql:
             freed = []
-            for row in self._orphans(sql.execute(query, running).fetchall()):
+            for row in self._owners.orphans(sql.execute(query, running).fetchall()):
                 attempts = row["attempts"] - (row["owner"] == self.owner)
                 state = State.QUEUED if attempts < most_attempts else State.QUARANTINED
                 sql.execute(
@@ -348,25 +349,6 @@ class WatchJournal:
             (_stored(path), self._folder, _stored(out), *looks, now, State.DONE if done else State.WAITING),
         )
         return "already embedded" if done else "found"
-
-    def _orphans(self, running: list[sqlite3.Row]) -> list[sqlite3.Row]:
-        owners = {row["owner"]: row["beat"] for row in running}
-        self._beats = {owner: beat for owner, beat in self._beats.items() if owner in owners}
-        return [row for row in running if not self._is_alive(row["owner"], owners[row["owner"]])]
-
-    def _is_alive(self, owner: str | None, beat: int) -> bool:
-        if owner is None or owner == self.owner:
-            return False
-        process = ProcessId.parse(owner.split("/")[1]) if owner.count("/") == 2 else None
-        alive = process.is_running() if process is not None else None
-        if alive is not None:
-            return alive
-        # Of another machine or container nothing is known but that it counts on; timed by our own clock.
-        counted, since = self._beats.get(owner, (None, 0.0))
-        if counted != beat:
-            self._beats[owner] = (beat, time.monotonic())
-            return True
-        return time.monotonic() - since < _DEAD_S
 
     def _set(self, job: Job, assignment: str, *values: Any) -> None:
         # Only where it is still ours.
