@@ -18,7 +18,7 @@ from atlas_edge.bench.stress import STRESSES
 from atlas_edge.bench.tileset import TileSet, pick_tiles
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
-from atlas_edge.tiles import fit_tile, open_tiles
+from atlas_edge.tiles import fit_tile, open_tiles, without_split
 from atlas_edge.tiles.overlap import check_disjoint, halves
 
 _BATCH = 32
@@ -201,7 +201,7 @@ def labelled_tiles(fit: str, tiles: str | None, *, fit_limit: int, limit: int) -
     Raises:
         InputError: Tiles without labels, or the same ones to fit and to test on.
     """
-    judged = (fit if Path(fit).exists() else fit.partition("@")[0]) if tiles is None else tiles
+    judged = without_split(fit) if tiles is None else tiles
     source, other = open_tiles(fit, role="calibration"), open_tiles(judged, role="evaluation")
     halved = judged == fit and source.split is None and other.split is None
     for_fit, for_test = halves(list(source.records())) if halved else (None, None)

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from atlas_edge.bench.tileset import TileSet
 from atlas_edge.errors import UsageError
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.quantize.calibration import calibration_pool
-from atlas_edge.tiles import TileRecord, TileSource, open_tiles, provenance, select_records
+from atlas_edge.tiles import TileRecord, TileSource, open_tiles, provenance, select_records, without_split
 from atlas_edge.tiles.overlap import check_disjoint, in_first_half
 
 SAMPLE = "synthetic"
@@ -55,7 +54,7 @@ def open_tile_sets(config: ExportConfig) -> TileSets:
         InputError: A tile set cannot be read, or calibration and evaluation share a slide.
     """
     calib = config.calib or config.eval or SAMPLE
-    eval_ = config.eval or (calib if Path(calib).exists() else calib.rpartition("@")[0] or calib)
+    eval_ = config.eval or without_split(calib)
     calibration = open_tiles(calib, role="calibration")
     # Opened once: finding the tissue of a folder of slides takes minutes.
     same = eval_ == calib and not calibration.splits()

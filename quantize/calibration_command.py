@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_edge.quantize.calibration import CalibrationChoice, calibration_pool, choose_calibration
 from atlas_edge.quantize.convergence import Convergence, watch_ranges
-from atlas_edge.tiles import TileFit, TileRecord, open_tiles, provenance
+from atlas_edge.tiles import TileFit, TileRecord, open_tiles, provenance, without_split
 from atlas_edge.tiles.overlap import check_disjoint, in_first_half
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ def show_calibration(
 def _evaluation(tiles: str, evaluation: str | None, *, has_splits: bool) -> Any:
     if evaluation is None and not has_splits:
         return None
-    spec = evaluation or (tiles if Path(tiles).exists() else tiles.partition("@")[0])
-    return open_tiles(spec, role="evaluation")
+    return open_tiles(evaluation or without_split(tiles), role="evaluation")
 
 
 def _watch(loaded: Any, choice: CalibrationChoice) -> Convergence:

@@ -13,7 +13,7 @@ from atlas_edge.quantize.recipe import load_recipe
 from atlas_edge.quantize.search import SearchConfig, search
 from atlas_edge.quantize.search_report import REPORT
 from atlas_edge.spec import Precision, Target
-from atlas_edge.tiles import open_tiles
+from atlas_edge.tiles import open_tiles, without_split
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,7 +69,7 @@ def judged_on(tiles: str, evaluation: str | None) -> str:
             f"{tiles} has no splits: a plan must be judged on tiles that it was not calibrated on",
             hint="give --eval other tiles",
         )
-    return tiles if Path(tiles).exists() else tiles.partition("@")[0]
+    return without_split(tiles)
 
 
 def find_plan(config: SearchConfig, screen: "Console", *, overwrite: bool, dry_run: bool) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,9 @@ def test_tiles_without_splits_are_parted_into_those_that_fit_and_those_that_judg
         assert set(fitted.labels or ()) == set(tested.labels or ()) == {"dark", "light"}
 
 
-def test_splits_are_used_as_they_are_named(tiles: Path) -> None:
-    for fit in (str(tiles), f"{tiles}@train"):
+def test_splits_are_used_as_they_are_named(tiles: Path, tmp_path: Path) -> None:
+    below_an_at = shutil.copytree(tiles, tmp_path / "lab@home" / "tiles")
+    for fit in (str(tiles), f"{tiles}@train", f"{below_an_at}@train"):
         fitted, tested = labelled_tiles(fit, None, fit_limit=1_500, limit=2_000)
         assert [len(part.records) for part in (fitted, tested)] == [48, 32]
 

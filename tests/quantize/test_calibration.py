@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from atlas_edge.quantize.calibration import choose_calibration
 from atlas_edge.quantize.calibration_command import show_calibration
 from atlas_edge.quantize.convergence import FITTED_TILES, Convergence, watch_ranges
 from atlas_edge.quantize.screening import look_at
+from atlas_edge.quantize.search_command import judged_on
 from atlas_edge.tiles import TileRecord, TileSource, open_tiles
 from support import TINY_PX, RunCommand
 
@@ -170,6 +172,18 @@ def test_command_shows_the_very_tiles_of_an_export(
     )  # fmt: skip
     assert len(shown["ids"]) == 40
     assert shown["ids"] == [record.id for record in sets.calibration.records]
+
+
+def test_tiles_of_a_split_are_judged_by_the_other_split_below_a_folder_with_an_at(
+    tiny_model: Path, tiles: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiles, tmp_path / "lab@home" / "tiles")
+    assert judged_on(f"{folder}@train", None) == str(folder)
+    shown = show_calibration(
+        str(tiny_model), f"{folder}@train", evaluation=None, limit=8, contact_sheet=None, fit="exact", seed=0,
+        dry_run=True, screen=Console(quiet=True),
+    )  # fmt: skip
+    assert shown["disjoint_from"] == "tiles@test"
 
 
 def test_command_refuses_tiles_that_judge(tiny_model: Path, tiles: Path, run_command: RunCommand) -> None:

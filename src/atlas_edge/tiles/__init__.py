@@ -1,6 +1,6 @@
 """Tile sources: folders, packs, parquet, HDF5 and the synthetic sample, all streamed."""
 
-from atlas_edge.tiles.open import open_tiles
+from atlas_edge.tiles.open import open_tiles, without_split
 from atlas_edge.tiles.sample import provenance, select_records
 from atlas_edge.tiles.source import TileBatch, TileFit, TileRecord, TileSource, batches, fit_tile
 
@@ -14,4 +14,5 @@ __all__ = [
     "open_tiles",
     "provenance",
     "select_records",
+    "without_split",
 ]

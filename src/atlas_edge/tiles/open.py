@@ -61,6 +61,11 @@ def open_tiles(spec: str | Path, *, role: Role | None = None) -> TileSource:
     return source
 
 
+def without_split(spec: str) -> str:
+    """The whole tile set of which `PATH@SPLIT` names a split; `@` in the names of folders names none."""
+    return spec if Path(spec).exists() else spec.rpartition("@")[0] or spec
+
+
 def _open(spec: str) -> tuple[TileSource, str | None]:
     slide = slide_spec(spec)
     if slide is not None and slide.path.suffix.lower() in SLIDE_SUFFIXES:
