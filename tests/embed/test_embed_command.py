@@ -74,6 +74,25 @@ def test_one_bad_slide_does_not_stop_the_rest(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["scan.h5"]
 
 
+def test_one_unreadable_output_does_not_stop_the_rest(
+    mean_bundle: Path, tmp_path: Path, run_command: RunCommand
+) -> None:
+    slides, out = [make_scan(tmp_path / f"{name}.tif") for name in "ab"], tmp_path / "out"
+    out.mkdir()
+    (out / "a.h5").touch()
+    arguments = [*slides, "--bundle", mean_bundle, "--out", out, "--json"]
+    done = run_command("atlas-embed", *arguments)
+    assert done.returncode == 2, done.stderr
+    report = json.loads(done.stdout)
+    assert [Path(item["slide"]).name for item in report["slides"]] == ["b.tif"]
+    assert [Path(item["slide"]).name for item in report["failed"]] == ["a.tif"]
+    assert "a.tif: FAILED: " in done.stderr
+    assert "--re-embed" in done.stderr
+    mended = run_command("atlas-embed", *arguments, "--re-embed")
+    assert mended.returncode == 0, mended.stderr
+    assert [Path(item["slide"]).name for item in json.loads(mended.stdout)["slides"]] == ["a.tif"]
+
+
 def test_one_worker_a_device(mean_bundle: Path, tmp_path: Path, run_command: RunCommand) -> None:
     slides = [make_scan(tmp_path / f"{number}.tif", number) for number in range(3)]
     done = run_command(

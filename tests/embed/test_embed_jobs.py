@@ -115,12 +115,23 @@ def test_another_scale_given_to_the_slide_is_another_plan(scan: Path, tmp_path: 
     assert not is_left_out(says)
 
 
-def test_what_is_no_output_is_never_replaced_unasked(scan: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.h5"
-    out.write_bytes(b"my own notes")
+def test_what_is_no_output_fails_its_slide_alone_and_is_never_replaced_unasked(tmp_path: Path) -> None:
+    slides = [make_scan(tmp_path / f"{number}.tif", number) for number in range(4)]
+    jobs = [(slide, tmp_path / "out" / f"{slide.stem}.h5") for slide in slides]
     plan = plan_of(MeanEncoder.spec, EmbedConfig(), "")
-    with pytest.raises(UsageError, match="is no output of atlas-embed"):
-        leave_out_done([(scan, out)], plan, overwrite=False, re_embed=True)
+    embed_slide(slides[0], MeanEncoder(), jobs[0][1], EmbedConfig())
+    for (_, out), content in zip(jobs[1:], (b"", b"my own notes", jobs[0][1].read_bytes()), strict=True):
+        out.write_bytes(content)
+    to_do, done, failed = leave_out_done(jobs, plan, overwrite=False, re_embed=False)
+    assert to_do == []
+    assert [Path(skipped.slide) for skipped in done] == [slides[0]]
+    assert [Path(failure.slide) for failure in failed] == slides[1:]
+    assert all("is no output of atlas-embed" in failure.reason for failure in failed[:2])
+    assert all("--re-embed" in failure.reason for failure in failed[:2])
+    assert "was made of 0.tif" in failed[2].reason
+    to_do, _, failed = leave_out_done(jobs, plan, overwrite=False, re_embed=True)
+    assert to_do == jobs[1:3], "what was made of another slide is not this one's"
+    assert [Path(failure.slide) for failure in failed] == slides[3:]
 
 
 def test_an_output_of_another_slide_keeps_its_name(tmp_path: Path) -> None:
@@ -160,6 +171,9 @@ def test_a_dicom_series_is_one_slide(tmp_path: Path) -> None:
         dicom(tmp_path / f"{number}.dcm", series)
     assert [path.name for path in find_slides(tmp_path, None)] == ["0.dcm", "2.dcm"]
     (tmp_path / "2.dcm").rename(tmp_path / "2.txt")
+    given = ([tmp_path / "*.dcm"], [tmp_path / "0.dcm", tmp_path / "1.dcm"], [tmp_path / "0.dcm", tmp_path])
+    for named in given:
+        assert [slide.path.name for slide in expand(named, tmp_path / "out")] == ["0.dcm"]
     # A folder with one series is a slide.
     found = expand([tmp_path], tmp_path / "out.h5")
     assert one_or_many(found, [tmp_path], tmp_path / "out.h5", "h5") == [(tmp_path / "0.dcm", tmp_path / "out.h5")]

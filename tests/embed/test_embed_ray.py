@@ -33,3 +33,9 @@ def test_two_ray_workers(mean_bundle: Path, tmp_path: Path, run_command: RunComm
     rest = run_command("atlas-embed", *arguments, "--dry-run")
     assert rest.returncode == 0, rest.stderr
     assert json.loads(rest.stdout)["to_do"] == [str((folder / "zero.svs").resolve())]
+    (out / "b.h5").write_bytes(b"")
+    rest = run_command("atlas-embed", *arguments, "--dry-run")
+    assert rest.returncode == 5, rest.stderr
+    report = json.loads(rest.stdout)
+    assert report["to_do"] == [str((folder / "zero.svs").resolve())]
+    assert [Path(failure["slide"]).name for failure in report["failed"]] == ["b.tif"]

@@ -18,6 +18,7 @@ import pytest
 from atlas_edge.embed import EmbedConfig, embed_slide
 from atlas_edge.embed import watch as module
 from atlas_edge.embed.event_log import EventLog
+from atlas_edge.embed.jobs import SlideFailure
 from atlas_edge.embed.watch import Watcher, WatchOptions
 from atlas_edge.embed.watch_journal import WatchJournal
 from atlas_edge.embed.watch_schema import is_on_network
@@ -98,9 +99,9 @@ def test_a_batch_goes_on_after_whatever_a_slide_raises(drop: Path, monkeypatch: 
     monkeypatch.setattr(workers, "embed_slide", embed)
     jobs = [(drop / name, drop / f"{name}.h5") for name in ("a.tif", "c.tif")]
     first, second = workers.embed_here(jobs, MeanEncoder(), EmbedConfig(), "", lambda *_: None)
-    assert isinstance(first, workers.SlideFailure)
+    assert isinstance(first, SlideFailure)
     assert (first.exit_code, first.reason) == (5, "AttributeError: 'NoneType' object has no attribute 'tags'")
-    assert not isinstance(second, workers.SlideFailure)
+    assert not isinstance(second, SlideFailure)
 
 
 def test_a_blank_slide_is_done_with_nothing_to_embed(drop: Path) -> None:

@@ -78,10 +78,10 @@ def embed(
         verbose: Say more.
     """
     set_verbosity(quiet=quiet, verbose=verbose)
-    from atlas_edge.embed.jobs import SlideSkipped, expand, leave_out_done, one_or_many
+    from atlas_edge.embed.jobs import SlideFailure, SlideSkipped, expand, leave_out_done, one_or_many
     from atlas_edge.embed.output import check_form
     from atlas_edge.embed.plan import plan_of
-    from atlas_edge.embed.workers import SlideFailure, read_spec
+    from atlas_edge.embed.workers import read_spec
 
     jobs = one_or_many(expand(slides, out), slides, out, form)
     config = make_config(
@@ -98,16 +98,17 @@ def embed(
     for _, target in jobs:
         check_form(target)
     spec, sha256 = read_spec(bundle)
-    to_do, skipped = leave_out_done(jobs, plan_of(spec, config, sha256), overwrite=overwrite, re_embed=re_embed)
+    plan = plan_of(spec, config, sha256)
+    to_do, skipped, failures = leave_out_done(jobs, plan, overwrite=overwrite, re_embed=re_embed)
     # One console: a second one would print into the bar of the first.
     screen = console(quiet=quiet)
-    for item in skipped:
+    for item in (*skipped, *(failures if len(jobs) > 1 else ())):
         screen.print(result_line(item), markup=False, soft_wrap=not screen.is_terminal)
     if dry_run:
         _show_plans(to_do, spec, config, screen, json=json)
+        _raise_first(failures, len(jobs))
         return
     results: list[Any] = []
-    failures: list[Any] = []
     with closing(_results(to_do, bundle, config, devices, streams, screen)) as items:
         for item in items:
             failed = isinstance(item, SlideFailure)

@@ -3,12 +3,20 @@
 import glob
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from atlas_edge.embed.plan import Plan, attributes_of, differences, is_current, is_of_slide, other_plan
-from atlas_edge.embed.slide_files import SLIDE_SUFFIXES, find_slides, printable, slide_identity, slide_stem
+from atlas_edge.embed.slide_files import (
+    SLIDE_SUFFIXES,
+    find_slides,
+    one_a_series,
+    printable,
+    slide_identity,
+    slide_stem,
+)
 from atlas_edge.errors import InputError, UsageError
 
 FORMS = ("h5", "zarr", "parquet")
@@ -24,6 +32,15 @@ class SlideSkipped:
     why: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideFailure:
+    """A slide that could not be embedded, with the exit code of its error."""
+
+    slide: str
+    reason: str
+    exit_code: int
+
+
 @dataclass(frozen=True, slots=True)
 class FoundSlide:
     """A slide, and the folder that it was found in: its place below that is its output's place below `--out`."""
@@ -34,6 +51,8 @@ class FoundSlide:
 
 def expand(slides: Sequence[Path], out: Path) -> list[FoundSlide]:
     """Slides that were named, by file, by pattern (no Windows shell expands one) or by folder.
+
+    Of a DICOM series the first file stands for all.
 
     Raises:
         InputError: A pattern or folder without slides.
@@ -52,7 +71,8 @@ def expand(slides: Sequence[Path], out: Path) -> list[FoundSlide]:
             found += [FoundSlide(path, path.parent) for path in matches]
         else:
             found.append(FoundSlide(given, given.parent))
-    return _apart(list({slide.path.absolute(): slide for slide in found}.values()))
+    slides_of = {slide.path.absolute(): slide for slide in found}
+    return _apart([slides_of[path] for path in one_a_series(list(slides_of))])
 
 
 def output_names(slide: Path, root: Path, out: Path, form: str) -> Iterator[Path]:
@@ -108,28 +128,33 @@ def one_or_many(slides: list[FoundSlide], given: Sequence[Path], out: Path, form
 
 def leave_out_done(
     jobs: list[tuple[Path, Path]], plan: Plan, *, overwrite: bool, re_embed: bool
-) -> tuple[list[tuple[Path, Path]], list[SlideSkipped]]:
-    """Part jobs into those to do and those that the same plan has done.
+) -> tuple[list[tuple[Path, Path]], list[SlideSkipped], list[SlideFailure]]:
+    """Part jobs into those to do, those that the same plan has done, and those whose output is none of theirs.
 
     Args:
         jobs: Slides and outputs.
         plan: See `plan_of`.
         overwrite: Do all of them.
-        re_embed: Do those that another plan did.
+        re_embed: Do those that another plan did, and those whose output cannot be read.
 
     Raises:
-        UsageError: An output holds embeddings of another plan, of another slide, or something else.
+        UsageError: An output holds embeddings of another plan.
     """
     to_do: list[tuple[Path, Path]] = []
     done: list[SlideSkipped] = []
+    failed: list[SlideFailure] = []
     for slide, out in jobs:
         if overwrite or not out.exists():
             to_do.append((slide, out))
             continue
         said = attributes_of(out)
+        if said is None and re_embed:
+            to_do.append((slide, out))
+            continue
         if said is None or not is_of_slide(said, slide):
-            what = "is no output of atlas-embed" if said is None else f"was made of {said['slide']}"
-            raise UsageError(f"{printable(out)} {what}", hint="add --overwrite to replace it, or choose another --out")
+            error = _not_its_output(out, said)
+            failed.append(SlideFailure(slide=str(slide), reason=str(error), exit_code=error.exit_code))
+            continue
         different = differences(said, plan)
         if slide.exists() and not is_current(out, said, slide_identity(slide)):
             different.append("the slide has changed since")
@@ -139,7 +164,15 @@ def leave_out_done(
             to_do.append((slide, out))
         else:
             raise other_plan(out, different)
-    return to_do, done
+    return to_do, done, failed
+
+
+def _not_its_output(out: Path, said: Mapping[str, Any] | None) -> UsageError:
+    if said is None:
+        what, mend = "is no output of atlas-embed that can be read", "--re-embed or --overwrite"
+    else:
+        what, mend = f"was made of {said['slide']}", "--overwrite"
+    return UsageError(f"{printable(out)} {what}", hint=f"add {mend} to replace it, or choose another --out")
 
 
 def _matches(pattern: Path) -> list[Path]:

@@ -64,11 +64,11 @@ def ray(
     """
     set_verbosity(quiet=quiet, verbose=verbose)
     from atlas_edge.embed.cli import make_config, result_line
-    from atlas_edge.embed.jobs import FoundSlide, SlideSkipped, leave_out_done, name_outputs
+    from atlas_edge.embed.jobs import FoundSlide, SlideFailure, SlideSkipped, leave_out_done, name_outputs
     from atlas_edge.embed.output import check_form
     from atlas_edge.embed.plan import plan_of
     from atlas_edge.embed.slide_files import find_slides
-    from atlas_edge.embed.workers import SlideFailure, read_spec
+    from atlas_edge.embed.workers import read_spec
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder, expected a folder of slides")
@@ -90,26 +90,26 @@ def ray(
     found = [FoundSlide(path, root) for path in find_slides(root, out)]
     spec, sha256 = read_spec(bundle)
     plan = plan_of(spec, config, sha256)
-    jobs, skipped = leave_out_done(name_outputs(found, out, form), plan, overwrite=False, re_embed=re_embed)
+    jobs, skipped, failed = leave_out_done(name_outputs(found, out, form), plan, overwrite=False, re_embed=re_embed)
     screen.print(f"{len(jobs)} slides to embed, {len(skipped)} already embedded", soft_wrap=True)
-    if dry_run or not jobs:
-        if json:
-            print_json({"slides": [], "failed": [], "to_do": [str(slide) for slide, _ in jobs]})
-        return
-    from atlas_edge.embed.ray_data import embed_with_ray
-
+    for failure in failed:
+        screen.print(result_line(failure), markup=False, soft_wrap=True)
     results: list[dict[str, Any]] = []
-    failures: list[dict[str, Any]] = []
+    failures = [dataclasses.asdict(failure) for failure in failed]
     without_tissue: list[dict[str, Any]] = []
-    for item, actor in embed_with_ray(
-        jobs, str(Path(bundle).resolve()), config, workers=workers, gpus_a_worker=gpus_a_worker, address=address
-    ):
-        kept = failures if isinstance(item, SlideFailure) else results
-        if isinstance(item, SlideSkipped):
-            kept = without_tissue
-        kept.append({**dataclasses.asdict(item), "actor": actor})
-        screen.print(result_line(item), markup=False, soft_wrap=True)
+    if jobs and not dry_run:
+        from atlas_edge.embed.ray_data import embed_with_ray
+
+        for item, actor in embed_with_ray(
+            jobs, str(Path(bundle).resolve()), config, workers=workers, gpus_a_worker=gpus_a_worker, address=address
+        ):
+            kept = failures if isinstance(item, SlideFailure) else results
+            if isinstance(item, SlideSkipped):
+                kept = without_tissue
+            kept.append({**dataclasses.asdict(item), "actor": actor})
+            screen.print(result_line(item), markup=False, soft_wrap=True)
     if json:
-        print_json({"slides": results, "skipped": without_tissue, "failed": failures, "to_do": []})
+        to_do = [str(slide) for slide, _ in jobs] if dry_run else []
+        print_json({"slides": results, "skipped": without_tissue, "failed": failures, "to_do": to_do})
     if failures:
-        raise InputError(f"{len(failures)} of {len(jobs)} slides failed", hint="see the lines above")
+        raise InputError(f"{len(failures)} of {len(found)} slides failed", hint="see the lines above")

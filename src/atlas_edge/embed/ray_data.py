@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from atlas_edge.cli import require_module
-from atlas_edge.embed.jobs import SlideSkipped
+from atlas_edge.embed.jobs import SlideFailure, SlideSkipped
 from atlas_edge.embed.slide import EmbedConfig, SlideResult
-from atlas_edge.embed.workers import SlideFailure, SlideOutcome, attempt, open_encoder
+from atlas_edge.embed.workers import SlideOutcome, attempt, open_encoder
 
 
 def embed_with_ray(

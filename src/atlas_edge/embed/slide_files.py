@@ -102,8 +102,20 @@ def find_slides(
             if Path(below).suffix.lower() in SLIDE_SUFFIXES:
                 on_folder(here / below)
         slides = [file for file in files if Path(file).suffix.lower() in SLIDE_SUFFIXES and not file.startswith(".")]
-        found += _one_a_series([here / file for file in sorted(slides)])
+        found += one_a_series([here / file for file in sorted(slides)])
     yield from sorted(found)
+
+
+def one_a_series(files: list[Path]) -> list[Path]:
+    """Files without those of a DICOM series that an earlier one stands for."""
+    kept, known = [], set()
+    for path in files:
+        if path.suffix.lower() == ".dcm" and (series := _series_of(path)):
+            if series in known:
+                continue
+            known.add(series)
+        kept.append(path)
+    return kept
 
 
 def slide_stem(path: Path) -> str:
@@ -114,17 +126,6 @@ def slide_stem(path: Path) -> str:
 def printable(path: str | Path) -> str:
     """A name that can be encoded: bytes of it that are no UTF-8 are spelled out in hexadecimal."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _one_a_series(files: list[Path]) -> list[Path]:
-    kept, known = [], set()
-    for path in files:
-        if path.suffix.lower() == ".dcm" and (series := _series_of(path)):
-            if series in known:
-                continue
-            known.add(series)
-        kept.append(path)
-    return kept
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -5,12 +5,11 @@ import multiprocessing
 import os
 import queue
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atlas_edge.bundle import MANIFEST, read_manifest, sha256_file
-from atlas_edge.embed.jobs import SlideSkipped
+from atlas_edge.embed.jobs import SlideFailure, SlideSkipped
 from atlas_edge.embed.slide import EmbedConfig, SlideResult, embed_slide
 from atlas_edge.embed.slide_files import printable
 from atlas_edge.encoder import Encoder
@@ -24,15 +23,6 @@ Progress = Callable[[Path, int, int], None]
 
 _POLL_S = 1.0
 _LOGGER = logging.getLogger("atlas_edge")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlideFailure:
-    """A slide that could not be embedded, with the exit code of its error."""
-
-    slide: str
-    reason: str
-    exit_code: int
 
 
 SlideOutcome = SlideResult | SlideSkipped | SlideFailure
