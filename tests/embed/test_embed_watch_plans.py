@@ -5,12 +5,15 @@ import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from atlas_edge.embed import EmbedConfig, watch_owners
+from atlas_edge.embed import EmbedConfig, embed_slide, watch_owners
+from atlas_edge.embed import watch as module
+from atlas_edge.embed.output import DiskFull
 from atlas_edge.embed.watch_journal import WatchJournal
-from atlas_edge.errors import UsageError
+from atlas_edge.errors import InputError, UsageError
 from atlas_edge.process import ProcessId
 from embed.test_embed_watch_faults import names, watch
 
@@ -51,3 +54,52 @@ def test_a_watcher_of_a_boot_before_does_not_keep_the_next_from_another_plan(
     said = watch(drop, bundle="b" * 64, re_embed=True)
     assert sum(line["event"] == "waiting" for line in said) == 1
     assert names(said, "done") == ["a.tif", "c.tif"]
+
+
+def test_a_share_that_is_not_mounted_for_a_moment_is_no_folder_without_slides(
+    drop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = drop.parent / "away"
+
+    def unmount() -> None:
+        drop.rename(away)
+        drop.mkdir()
+
+    def mount() -> None:
+        drop.rmdir()
+        away.rename(drop)
+
+    timers = [threading.Timer(0.3, unmount), threading.Timer(1.0, mount)]
+    for timer in timers:
+        timer.start()
+    said = watch(drop, settle_s=0.6)
+    assert names(said, "done") == ["a.tif", "c.tif"]
+    assert names(said, "gone") == []
+    # And one that stays away is an error.
+    unmount()
+    with sqlite3.connect(drop.parent / "out" / "atlas-embed.sqlite") as sql:
+        sql.execute("UPDATE slides SET state = 'queued'")
+    sql.close()
+    monkeypatch.setattr(module, "_GIVE_UP_S", 0.3)
+    with pytest.raises(InputError, match="none of 2 slides that were waiting is there any more"):
+        watch(drop)
+
+
+def test_a_full_disk_is_tried_again_before_once_gives_up(drop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def embed(path: Path, *arguments: Any, **options: Any) -> Any:
+        tried.append(path.name)
+        if tried.count(path.name) == 1:
+            raise DiskFull("the disk is full")
+        if path.name == "a.tif":
+            raise InputError("of no form")
+        return embed_slide(path, *arguments, **options)
+
+    monkeypatch.setattr(module, "embed_slide", embed)
+    monkeypatch.setattr(module, "_GIVE_UP_S", 2.0)
+    (drop / "c.tif").unlink()
+    said = watch(drop, retry_s=2.0, most_attempts=1)
+    assert names(said, "disk full") == ["a.tif"]
+    assert names(said, "failed") == ["a.tif"]
+    assert [line["kind"] for line in said if line["event"] == "trouble over"] == ["disk"]

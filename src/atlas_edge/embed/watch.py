@@ -235,6 +235,7 @@ class Watcher:
         try:
             before = slide_identity(job.path)
             if self._holds(job.path, before, job.out):
+                self._troubles.over("disk")
                 journal.finish(job, tiles=0, now=time.time())
                 self.log.write("already embedded", slide=str(job.path))
                 return
@@ -276,12 +277,16 @@ class Watcher:
     def _failed(self, journal: WatchJournal, job: Job, before: SlideIdentity | None, error: Exception) -> None:
         """Count an attempt, unless it was no fault of the slide."""
         again = time.time() + self._options.retry_s
+        if not isinstance(error, DiskFull):
+            self._troubles.over("disk")
         if isinstance(error, NoTissue):
             journal.finish(job, tiles=0, now=time.time())
             self.log.write("no tissue", slide=str(job.path), reason=error.message)
         elif isinstance(error, DiskFull):
             self._troubles.met("disk", error.message, error)
-            journal.give_back(job, error.message, next_try_at=again)
+            # Several times before `once` gives up.
+            soon = time.time() + min(self._options.retry_s, _GIVE_UP_S / 4)
+            journal.give_back(job, error.message, next_try_at=soon)
             self.log.write("disk full", slide=str(job.path), error=error.message)
         elif isinstance(error, OutputBusy):
             journal.give_back(job, error.message, next_try_at=again)

@@ -15,7 +15,7 @@ from atlas_edge.embed.plan import Plan, differences
 from atlas_edge.embed.slide_files import SlideIdentity
 from atlas_edge.embed.watch_owners import Owners
 from atlas_edge.embed.watch_schema import open_journal, read_plan, write_plan
-from atlas_edge.errors import UsageError
+from atlas_edge.errors import InputError, UsageError
 from atlas_edge.process import ProcessId
 
 _HOUR_S = 3600.0
@@ -168,18 +168,24 @@ class WatchJournal:
                 return "queued"
             return None
 
-    def forget(self, seen: set[Path], unread: list[Path]) -> list[Path]:
+    def forget(self, seen: set[Path], unread: list[Path], *, all_of_them: bool = True) -> list[Path]:
         """Drop unfinished slides that are not in the folder any more: renamed, moved or deleted.
 
         Args:
             seen: Slides that are there.
             unread: Folders that could not be looked into.
+            all_of_them: Also where no slide is left; what lies on a share is back once that is mounted again.
+
+        Raises:
+            InputError: No slide is left, and not all of them are to be dropped.
         """
         rows = self._connection.execute(
             "SELECT path FROM slides WHERE folder = ? AND state IN (?, ?)", (self._folder, State.WAITING, State.QUEUED)
         ).fetchall()
         paths = [_path(row["path"]) for row in rows]
         gone = [path for path in paths if path not in seen and not any(folder in path.parents for folder in unread)]
+        if gone and not seen and not all_of_them:
+            raise InputError(f"none of {len(gone)} slides that were waiting is there any more")
         for path in gone:
             self._connection.execute(
                 "DELETE FROM slides WHERE path = ? AND state IN (?, ?)",

@@ -99,6 +99,7 @@ class Scanner:
 
         Raises:
             FileNotFoundError: The folder is gone.
+            InputError: With `once`, all slides are gone: their share must be.
             sqlite3.Error: The journal cannot be written.
         """
         unread: list[Path] = []
@@ -121,7 +122,7 @@ class Scanner:
                 raise
             except Exception as error:
                 self._tell("unread", path, reason_of(error))
-        for path in journal.forget(seen, unread):
+        for path in journal.forget(seen, unread, all_of_them=not self._options.once):
             self._log.write("gone", slide=str(path))
         self._since = {path: since for path, since in self._since.items() if path in seen}
         self.looked.set()
