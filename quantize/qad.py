@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,8 @@ class QadResult:
         error_after: The same after it.
         losses: Training loss of every step since the run was started or resumed.
         resumed_at: Step at which this process took over.
+        tiles_trained: How many tiles trained; the others judge, or are of the slides that do.
+        held_out_by: Whether whole slides were held out, or tiles one by one.
     """
 
     module: "nn.Module"
@@ -77,6 +79,8 @@ class QadResult:
     error_after: float
     losses: tuple[float, ...]
     resumed_at: int
+    tiles_trained: int
+    held_out_by: Literal["slide", "tile"]
 
 
 def distill_quantized(
@@ -96,8 +100,8 @@ def distill_quantized(
         tiles: `(N, H, W, 3)` uint8, no labels; they calibrate, too.
         recipe: How it is quantized to begin with.
         options: See `QadOptions`.
-        slides: Slide of each tile, at least two of them: those that judge are of slides that none is trained on. None:
-            tiles are held out one by one.
+        slides: Slide of each tile, at least two of them: those that judge are of slides that none is trained on. Tiles
+            are held out one by one where it is None, or where so fewer than half of them would train.
         folder: Where the state is kept; a run that was killed goes on from it, to the same result. None keeps none.
         progress: Called with the step and its loss.
 
@@ -109,8 +113,9 @@ def distill_quantized(
 
     options = options or QadOptions()
     check_options(options)
-    trained, held = _part(len(tiles), slides, options)
-    train, judge = tiles[trained], [tiles[held[at : at + _PIECE]] for at in range(0, len(held), _PIECE)]
+    parting = _part(len(tiles), slides, options)
+    train, held = tiles[parting.trained], tiles[parting.held]
+    judge = [held[at : at + _PIECE] for at in range(0, len(held), _PIECE)]
     _check_tokens(module, train[:1])
     reference = embed(module, judge)
     pieces = [train[at : at + _PIECE] for at in range(0, len(train), _PIECE)]
@@ -119,7 +124,7 @@ def distill_quantized(
         learn_ranges(student)
     error_before = cosine_error(reference, embed(student, judge))
     before = {name: value.detach().clone() for name, value in student.named_parameters()}
-    state = _State(student, options, _identity(module, recipe, options, tiles[trained]), folder)
+    state = _State(student, options, _identity(module, recipe, options, train), folder)
     resumed_at, losses = state.step, []
     teacher = _Teacher(module, train)
     while state.step < options.steps:
@@ -141,6 +146,8 @@ def distill_quantized(
         error_after=error_after,
         losses=tuple(losses),
         resumed_at=resumed_at,
+        tiles_trained=len(train),
+        held_out_by=parting.by,
     )
 
 
@@ -180,25 +187,40 @@ def token_loss(student: "Tensor", teacher: "Tensor", prefix: int, cosine: float)
     return both[:, 0].mean() + both[:, prefix:].mean()
 
 
-def _part(count: int, slides: Sequence[str] | None, options: QadOptions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+@dataclass(frozen=True, slots=True)
+class _Parting:
     """Positions of the tiles that train, and of those that judge."""
-    everything = np.arange(count)
-    held = np.unique(np.linspace(0, count - 1, options.held_out).astype(int))
-    trained = np.setdiff1d(everything, held)
-    if slides is not None:
-        names = np.asarray(slides)
-        order = np.random.default_rng(options.seed).permutation(np.unique(names))
-        sizes = np.cumsum([np.sum(names == name) for name in order])
-        own = np.isin(names, order[: 1 + int(np.searchsorted(sizes, options.held_out))])
-        trained, candidates = everything[~own], everything[own]
-        held = candidates[np.linspace(0, len(candidates) - 1, min(options.held_out, len(candidates))).astype(int)]
-    if len(held) < options.held_out or len(trained) < options.batch:
-        of = "" if slides is None else f" of {len(set(slides))} slides"
+
+    trained: NDArray[np.int64]
+    held: NDArray[np.int64]
+    by: Literal["slide", "tile"]
+
+
+def _part(count: int, slides: Sequence[str] | None, options: QadOptions) -> _Parting:
+    parting = None if slides is None else _part_slides(np.asarray(slides), options)
+    if parting is None:
+        held = np.unique(np.linspace(0, count - 1, options.held_out).astype(int))
+        parting = _Parting(np.setdiff1d(np.arange(count), held), held, "tile")
+    if len(parting.held) < options.held_out or len(parting.trained) < options.batch:
         raise UsageError(
-            f"{count} tiles{of} are too few to hold {options.held_out} out and train on batches of {options.batch}",
-            hint="give more tiles, of more slides where these are few",
+            f"{count} tiles are too few to hold {options.held_out} out and train on batches of {options.batch}",
+            hint="give more tiles",
         )
-    return trained, held
+    return parting
+
+
+def _part_slides(slides: NDArray[np.str_], options: QadOptions) -> _Parting | None:
+    """The smallest slides judge, chance deciding among equals; None where fewer than half of the tiles would train."""
+    names, sizes = np.unique(slides, return_counts=True)
+    drawn = np.random.default_rng(options.seed).permutation(len(names))
+    order = drawn[np.argsort(sizes[drawn], kind="stable")]
+    few = 1 + int(np.searchsorted(np.cumsum(sizes[order]), options.held_out))
+    judging = np.isin(slides, names[order[:few]])
+    trained, candidates = np.flatnonzero(~judging), np.flatnonzero(judging)
+    if 2 * len(trained) < len(slides):
+        return None
+    held = candidates[np.linspace(0, len(candidates) - 1, options.held_out).astype(int)]
+    return _Parting(trained, held, "slide")
 
 
 def _check_tokens(module: Any, tile: NDArray[np.uint8]) -> None:

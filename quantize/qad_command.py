@@ -75,18 +75,16 @@ def distill_model(
     records = select_records(opened, limit, seed=options.seed)
     pixels = [piece.pixels for piece in batches(opened, records, size=8, tile_px=model.spec.tile_px, fit=fit)]
     state = out.with_name(f"{out.name}.qad")
-    slides = _slides(records)
     result = distill_quantized(
         model.module,
         np.concatenate(pixels),
         recipe=recipe,
         options=options,
-        slides=slides,
+        slides=_slides(records),
         folder=state,
         progress=progress,
     )
     report = _report(result, recipe, options, len(records), opened.name)
-    report["held_out_by"] = "tile" if slides is None else "slide"
     with atomic_folder(out, marks=(REPORT,), overwrite=overwrite) as folder:
         report |= write_quantized(result.module, model.spec, folder / GRAPH)
         save_ranges(result.module, folder / FILE, recipe)
@@ -163,6 +161,8 @@ def _report(result: QadResult, recipe: Recipe, options: QadOptions, tiles: int, 
         "recipe": recipe.model_dump(mode="json"),
         "steps": options.steps,
         "tiles": tiles,
+        "tiles_trained": result.tiles_trained,
+        "held_out_by": result.held_out_by,
         "tiles_of": name,
         "error_before": result.error_before,
         "error_after": result.error_after,

@@ -76,11 +76,29 @@ def test_too_few_tiles_are_refused(tiny: LoadedModel, tiles: NDArray[np.uint8]) 
 
 def test_tiles_that_judge_are_of_slides_that_none_is_trained_on() -> None:
     slides = [f"slide-{number % 6}" for number in range(60)]
-    trained, held = _part(60, slides, QadOptions(held_out=16, batch=8))
-    assert len(held) == 16 and len(trained) == 40
-    assert not {slides[index] for index in trained} & {slides[index] for index in held}
-    with pytest.raises(UsageError, match="60 tiles of 2 slides are too few"):
-        _part(60, ["a"] * 57 + ["b"] * 3, QadOptions(held_out=16, batch=8))
+    parting = _part(60, slides, QadOptions(held_out=16, batch=8))
+    assert len(parting.held) == 16 and len(parting.trained) == 40 and parting.by == "slide"
+    assert not {slides[index] for index in parting.trained} & {slides[index] for index in parting.held}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("sizes", "trained", "by"),
+    [
+        ((200, 40), 200, "slide"),
+        ((100, 200, 10, 30), 300, "slide"),
+        ((40, 260, 40), 300, "slide"),
+        ((270, 30), 268, "tile"),  # the smaller one is too small to judge, the larger one is nearly everything
+        ((30, 30, 30), 58, "tile"),
+    ],
+)
+def test_most_tiles_train_whatever_the_sizes_of_slides_and_the_seed(
+    sizes: tuple[int, ...], trained: int, by: str, seed: int
+) -> None:
+    slides = [f"slide-{number}" for number, size in enumerate(sizes) for _ in range(size)]
+    parting = _part(len(slides), slides, QadOptions(held_out=32, batch=8, seed=seed))
+    assert len(parting.trained) == trained and len(parting.held) == 32 and parting.by == by
+    assert not set(parting.trained.tolist()) & set(parting.held.tolist())
 
 
 def test_a_network_without_tokens_is_refused(network: Callable[[str], LoadedModel], tiles: NDArray[np.uint8]) -> None:

@@ -54,6 +54,7 @@ def test_every_target_takes_the_distilled_model(
 ) -> None:
     report = json.loads((distilled / "qad.json").read_text())
     assert report["kept"] == "after"
+    assert report["tiles"] == 64 and report["tiles_trained"] == 48 and report["held_out_by"] == "tile"
     reference = embed(tiny.module, [held_out])
     again = load_model(str(distilled))
     for name in ("attn.proj", "mlp.fc2"):
