@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from atlas_edge.errors import UsageError
+from atlas_edge.errors import InputError, UsageError
 from atlas_edge.process import ProcessId
 
 _HELD = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK})
+_NO_LOCKS = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK})
 _TEXT_BYTES = 256
 _BY_NAME = ".locked"
 _UNWRITTEN_S = 60.0
@@ -30,6 +31,7 @@ def output_lock(out: Path) -> Iterator[None]:
 
     Raises:
         OutputBusy: Another process holds it.
+        InputError: The file system fails otherwise than by having no locks.
     """
     path = out.parent / f".{out.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,23 +52,41 @@ def output_lock(out: Path) -> Iterator[None]:
 
 def _take(path: Path) -> tuple[int, Path]:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        locked = _lock(descriptor)
-        if locked is None:
+        descriptor, is_new = _open(path)
+        try:
+            locked = _lock(descriptor)
+            holder = None if locked else _holder(descriptor)
+        except OSError as error:
             os.close(descriptor)
-            with suppress(PermissionError):
-                path.unlink(missing_ok=True)
-            return _take_by_name(path.with_suffix(_BY_NAME))
+            raise InputError(f"{path} cannot be locked: {error.strerror}", hint="choose another --out") from error
         if not locked:
-            holder = ProcessId.parse(os.read(descriptor, _TEXT_BYTES).decode(errors="replace"))
             os.close(descriptor)
+        if locked is False or (holder is not None and holder.is_running()):
             raise _busy(path, holder, "wait for it, or choose another --out")
+        if locked is None:
+            # What was there before is somebody's, who may have got a lock where there are too few.
+            with suppress(PermissionError):
+                if is_new:
+                    path.unlink(missing_ok=True)
+            return _take_by_name(path.with_suffix(_BY_NAME))
         try:
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor, path
         except FileNotFoundError:
             pass
         os.close(descriptor)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """Open the file, and say whether it was not there."""
+    with suppress(FileExistsError):
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), True
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o644), False
+
+
+def _holder(descriptor: int) -> ProcessId | None:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return ProcessId.parse(os.read(descriptor, _TEXT_BYTES).decode(errors="replace"))
 
 
 def _take_by_name(path: Path) -> tuple[int, Path]:
@@ -108,5 +128,9 @@ def _lock(descriptor: int) -> bool | None:
     except ImportError:
         return None
     except OSError as error:
-        return False if error.errno in _HELD else None
+        if error.errno in _HELD:
+            return False
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
     return True
