@@ -186,6 +186,21 @@ def test_a_dicom_series_is_one_slide(tmp_path: Path) -> None:
     assert slide_identity(tmp_path / "0.dcm") == before
 
 
+def test_what_is_written_into_a_dicom_folder_is_not_its_slide(tmp_path: Path) -> None:
+    folder = tmp_path / "slide"
+    folder.mkdir()
+    for number in range(2):
+        dicom(folder / f"{number}.dcm", "1.2.3")
+    os.utime(folder, (1e9, 1e9))
+    before = slide_identity(folder)
+    (folder / ".out.h5.work").mkdir()
+    for name in (".out.h5.lock", ".out.h5.work/features", "out.mask.png", "out.h5"):
+        (folder / name).write_bytes(b"x")
+    assert slide_identity(folder) == before
+    dicom(folder / "1.dcm", "1.2.3", b"pixels")
+    assert slide_identity(folder) != before
+
+
 def test_folders_that_go_while_they_are_walked_are_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()

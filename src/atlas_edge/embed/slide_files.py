@@ -34,20 +34,22 @@ def slide_identity(path: Path) -> SlideIdentity:
     Raises:
         FileNotFoundError: The slide is gone.
     """
-    statuses = [path.stat()]
+    # A folder itself changes with whatever is written into it, be it the output.
+    statuses = [path.stat()] if not path.is_dir() else []
     for other in slide_files(path)[1:]:
         try:
             statuses.append(other.stat())
         except FileNotFoundError:  # listed a moment ago; the sum says that it went
             continue
-    return SlideIdentity(sum(status.st_size for status in statuses), max(status.st_mtime_ns for status in statuses))
+    latest = max((status.st_mtime_ns for status in statuses), default=0)
+    return SlideIdentity(sum(status.st_size for status in statuses), latest)
 
 
 def slide_files(path: Path) -> list[Path]:
     """The files that OpenSlide reads for a slide, the given one first.
 
     MRXS keeps its pixels in a folder of the same name, VMS and VMU in files that they name, DICOM in all files of one
-    series in a folder; every other form is a single file.
+    series in a folder, which may be given itself; every other form is a single file.
     """
     suffix = path.suffix.lower()
     if suffix == ".mrxs":
@@ -55,7 +57,7 @@ def slide_files(path: Path) -> list[Path]:
     if suffix in (".vms", ".vmu"):
         return [path, *_named_in(path)]
     if path.is_dir():
-        return [path, *_files_below(path)]
+        return [path, *(other for other in sorted(path.iterdir()) if _series_of(other))]
     if suffix == ".dcm":
         series = _series_of(path)
         return [path, *(other for other in _dicom_beside(path) if other != path and _series_of(other) == series)]
