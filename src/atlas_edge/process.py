@@ -1,7 +1,9 @@
 """Which process left something behind, and whether it still runs."""
 
+import hashlib
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,8 @@ class ProcessId:
     Attributes:
         pid: Process id.
         started: When it started, on a clock that is not set: ticks since the boot on Linux, else seconds.
-        machine: Boot and PID namespace on Linux, else the host's name; process ids mean something within it only.
+        machine: Hash of boot and PID namespace on Linux, else of the host's name, in 12 hexadecimal digits, since file
+            names are short; process ids mean something within it only.
     """
 
     pid: int
@@ -70,10 +73,9 @@ def _started(pid: int) -> int:
 
 
 def _machine() -> str:
+    name = socket.gethostname()
     if _HAS_PROC:
-        try:
+        with suppress(OSError):
             boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-            return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
-        except OSError:
-            pass
-    return socket.gethostname()
+            name = f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:12]

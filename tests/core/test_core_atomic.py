@@ -281,3 +281,12 @@ def test_a_file_that_is_open_for_a_moment_is_replaced_after_it(tmp_path: Path, m
     with pytest.raises(PermissionError):
         atomic.write_atomic(tmp_path / "journal", b"newer")
     assert (tmp_path / "journal").read_bytes() == b"new" and names(tmp_path) == ["journal"]
+
+
+def test_long_names_leave_room_for_what_tells_their_writer(tmp_path: Path) -> None:
+    name = "n" * 200
+    write_atomic(tmp_path / name, b"data")
+    with atomic_folder(tmp_path / "folder" / name) as partial:
+        (partial / MARK).write_text("{}")
+    assert (tmp_path / "folder" / name / MARK).exists()
+    assert names(tmp_path) == ["folder", name]

@@ -14,6 +14,7 @@ def test_knows_itself_and_reads_its_own_text() -> None:
     assert here.is_running() is True
     assert ProcessId.parse(str(here)) == here
     assert "/" not in str(here)
+    assert len(here.machine) == 12
 
 
 @pytest.mark.parametrize("text", ["", "12", "12-34", "x-1-host", "host/12/34"])
