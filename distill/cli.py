@@ -65,6 +65,7 @@ def train(
     held_out: str | None = None,
     half: bool = True,
     overwrite: Flag = False,
+    keep_paths: Flag = False,
     dry_run: Flag = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -108,6 +109,8 @@ def train(
         held_out: Tile set for those looks, none of which the student learns from.
         half: Save float16 weights.
         overwrite: Replace an existing student and start anew.
+        keep_paths: Write paths, and the names of tile sets, into report and card. They are left out otherwise: in a
+            hospital they name patients.
         dry_run: Check the options, print the resolved configuration, write nothing.
         json: Print the report as JSON on stdout.
         quiet: Print errors only.
@@ -223,6 +226,7 @@ def fit(
     threads: int | None = None,
     half: Flag = False,
     overwrite: Flag = False,
+    keep_paths: Flag = False,
     dry_run: Flag = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -248,6 +252,8 @@ def fit(
         threads: PyTorch's threads.
         half: Save float16 weights: enough to embed with; leave it out where training follows.
         overwrite: Replace an existing folder.
+        keep_paths: Write paths, and the names of tile sets, into report and card. They are left out otherwise: in a
+            hospital they name patients.
         dry_run: Check the options, print them, write nothing.
         json: Print the report as JSON on stdout.
         quiet: Print errors only.

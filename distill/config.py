@@ -1,12 +1,14 @@
 """Everything that shapes a training run; the resolved copy goes into the student's folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_edge.distill.losses import LossName
-from atlas_edge.unnamed import last_name
+from atlas_edge.manifest import TilesProvenance
+from atlas_edge.unnamed import LEFT_OUT, last_name, unnamed_tiles
 
 AugmentationName = Literal["none", "geometry", "weak", "strong"]
 # By which a student's folder is known.
@@ -51,6 +53,7 @@ class TrainConfig(BaseModel):
         evaluate_every: Steps between looks at the held-out tiles.
         held_out: Tile set for those looks; its test split where it has one.
         half: Save float16 weights.
+        keep_paths: Whether the student's folder says how folders and tile sets are called here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -88,17 +91,34 @@ class TrainConfig(BaseModel):
     evaluate_every: int = Field(default=100, ge=1)
     held_out: str | None = None
     half: bool = True
+    keep_paths: bool = False
 
     def same_run(self) -> dict[str, object]:
         """What must not change between a run and its continuation."""
-        free = {"out", "threads", "workers", "checkpoint_every", "held_out", "evaluate_every", "half"}
+        free = {"out", "threads", "workers", "checkpoint_every", "held_out", "evaluate_every", "half", "keep_paths"}
         return self.model_dump(mode="json", exclude=free)
 
     def for_report(self, *, only: set[str] | None = None) -> dict[str, Any]:
-        """Options as they stand in a student's folder: of paths the last name, as that folder is handed on."""
+        """Options as they stand in a student's folder, which is handed on.
+
+        Unless `keep_paths`, models go by their last name, and tile sets, which patients give their names, by none.
+        """
         found = self.model_dump(mode="json", include=only)
+        if self.keep_paths:
+            return found
+        hide = {"tiles": _left_out, "held_out": _left_out}
         for name in found.keys() & {"teachers", "tiles", "out", "student", "init_from", "held_out"}:
-            value = found[name]
+            value, shown = found[name], hide.get(name, last_name)
             if value is not None:
-                found[name] = last_name(value) if isinstance(value, str) else [last_name(one) for one in value]
+                found[name] = shown(value) if isinstance(value, str) else [shown(one) for one in value]
         return found
+
+    def shown_tiles(self, tiles: Sequence[TilesProvenance]) -> tuple[TilesProvenance, ...]:
+        """What a student's folder says of tile sets: without `keep_paths` their kind and fingerprint, no name."""
+        if self.keep_paths:
+            return tuple(tiles)
+        return tuple(shown for shown in map(unnamed_tiles, tiles) if shown is not None)
+
+
+def _left_out(_: str) -> str:
+    return LEFT_OUT

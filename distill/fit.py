@@ -12,7 +12,7 @@ from atlas_edge.manifest import ModelProvenance
 # What of a training configuration a fit reads.
 OPTIONS = {
     "teachers", "tiles", "out", "student", "init_from", "init_tiles", "whitening", "views", "stored", "fresh",
-    "fresh_share", "precision", "seed", "threads", "half"
+    "fresh_share", "precision", "seed", "threads", "half", "keep_paths"
 }  # fmt: skip
 
 
@@ -87,11 +87,10 @@ def fit_student(
         licence = student_licence(stream)
         save_student(folder, backbone.state_dict(), architecture, licence=licence, half=config.half)
         record = {"config": config.for_report(only=OPTIONS), **as_json(report), "student": config.out.name}
-        record["tiles"] = [entry.model_dump() for entry in tiles.provenance()]
+        shown = config.shown_tiles(tiles.provenance())
+        record["tiles"] = [entry.model_dump() for entry in shown]
         (folder / "report.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(
-            fitted_card(config, report, tiles.provenance(), licence=licence), encoding="utf-8"
-        )
+        (folder / "README.md").write_text(fitted_card(config, report, shown, licence=licence), encoding="utf-8")
     return report
 
 

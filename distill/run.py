@@ -264,13 +264,14 @@ def _write(
     with atomic_folder(config.out, marks=STUDENT_FILES, overwrite=overwrite) as folder:
         save_student(folder, trained.weights, trained.architecture, licence=licence, half=config.half)
         record = {"config": config.for_report(), **_jsonable(report), "student": config.out.name}
-        record["tiles"] = [entry.model_dump() for entry in tiles.provenance()]
+        shown = config.shown_tiles(tiles.provenance())
+        record["tiles"] = [entry.model_dump() for entry in shown]
         (folder / "report.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(run / "metrics.csv", folder / "metrics.csv")
         if (run / "tensorboard").is_dir():
             shutil.copytree(run / "tensorboard", folder / "tensorboard")
         loss_plot(rows, folder / "loss.png")
-        card = student_card(config, report, tiles.provenance(), rows, licence=licence)
+        card = student_card(config, report, shown, rows, licence=licence)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -16,13 +16,15 @@ from atlas_edge.quantize.qkv_bias import separate_biases
 from atlas_edge.quantize.recipe import Recipe, default_recipe
 from atlas_edge.quantize.trained_ranges import FILE, save_ranges
 from atlas_edge.spec import Target
-from atlas_edge.tiles import TileFit, TileRecord, batches, open_tiles, select_records
+from atlas_edge.tiles import TileFit, TileRecord, batches, open_tiles, provenance, select_records
+from atlas_edge.unnamed import unnamed_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import nn
 
+    from atlas_edge.manifest import TilesProvenance
     from atlas_edge.models import LoadedModel
 
 REPORT, GRAPH = "qad.json", "quantized.onnx"
@@ -84,7 +86,7 @@ def distill_model(
         folder=state,
         progress=progress,
     )
-    report = _report(result, recipe, options, len(records), opened.name)
+    report = _report(result, recipe, options, provenance(opened, records))
     with atomic_folder(out, marks=(REPORT,), overwrite=overwrite) as folder:
         report |= write_quantized(result.module, model.spec, folder / GRAPH)
         save_ranges(result.module, folder / FILE, recipe)
@@ -156,14 +158,16 @@ def _slides(records: "Sequence[TileRecord]") -> list[str] | None:
     return slides if len(slides) == len(records) and len(set(slides)) > 1 else None
 
 
-def _report(result: QadResult, recipe: Recipe, options: QadOptions, tiles: int, name: str) -> dict[str, Any]:
+def _report(result: QadResult, recipe: Recipe, options: QadOptions, tiles: "TilesProvenance") -> dict[str, Any]:
+    shown = unnamed_tiles(tiles)
+    assert shown is not None
     return {
         "recipe": recipe.model_dump(mode="json"),
         "steps": options.steps,
-        "tiles": tiles,
+        "tiles": shown.tiles,
         "tiles_trained": result.tiles_trained,
         "held_out_by": result.held_out_by,
-        "tiles_of": name,
+        "tiles_of": shown.name,
         "error_before": result.error_before,
         "error_after": result.error_after,
         "kept": "after" if result.error_after < result.error_before else "before",

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from atlas_edge.cli import run_app
 from atlas_edge.distill.cli import app
+from atlas_edge.distill.tileset import open_training_tiles
 from atlas_edge.models import load_encoder
 from support import disk_full_after
 
@@ -81,6 +82,48 @@ def test_a_fitted_student_is_an_encoder_with_a_card_of_its_own(
     assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     encoder = load_encoder(str(out))
     assert np.isfinite(encoder.encode(np.full((2, 32, 32, 3), 128, np.uint8))).all()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_student_names_no_tile_set_unless_paths_are_kept(
+    trained: bool,
+    keep: bool,
+    tiny_model: Path,
+    tile_folder: Path,
+    held_out_folder: Path,
+    tiny_student: Path,
+    tmp_path: Path,
+) -> None:
+    tiles, judging = tmp_path / "patient-4711", tmp_path / "patient-4712"
+    shutil.copytree(tile_folder, tiles)
+    shutil.copytree(held_out_folder, judging)
+    (tiles / "README.md").write_text("Licence: CC0-1.0\n")
+    arguments = [
+        "--out",
+        tmp_path / "student",
+        "--student",
+        tiny_student,
+        "--views",
+        "2",
+        "--threads",
+        "1",
+        *["--keep-paths"] * keep,
+    ]
+    fit = ["fit", tiny_model, tiles, "--init-tiles", "40"]
+    train = [tiny_model, "--tiles", tiles, "--steps", "1", "--batch", "4", "--held-out", judging]
+    assert run_app(app, [str(part) for part in (*(train if trained else fit), *arguments)]) == 0
+    report, card = ((tmp_path / "student" / name).read_text(encoding="utf-8") for name in ("report.json", "README.md"))
+    assert ("4711" in report) == ("4711" in card) == keep
+    assert ("4712" in report) == (keep and trained)
+    assert "CC0-1.0" in card
+    found = json.loads(report)
+    digest = open_training_tiles([str(tiles)]).provenance()[0].fingerprint
+    assert found["tiles"][0]["fingerprint"] == digest and found["tiles"][0]["licence"] == "CC0-1.0"
+    assert found["config"]["tiles"] == [str(tiles) if keep else "…"]
+    if not keep:
+        assert found["tiles"][0]["name"] == f"class folders {digest[:8]}" in card
+        assert found["config"].get("held_out", "…") == "…"
 
 
 def test_whitening_reaches_the_weights(

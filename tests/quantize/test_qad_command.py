@@ -25,6 +25,7 @@ from atlas_edge.runtimes.onnxruntime import OnnxEncoder
 from atlas_edge.runtimes.openvino import OpenVinoEncoder
 from atlas_edge.runtimes.tensorrt_library import RTX
 from atlas_edge.spec import Precision
+from atlas_edge.tiles import open_tiles, provenance, select_records
 from support import RunCommand
 
 RECIPE = Recipe(name="w3", weight_bits=3, smooth_alphas=(-1.0,), patch_embed=False)
@@ -54,6 +55,9 @@ def test_every_target_takes_the_distilled_model(
 ) -> None:
     report = json.loads((distilled / "qad.json").read_text())
     assert report["kept"] == "after"
+    tiles = open_tiles(distilled.parent / "tiles")
+    chosen = provenance(tiles, select_records(tiles, 300, seed=0))
+    assert report["tiles_of"] == f"flat folder {chosen.fingerprint[:8]}"
     assert report["tiles"] == 64 and report["tiles_trained"] == 48 and report["held_out_by"] == "tile"
     reference = embed(tiny.module, [held_out])
     again = load_model(str(distilled))
