@@ -76,8 +76,8 @@ def accuracy(
         min_throughput_ratio: Least throughput over the reference's; needs --speed.
         report: Folder to write report.json, report.md, report.html, junit.xml and benchmark lists into.
         pictures: Show the worst tiles in report.html.
-        keep_paths: Write paths, and the names of tiles and tile sets, into the report. They are left out otherwise: in
-            a lab they name patients.
+        keep_paths: Write paths, and the names of tiles, classes and tile sets, into the report. They are left out
+            otherwise: in a lab they name patients.
         overwrite: Replace that folder where it exists.
         threads: Inference threads; the runtime's own choice when left out.
         seed: Seed of every bootstrap.
@@ -152,7 +152,7 @@ def accuracy(
     if not keep_paths:
         found = unnamed_report(found)
     shown = found.accuracy if pictures and report is not None else None
-    worst = {} if shown is None else worst_tiles(shown, evaluation)
+    worst = {} if shown is None else worst_tiles(shown, evaluation, labels=keep_paths)
     if json:  # first: a full disk must not take the figures with it
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     if report is not None:

@@ -23,21 +23,21 @@ class WorstTile:
     picture: str
 
 
-def worst_tiles(accuracy: AccuracyReport, evaluation: TileSet) -> dict[str, tuple[WorstTile, ...]]:
-    """Candidate -> its tiles that agree least with the reference, worst first; decoded again from their source."""
+def worst_tiles(accuracy: AccuracyReport, evaluation: TileSet, *, labels: bool) -> dict[str, tuple[WorstTile, ...]]:
+    """Candidate -> its tiles that agree least with the reference, worst first; decoded again."""
     found = {}
     for label, candidate in accuracy.candidates.items():
         agreement = candidate.agreement
         if agreement is None or agreement.identical:
             continue
         found[label] = tuple(
-            _picture(evaluation, index, name, cosine)
+            _picture(evaluation, index, name, cosine, label=labels)
             for index, name, cosine in zip(agreement.worst, candidate.worst_tiles, agreement.worst_cosines, strict=True)
         )
     return found
 
 
-def _picture(evaluation: TileSet, index: int, name: str, cosine: float) -> WorstTile:
+def _picture(evaluation: TileSet, index: int, name: str, cosine: float, *, label: bool) -> WorstTile:
     record = evaluation.records[index]
     image = Image.fromarray(evaluation.source.read(record))
     image.thumbnail((_SIDE_PX, _SIDE_PX))
@@ -45,5 +45,8 @@ def _picture(evaluation: TileSet, index: int, name: str, cosine: float) -> Worst
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return WorstTile(
-        id=name, label=record.label or "", cosine=f"{cosine:.4f}", picture=f"data:image/jpeg;base64,{data}"
+        id=name,
+        label=(record.label or "") if label else "",
+        cosine=f"{cosine:.4f}",
+        picture=f"data:image/jpeg;base64,{data}",
     )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from atlas_edge.bench.accuracy import AccuracyReport
 from atlas_edge.bench.report import Report
-from atlas_edge.unnamed import command_without_paths, last_name, tile_number, unnamed_tiles
+from atlas_edge.unnamed import class_numbers, command_without_paths, last_name, tile_number, unnamed_tiles
 
 
 def unnamed_report(report: Report) -> Report:
@@ -27,6 +27,7 @@ def _unnamed(accuracy: AccuracyReport, report: Report) -> AccuracyReport:
     candidates = {
         label: replace(
             candidate,
+            drops=tuple(replace(drop, classes=class_numbers(drop.classes)) for drop in candidate.drops),
             worst_tiles=()
             if candidate.agreement is None
             else tuple(tile_number(index, count) for index in candidate.agreement.worst),

@@ -32,7 +32,7 @@ from atlas_edge.plain_runtimes import plain_runtime_notice
 from atlas_edge.quantize.paths import path_sentence
 from atlas_edge.quantize.trained_ranges import ranges_of, recipe_of_ranges
 from atlas_edge.spec import Precision, Target
-from atlas_edge.unnamed import command_without_paths, tile_number, unnamed_tiles
+from atlas_edge.unnamed import class_numbers, command_without_paths, tile_number, unnamed_tiles
 
 STEPS = 6
 # Float32 in two runtimes differs by rounding only; more means that the graph is not the model.
@@ -109,8 +109,10 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
             _check_graph(sources, steps)
         built, quantization = _quantize_and_build(config, sources, folder, scratch, steps)
         if quantization is not None and choice is not None:
-            if "group" in choice["stratified_by"] and not config.keep_paths:
-                del choice["tiles_a_stratum"]  # groups may be patients
+            if not config.keep_paths:
+                choice["tiles_a_stratum"] = list(
+                    choice["tiles_a_stratum"].values()
+                )  # groups and labels may be patients
             quantization["calibration"] = choice
         reference = open_reference(config, sources)
         with closing(reference), closing(open_built(config, sources, built, folder)) as bundle:
@@ -163,7 +165,8 @@ def _verify(
     if config.keep_paths:
         return found
     count = len(tile_sets.evaluation.records)
-    return replace(found, worst_tiles=tuple(tile_number(index, count) for index in found.agreement.worst))
+    drops = {method: replace(drop, classes=class_numbers(drop.classes)) for method, drop in found.drops.items()}
+    return replace(found, drops=drops, worst_tiles=tuple(tile_number(index, count) for index in found.agreement.worst))
 
 
 def _as_trained(config: ExportConfig) -> tuple[ExportConfig, Path | None]:

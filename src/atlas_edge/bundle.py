@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import ChecksumError, InputError
-from atlas_edge.manifest import SCHEMA_VERSION, BundleFile, Manifest
+from atlas_edge.manifest import READABLE, BundleFile, Manifest
 from atlas_edge.paths import stays_inside
 from atlas_edge.spec import Target
 
@@ -99,9 +99,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         data = json.loads(path.read_bytes())
         version = data.get("schema_version") if isinstance(data, dict) else None
-        if version != SCHEMA_VERSION:
+        if version not in READABLE:
             raise InputError(
-                f"{path} has schema version {version}, this atlas-edge reads {SCHEMA_VERSION}",
+                f"{path} has schema version {version}, this atlas-edge reads {' and '.join(map(str, READABLE))}",
                 hint="install the atlas-edge that wrote it, or export it again",
             )
         return Manifest.model_validate_json(path.read_bytes())

@@ -22,6 +22,8 @@ EXIT_INPUT = 5
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 
+_LOGGER = logging.getLogger("atlas_edge")
+
 
 def make_app(name: str, summary: str) -> "cyclopts.App":
     """A command with the house's behaviour.
@@ -51,7 +53,7 @@ def make_app(name: str, summary: str) -> "cyclopts.App":
         config=[
             cyclopts.config.Env(f"ATLAS_{table.upper()}_", command=False),
             toml,
-            lambda app, commands, arguments: _check_table(app, toml.config.get(table)),
+            lambda app, commands, arguments: _check_table(app, commands, arguments, toml.config.get(table)),
         ],
     )
 
@@ -148,12 +150,23 @@ def _never_fail_to_print() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _check_table(app: "cyclopts.App", table: Any) -> None:
-    """Refuse settings beside the subcommands' tables where no command would read them."""
+def _check_table(
+    app: "cyclopts.App", commands: Sequence[str], arguments: "cyclopts.ArgumentCollection", table: Any
+) -> None:
+    """Refuse settings beside the subcommands' tables that no command would read; tell those that this one leaves."""
     root = app.app_stack.current_frame[0]
-    stray = [] if root.default_command or not isinstance(table, dict) else [key for key in table if key not in root]
+    own = [] if not isinstance(table, dict) else [key for key in table if key not in root]
+    name = root.name[0].removeprefix("atlas-")
+    taken = {option for argument in arguments for option in argument.names}
+    unread = [key for key in own if "--" + key.replace("_", "-") in taken]
+    if commands and unread and root.default_command:
+        table_of = ".".join([name, *commands])
+        _LOGGER.warning(
+            "atlas.toml: %s in [%s] is not for %s: put it into [%s]",
+            ", ".join(unread), name, " ".join([root.name[0], *commands]), table_of,
+        )  # fmt: skip
+    stray = [] if root.default_command else own
     if stray:
-        name = root.name[0].removeprefix("atlas-")
         command = next(command for command in root.resolved_commands() if not command.startswith("-"))
         raise UsageError(
             f"atlas.toml: [{name}] holds {stray[0]}, and no command of {root.name[0]} reads that table",

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_edge.spec import EncoderSpec, Precision, Target
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, SCHEMA_VERSION)
 
 
 # More tiles a call are a mistake, not a batch.
@@ -91,7 +92,7 @@ class Manifest(_Model):
         notice: What whoever opens the model file without atlas-edge must know; None where there is nothing.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
     created_utc: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     encoder: EncoderSpec
     target: Target

@@ -93,6 +93,26 @@ def load_model(
         InputError: A file is missing, truncated, or does not fit the architecture.
         RuntimeMissing: PyTorch or timm is not installed.
     """
+    loaded = _load(name, patch, registers, pooling, tile_px=tile_px, seed=seed)
+    side = loaded.spec.patch
+    if tile_px is not None and side is not None and tile_px % side:
+        below = tile_px // side * side
+        raise UsageError(
+            f"--tile-px {tile_px} is no multiple of the patch side {side} px: the rim of every tile would not be seen",
+            hint=f"give --tile-px {below or side} or {below + side}",
+        )
+    return loaded
+
+
+def _load(
+    name: str,
+    patch: int | None,
+    registers: int | None,
+    pooling: Pooling | None,
+    *,
+    tile_px: int | None,
+    seed: int,
+) -> LoadedModel:
     if name in OWN_NAMES and (Path(name) / CONFIG).is_file():
         _LOGGER.warning("%s is a model of atlas-edge's own; to read the folder of that name, write ./%s", name, name)
     if name in STUDENTS:

@@ -21,11 +21,11 @@ def plain_runtime_notice(target: Target, precision: Precision) -> str | None:
     return _NOTICES.get(target) if precision is Precision.INT8 else None
 
 
-def saturates_here() -> bool:
-    """Whether plain runtimes add 8-bit products with saturation on this processor."""
+def saturates_here() -> bool | None:
+    """Whether plain runtimes add 8-bit products with saturation on this processor; None where that was not tried."""
     from atlas_edge.runtimes.int8_sums import int8_sums_are_exact
 
     try:
         return not int8_sums_are_exact()
     except ImportError:  # no OpenVINO to try it with, and no feature that says so
-        return platform.machine().lower() in ("x86_64", "amd64")
+        return None if platform.machine().lower() in ("x86_64", "amd64") else False

@@ -1,5 +1,6 @@
 """What leaves the hospital with a bundle or report: no path, as studies and their files are named after patients."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,11 @@ def tile_number(index: int, count: int) -> str:
     return f"tile {index + 1} of {count}"
 
 
+def class_numbers(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """What classes are called where their names stay at home: a folder of tiles may be called by its patient."""
+    return tuple(f"class {number}" for number in range(1, len(classes) + 1))
+
+
 def unnamed_tiles(tiles: TilesProvenance | None) -> TilesProvenance | None:
     """Which tiles were used, by kind and fingerprint only; synthetic ones keep their name, which is their recipe."""
     if tiles is None or tiles.synthetic:
@@ -46,4 +52,4 @@ def _shown(arguments: tuple[str, ...]) -> Iterator[str]:
 
 
 def _is_path(text: str) -> bool:
-    return not text.startswith(_HUB) and ("/" in text or "\\" in text or Path(text).exists())
+    return not text.startswith(_HUB) and ("/" in text or "\\" in text or os.path.exists(text))  # noqa: PTH110 - a Path raises where a text is too long for a name

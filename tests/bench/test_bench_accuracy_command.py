@@ -135,8 +135,8 @@ def test_no_file_of_a_report_names_the_patient(
 ) -> None:
     study = tmp_path / PATIENT
     shutil.copytree(tiles, study / PATIENT)
-    for picture in (study / PATIENT).rglob("*.png"):
-        picture.rename(picture.with_name(f"{PATIENT}-{picture.name}"))
+    for path in sorted((study / PATIENT).glob("*/**/*"), reverse=True):  # a folder a patient, and the name in its files
+        path.rename(path.with_name(f"{PATIENT}-{path.name}"))
     done = run_command(
         "atlas-bench", "accuracy", planted, "--reference", bundle, "--eval", study / PATIENT, "--stress-tiles", "0",
         "--limit", "16", "--fit-limit", "8", "--report", tmp_path / "report", *["--keep-paths"] * keep,

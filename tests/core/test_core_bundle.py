@@ -136,7 +136,7 @@ def test_model_file_must_be_a_listed_file(bundle: Path) -> None:
         ("", "cannot be read"),
         ("[" * 100_000, "cannot be read"),
         ("[1]", "schema version None"),
-        ('{"schema_version": 99}', "schema version 99, this atlas-edge reads 1"),
+        ('{"schema_version": 99}', "schema version 99, this atlas-edge reads 1 and 2"),
         ('{"schema_version": 1}', "Field required"),
     ],
 )
@@ -144,6 +144,11 @@ def test_unreadable_manifest(bundle: Path, text: str, message: str) -> None:
     (bundle / "manifest.json").write_text(text)
     with pytest.raises(InputError, match=message):
         read_manifest(bundle)
+
+
+def test_a_bundle_of_the_first_schema_is_read(bundle: Path) -> None:
+    change(bundle, schema_version=1)
+    assert verify_bundle(bundle).schema_version == 1
 
 
 def test_folder_without_manifest(tmp_path: Path) -> None:

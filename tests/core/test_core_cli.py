@@ -123,6 +123,24 @@ def test_a_setting_that_no_command_reads_is_refused(
     assert "[sample.speed]" in capsys.readouterr().err
 
 
+def test_a_setting_that_a_subcommand_would_take_is_told_where_it_stands_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = sample_app()
+
+    @app.default
+    def embed(*, level: int = 1, other: int = 0) -> None:
+        print(level)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "atlas.toml").write_text("[sample]\nlevel = 7\nother = 1\n")
+    assert run_app(app, []) == 0 and not caplog.records
+    assert run_app(app, ["speed"]) == 0
+    assert caplog.messages == [
+        "atlas.toml: level in [sample] is not for atlas-sample speed: put it into [sample.speed]"
+    ]
+
+
 def test_brackets_in_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.table import Table
 

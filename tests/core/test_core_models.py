@@ -215,3 +215,9 @@ def test_wrong_tiles_are_refused(tiny_model: Path, shape: tuple[int, ...]) -> No
         encoder.encode(np.zeros(shape, dtype=np.uint8))
     with pytest.raises(InputError, match="float32"):
         encoder.encode(np.zeros((1, 32, 32, 3), dtype=np.float32))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["atlas2-demo", "atlas2-s"])
+def test_a_tile_that_no_patches_fill_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="--tile-px 230 is no multiple of the patch side"):
+        load_model(name, tile_px=230)

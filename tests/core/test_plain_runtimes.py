@@ -42,6 +42,6 @@ def test_without_openvino_the_processor_s_name_decides(monkeypatch: pytest.Monke
         raise ImportError("openvino")
 
     monkeypatch.setattr(int8_sums, "int8_sums_are_exact", missing)
-    for name, saturates in (("x86_64", True), ("AMD64", True), ("arm64", False), ("aarch64", False)):
+    for name, saturates in (("x86_64", None), ("AMD64", None), ("arm64", False), ("aarch64", False)):
         monkeypatch.setattr("platform.machine", lambda name=name: name)
-        assert plain_runtimes.saturates_here() == saturates
+        assert plain_runtimes.saturates_here() is saturates

@@ -21,6 +21,7 @@ PATIENT = "H21-12345-Muster"
         (("atlas-export", "--calib", PATIENT, "--seed", "3"), ("--calib", "…", "--seed", "3")),
         (("atlas-export", f"--calib={PATIENT}", f"--other=/data/{PATIENT}"), ("--calib=…", "--other=…")),
         (("atlas-export", f"D:\\{PATIENT}", "--batch=1,8"), ("…", "--batch=1,8")),
+        (("atlas-export", "--name", "y" * 300), ("--name", "y" * 300)),
         (("atlas-export", "rebuild", f"/data/{PATIENT}", "--strip"), ("rebuild", "…", "--strip")),
     ],
 )
@@ -34,8 +35,8 @@ def test_no_file_of_a_bundle_names_the_patient(
 ) -> None:
     study = tmp_path / PATIENT
     shutil.copytree(tiles, study / PATIENT)
-    for picture in (study / PATIENT).rglob("*.png"):
-        picture.rename(picture.with_name(f"{PATIENT}-{picture.name}"))
+    for path in sorted((study / PATIENT).glob("*/**/*"), reverse=True):  # a folder a patient, and the name in its files
+        path.rename(path.with_name(f"{PATIENT}-{path.name}"))
     out = tmp_path / "bundle"
     arguments = [
         str(tiny_model), "--target", "onnx", "--precision", "int8", "--calib", str(study / PATIENT), "--no-speed",
