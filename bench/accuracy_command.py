@@ -174,11 +174,10 @@ def _tile_sets(
     tile_fit: Literal["exact", "crop", "resize"],
 ) -> "tuple[TileSet, TileSet | None]":
     from atlas_edge.bench.tileset import pick_tiles
-    from atlas_edge.tiles import open_tiles
+    from atlas_edge.tiles import open_tiles, without_split
 
     evaluation = pick_tiles(open_tiles(eval_, role="evaluation"), limit=limit, fit=tile_fit)
-    own = eval_ if Path(eval_).exists() else eval_.rpartition("@")[0] or eval_
-    fitted = open_tiles(fit or own, role="calibration")
+    fitted = open_tiles(fit or without_split(eval_), role="calibration")
     if fit is None and (fitted.split is None or fitted.split == evaluation.source.split):
         # No split of its own to fit on (PathoROB's subsets are none): what there is would be tested as well.
         return evaluation, None
