@@ -110,9 +110,8 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
         built, quantization = _quantize_and_build(config, sources, folder, scratch, steps)
         if quantization is not None and choice is not None:
             if not config.keep_paths:
-                choice["tiles_a_stratum"] = list(
-                    choice["tiles_a_stratum"].values()
-                )  # groups and labels may be patients
+                # Groups and labels may be patients.
+                choice["tiles_a_stratum"] = list(choice["tiles_a_stratum"].values())
             quantization["calibration"] = choice
         reference = open_reference(config, sources)
         with closing(reference), closing(open_built(config, sources, built, folder)) as bundle:
