@@ -33,6 +33,7 @@ class Sleeper:
         Sleeper.open -= 1
 
 
+@pytest.mark.usefixtures("clock")
 def test_the_best_setting_is_named_and_everything_is_closed() -> None:
     turns: list[tuple[int, int]] = []
     found = sweep(
