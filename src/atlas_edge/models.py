@@ -94,8 +94,11 @@ def load_model(
         RuntimeMissing: PyTorch or timm is not installed.
     """
     loaded = _load(name, patch, registers, pooling, tile_px=tile_px, seed=seed)
-    side = loaded.spec.patch
-    if tile_px is not None and side is not None and tile_px % side:
+    embedding: Any = getattr(loaded.module.backbone, "patch_embed", None)
+    side = loaded.spec.patch or 1
+    # Patches that overlap cover a rim of any width.
+    apart = getattr(getattr(embedding, "proj", None), "stride", None) == (side, side)
+    if tile_px is not None and apart and tile_px % side:
         below = tile_px // side * side
         raise UsageError(
             f"--tile-px {tile_px} is no multiple of the patch side {side} px: the rim of every tile would not be seen",
