@@ -136,16 +136,19 @@ class Scanner:
     ) -> None:
         identity = slide_identity(path)
         marked = any(marker.is_file() for marker in (Path(f"{path}.done"), path.with_suffix(".done")))
-        happened = journal.observe(
-            path,
-            outs(path),
-            identity=identity,
-            now=time.time(),
-            ready=marked or (self._has_settled(path, identity) and not self._options.marker_only),
-            embedded=lambda out: self._is_embedded(holds, path, identity, out),
-        )
-        if happened is not None:
-            self._log.write(happened, slide=str(path), size_bytes=identity.size_bytes)
+        ready = marked or (self._has_settled(path, identity) and not self._options.marker_only)
+        # What is marked when it is found is queued in the same look: `once` may end after it.
+        for _ in range(2 if ready else 1):
+            happened = journal.observe(
+                path,
+                outs(path),
+                identity=identity,
+                now=time.time(),
+                ready=ready,
+                embedded=lambda out: self._is_embedded(holds, path, identity, out),
+            )
+            if happened is not None:
+                self._log.write(happened, slide=str(path), size_bytes=identity.size_bytes)
 
     def _is_embedded(
         self, holds: Callable[[Path, SlideIdentity, Path], bool], path: Path, identity: SlideIdentity, out: Path
