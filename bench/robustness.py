@@ -55,20 +55,6 @@ class NeighbourCounts:
     index: RobustnessIndex
 
 
-def robustness_index(
-    embeddings: NDArray[np.float32],
-    labels: Sequence[str],
-    centers: Sequence[str],
-    groups: Sequence[str],
-    *,
-    k: int = DEFAULT_K,
-    paired: bool = False,
-    subsets: Sequence[str] | None = None,
-) -> RobustnessIndex:
-    """Compute the index as PathoROB defines and its code computes it (Kömen et al.); see `robustness_counts`."""
-    return robustness_counts(embeddings, labels, centers, groups, k=k, paired=paired, subsets=subsets).index
-
-
 def robustness_counts(
     embeddings: NDArray[np.float32],
     labels: Sequence[str],
@@ -79,7 +65,7 @@ def robustness_counts(
     paired: bool = False,
     subsets: Sequence[str] | None = None,
 ) -> NeighbourCounts:
-    """Count the neighbours that the index is made of.
+    """Count the neighbours that the index is made of, as PathoROB defines it and its code computes it (Kömen et al.).
 
     Embeddings are L2-normalised; of each tile the k nearest by cosine are taken, tiles of the same slide excluded; all
     tiles keep as many as the one that has fewest. Over all tiles and neighbours, SO counts those of the same class

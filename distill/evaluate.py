@@ -13,7 +13,7 @@ from atlas_edge.bench.agreement import linear_cka, tile_cosines, unit_rows
 from atlas_edge.bench.drop import AccuracyDrop, accuracy_drop, balanced_accuracy
 from atlas_edge.bench.interval import Interval, mean_interval
 from atlas_edge.bench.probe import fit_probe
-from atlas_edge.bench.robustness import RobustnessIndex, robustness_index
+from atlas_edge.bench.robustness import RobustnessIndex, robustness_counts
 from atlas_edge.bench.stress import STRESSES
 from atlas_edge.bench.tileset import TileSet, pick_tiles
 from atlas_edge.encoder import Encoder
@@ -340,7 +340,7 @@ def _robustness(features: Sequence[NDArray[np.float32]], tiles: TileSet) -> Robu
         return None
     # Where slides are unknown, every tile is its own: only the tile itself is left out of its neighbours.
     groups = tiles.groups or tuple(record.id for record in tiles.records)
-    found = [robustness_index(one, labels, places, groups) for one in features]
+    found = [robustness_counts(one, labels, places, groups).index for one in features]
     return Robustness(by=by, teacher=found[0], student=found[1])
 
 

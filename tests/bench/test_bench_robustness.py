@@ -1,10 +1,16 @@
 """The robustness index against golden cases derived by hand, and against the definition in plain loops."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from atlas_edge.bench.robustness import robustness_counts, robustness_index
+from atlas_edge.bench.robustness import RobustnessIndex, robustness_counts
 from atlas_edge.errors import InputError
+
+
+def robustness_index(*tiles: Any, **options: Any) -> RobustnessIndex:
+    return robustness_counts(*tiles, **options).index
 
 
 def _directions(degrees: list[float]) -> np.ndarray:

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas_edge.bench.robustness import robustness_index
+from atlas_edge.bench.robustness import robustness_counts
 from atlas_edge.bench.tileset import pick_tiles
 from atlas_edge.distill.evaluate import embed, evaluate, labelled_tiles, narrowed_score
 from atlas_edge.encoder import Encoder
@@ -32,7 +32,8 @@ def test_robustness_by_scanner_where_one_centre_is_named(tiny_model: Path) -> No
     assert result.robustness is not None and result.robustness.by == "scanner"
     scanners = [record.scanner or "" for record in tested.records]
     assert tested.labels is not None and tested.groups is not None
-    assert result.robustness.student == robustness_index(embed(student, tested), tested.labels, scanners, tested.groups)
+    found = robustness_counts(embed(student, tested), tested.labels, scanners, tested.groups)
+    assert result.robustness.student == found.index
     assert result.robustness.teacher != result.robustness.student
     assert result.movements == () and result.scanners is None
     fitted = pick_tiles(open_tiles("synthetic:64", role="calibration"), limit=None, fit="resize")
