@@ -140,6 +140,31 @@ def test_an_output_of_another_slide_keeps_its_name(tmp_path: Path) -> None:
     assert name_outputs([FoundSlide(second, tmp_path)], out, "h5") == [(second, out / "x.tiff.h5")]
 
 
+def test_a_second_folder_moves_no_slide_that_is_embedded(tmp_path: Path) -> None:
+    first, second, third = folders = [tmp_path / name for name in ("a", "b", "c")]
+    for number, (folder, name) in enumerate(
+        [(first, "x"), (first, "y"), (second, "x"), (second, "z"), (third, "x")], 1_000_000_000
+    ):
+        folder.mkdir(exist_ok=True)
+        os.utime(make_scan(folder / f"{name}.tif", number), (number, number))
+    out, encoder, config = tmp_path / "out", MeanEncoder(), EmbedConfig(tissue=False)
+    plan = plan_of(encoder.spec, config, "")
+
+    def embed(*given: Path) -> list[str]:
+        """The outputs that were made."""
+        jobs = name_outputs(expand(given, out), out, "h5")
+        to_do, _, failed = leave_out_done(jobs, plan, overwrite=False, re_embed=False)
+        assert failed == []
+        for slide, place in to_do:
+            embed_slide(slide, encoder, place, config)
+        return sorted(names(to_do, out))
+
+    assert embed(first) == ["x.h5", "y.h5"]
+    assert embed(second, first) == ["b/x.h5", "z.h5"]
+    assert embed(*folders) == ["c/x.h5"]
+    assert embed(third) == embed(second) == embed(tmp_path) == []
+
+
 def test_a_slide_of_several_files_looks_different_when_any_of_them_changes(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     for name in ("s.mrxs", "s/Slidedat.ini", "s/Data0000.dat"):

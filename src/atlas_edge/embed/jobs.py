@@ -3,8 +3,9 @@
 import glob
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,23 @@ def output_names(slide: Path, root: Path, out: Path, form: str) -> Iterator[Path
 
 
 def name_outputs(slides: list[FoundSlide], out: Path, form: str) -> list[tuple[Path, Path]]:
-    """Slides and their outputs below a folder; see `output_names`."""
+    """Slides and their outputs below a folder; see `output_names`.
+
+    A slide that is embedded there keeps its place, whatever other slides are named beside it this time.
+    """
     jobs: list[tuple[Path, Path]] = []
-    taken: set[Path] = set()
+    is_folder = cache(Path.is_dir)
+    kept: dict[Path, Path] = {}
     for slide in slides:
-        for place in output_names(slide.path, slide.root, out, form):
-            if place not in taken and not _is_of_another(place, slide.path):
-                break
+        if (held := _place_that_holds(slide, out, form, is_folder)) is not None:
+            kept.setdefault(held, slide.path)
+    place_of, taken = {slide: place for place, slide in kept.items()}, set(kept)
+    for slide in slides:
+        place = place_of.get(slide.path) or next(
+            place
+            for place in output_names(slide.path, slide.root, out, form)
+            if place not in taken and not _is_of_another(place, slide.path)
+        )
         taken.add(place)
         jobs.append((slide.path, place))
     return jobs
@@ -182,17 +193,37 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def _apart(slides: list[FoundSlide]) -> list[FoundSlide]:
-    """Slides of one name in several folders keep their folders below the one that all have in common."""
+    """Slides of one name in several folders keep their folders below the one that all of them have in common."""
     roots: dict[str, set[Path]] = {}
     for slide in slides:
         roots.setdefault(slide_stem(slide.path), set()).add(slide.root)
-    if all(len(several) == 1 for several in roots.values()):
+    shared = {stem for stem, several in roots.items() if len(several) > 1}
+    if not shared:
         return slides
     try:
-        common = Path(os.path.commonpath([slide.root.absolute() for slide in slides]))
+        common = Path(os.path.commonpath([root.absolute() for stem in shared for root in roots[stem]]))
     except ValueError:  # drives of Windows have nothing in common: numbers tell them apart
         return slides
-    return [FoundSlide(slide.path.absolute(), common) for slide in slides]
+    return [
+        FoundSlide(slide.path.absolute(), common) if slide_stem(slide.path) in shared else slide for slide in slides
+    ]
+
+
+def _place_that_holds(slide: FoundSlide, out: Path, form: str, is_folder: Callable[[Path], bool]) -> Path | None:
+    """Where a slide's embeddings are already, whichever folder above it was named then."""
+    path = slide.path.absolute()
+    try:
+        identity = slide_identity(path)
+    except OSError:  # it will fail where it is embedded
+        return None
+    for root in (slide.root.absolute(), *path.parents):
+        if not is_folder(out / path.relative_to(root).parent):
+            continue
+        for place in itertools.takewhile(Path.exists, output_names(path, root, out, form)):
+            said = attributes_of(place) or {}
+            if "slide" in said and is_of_slide(said, path) and is_current(place, said, identity):
+                return place
+    return None
 
 
 def _is_of_another(place: Path, slide: Path) -> bool:
