@@ -95,17 +95,25 @@ def test_one_unreadable_output_does_not_stop_the_rest(
 
 def test_one_worker_a_device(mean_bundle: Path, tmp_path: Path, run_command: RunCommand) -> None:
     slides = [make_scan(tmp_path / f"{number}.tif", number) for number in range(3)]
-    done = run_command(
-        "atlas-embed", *slides, "--bundle", mean_bundle, "--no-tissue", "--out", tmp_path / "out", "--devices", "0,1",
-        "--json",
-    )  # fmt: skip
+    out = tmp_path / "out"
+    arguments = [*slides, "--bundle", mean_bundle, "--no-tissue", "--out", out, "--devices", "0,1", "--json"]
+    refused = run_command("atlas-embed", *arguments)
+    assert refused.returncode == 2, refused.stderr
+    for message in ("runs on the processor here (OpenVINO", "leave --devices out"):
+        assert message in refused.stderr.replace("\n", " ")
+    assert not out.exists()
+    # What every process of the command is told: that this runtime computes on a GPU.
+    (tmp_path / "sitecustomize.py").write_text(
+        "from atlas_edge.runtimes.openvino import OpenVinoEncoder\nOpenVinoEncoder.gpu = 0\n"
+    )
+    done = run_command("atlas-embed", *arguments, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT / "src")]))
     assert done.returncode == 0, done.stderr
-    assert sorted(Path(result["slide"]).name for result in json.loads(done.stdout)["slides"]) == [
-        "0.tif", "1.tif", "2.tif",
-    ]  # fmt: skip
+    results = json.loads(done.stdout)["slides"]
+    assert sorted(Path(result["slide"]).name for result in results) == ["0.tif", "1.tif", "2.tif"]
+    assert {result["device"] for result in results} == {"0", "1"}, "one did all the work"
     firsts = []
     for number in range(3):
-        with h5py.File(tmp_path / "out" / f"{number}.h5") as file:
+        with h5py.File(out / f"{number}.h5") as file:
             firsts.append(file["features"][0].tolist())
     assert len({tuple(first) for first in firsts}) == 3
 

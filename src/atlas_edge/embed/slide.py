@@ -60,7 +60,10 @@ class EmbedConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideResult:
-    """What was written. `tiles_per_s` covers this run's tiles only, from opening the slide to the finished file."""
+    """What was written, and by which of `--devices` if any.
+
+    `tiles_per_s` covers this run's tiles only, from opening the slide to the finished file.
+    """
 
     slide: str
     out: str
@@ -72,6 +75,7 @@ class SlideResult:
     seconds: float
     tiles_per_s: float
     stages: StageSeconds
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import queue
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def embed_here(
 def embed_on_devices(
     jobs: list[tuple[Path, Path]], bundle: str, config: EmbedConfig, *, devices: list[str], streams: int | None = None
 ) -> Generator[SlideOutcome, None, None]:
-    """Embed slides with one process a device; each takes the next slide when it has done one.
+    """Embed slides with one process a device; each takes the next slide when it has done its first.
 
     Args:
         jobs: Slides and outputs.
@@ -94,16 +95,19 @@ def embed_on_devices(
 
     Raises:
         RuntimeMissing: A worker died.
+        UsageError: The bundle does not run on these devices.
     """
     context = multiprocessing.get_context("spawn")
     waiting, done = context.Queue(), context.Queue()
-    for job in [*jobs, *[None] * len(devices)]:
+    # A first slide for each, however long another one takes to start.
+    firsts = list(zip(devices, jobs, strict=False))
+    for job in [*jobs[len(firsts) :], *[None] * len(firsts)]:
         waiting.put(job)
     workers = [
         context.Process(
-            target=_work, args=(device, bundle, config, streams, len(jobs) == 1, waiting, done), daemon=True
+            target=_work, args=(device, first, bundle, config, streams, len(jobs) == 1, waiting, done), daemon=True
         )
-        for device in devices
+        for device, first in firsts
     ]
     for worker in workers:
         worker.start()
@@ -134,17 +138,33 @@ def _next(done: Any, workers: list[Any]) -> SlideOutcome:
 
 
 def _work(
-    device: str, bundle: str, config: EmbedConfig, streams: int | None, alone: bool, waiting: Any, done: Any
+    device: str,
+    first: tuple[Path, Path],
+    bundle: str,
+    config: EmbedConfig,
+    streams: int | None,
+    alone: bool,
+    waiting: Any,
+    done: Any,
 ) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = device
     try:
         encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams)
+        if getattr(encoder, "gpu", None) is None:
+            raise UsageError(
+                f"--devices {device}: {bundle} runs on the processor here ({encoder.runtime})",
+                hint="leave --devices out, one process uses all cores; a TensorRT bundle takes CUDA devices, and an "
+                "ONNX one with onnxruntime-gpu",
+            )
     except AtlasError as error:
         done.put(error)
         return
-    while (job := waiting.get()) is not None:
+    job: tuple[Path, Path] | None = first
+    while job is not None:
         slide, out = job
-        done.put(attempt(slide, out, encoder, config, sha256, lambda *_: None, alone=alone))
+        item = attempt(slide, out, encoder, config, sha256, lambda *_: None, alone=alone)
+        done.put(replace(item, device=device) if isinstance(item, SlideResult) else item)
+        job = waiting.get()
     encoder.close()
 
 
