@@ -1,12 +1,15 @@
 """The watcher where the plan, the folder or the disk is not what it was: it waits, refuses or goes on."""
 
+import shutil
 import sqlite3
 import threading
+from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from atlas_edge.embed import EmbedConfig, embed_slide, watch_owners
@@ -18,6 +21,7 @@ from atlas_edge.process import ProcessId
 from embed.test_embed_watch_faults import names, watch
 
 pytest.importorskip("h5py")
+tifffile = pytest.importorskip("tifffile")
 
 
 def test_a_scale_that_is_given_no_more_is_another_plan(drop: Path) -> None:
@@ -103,3 +107,45 @@ def test_a_full_disk_is_tried_again_before_once_gives_up(drop: Path, monkeypatch
     assert names(said, "disk full") == ["a.tif"]
     assert names(said, "failed") == ["a.tif"]
     assert [line["kind"] for line in said if line["event"] == "trouble over"] == ["disk"]
+
+
+def test_what_is_no_output_is_never_replaced_unasked(drop: Path) -> None:
+    notes = drop.parent / "out" / "a.h5"
+    notes.parent.mkdir()
+    notes.write_bytes(b"my own notes")
+    said = watch(drop)
+    assert names(said, "done") == ["c.tif"]
+    assert names(said, "failed") == ["a.tif", "a.tif"]
+    reason = next(line["error"] for line in said if line["event"] == "failed")
+    assert "a.h5 is no output of atlas-embed that can be read" in reason
+    assert "add --re-embed to replace it, or choose another --out" in reason
+    assert notes.read_bytes() == b"my own notes"
+    assert names(watch(drop), "begin") == [], "it is left alone until it changes, or is told to be replaced"
+    assert names(watch(drop, re_embed=True), "done") == ["a.tif"]
+
+
+def test_an_output_of_another_slide_that_is_put_in_a_place_stays(drop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = drop.parent / "out"
+
+    def embed(path: Path, *arguments: Any, **options: Any) -> Any:
+        result = embed_slide(path, *arguments, **options)
+        if path.name == "a.tif":
+            shutil.copy2(out / "a.h5", out / "c.h5")
+        return result
+
+    monkeypatch.setattr(module, "embed_slide", embed)
+    said = watch(drop, re_embed=True)
+    assert names(said, "done") == ["a.tif"]
+    reason = next(line["error"] for line in said if line["event"] == "failed")
+    assert "c.h5 was made of a.tif\n  fix: choose another --out" in reason
+
+
+def test_slides_without_a_scale_are_tried_again_once_it_is_given(drop: Path) -> None:
+    image = np.random.default_rng(0).integers(90, 180, (640, 960, 3), dtype=np.uint8)
+    tifffile.imwrite(drop / "silent.tif", image, tile=(64, 64), photometric="rgb", metadata=None)
+    (drop / "broken.tif").write_bytes(b"x")
+    said = watch(drop)
+    assert Counter(names(said, "failed")) == {"silent.tif": 2, "broken.tif": 2}
+    assert names(watch(drop), "begin") == []
+    said = watch(drop, EmbedConfig(mpp=0.5))
+    assert names(said, "begin") == names(said, "done") == ["silent.tif"]

@@ -163,7 +163,7 @@ def leave_out_done(
             to_do.append((slide, out))
             continue
         if said is None or not is_of_slide(said, slide):
-            error = _not_its_output(out, said)
+            error = not_its_output(out, said, "--re-embed or --overwrite" if said is None else "--overwrite")
             failed.append(SlideFailure(slide=str(slide), reason=str(error), exit_code=error.exit_code))
             continue
         different = differences(said, plan)
@@ -178,12 +178,17 @@ def leave_out_done(
     return to_do, done, failed
 
 
-def _not_its_output(out: Path, said: Mapping[str, Any] | None) -> UsageError:
-    if said is None:
-        what, mend = "is no output of atlas-embed that can be read", "--re-embed or --overwrite"
-    else:
-        what, mend = f"was made of {said['slide']}", "--overwrite"
-    return UsageError(f"{printable(out)} {what}", hint=f"add {mend} to replace it, or choose another --out")
+def not_its_output(out: Path, said: Mapping[str, Any] | None, mend: str) -> UsageError:
+    """What to say where something lies in an output's place that must not be replaced unasked.
+
+    Args:
+        out: That place.
+        said: See `attributes_of`.
+        mend: The options that replace it, "" where there is none.
+    """
+    what = "is no output of atlas-embed that can be read" if said is None else f"was made of {said['slide']}"
+    ways = [f"add {mend} to replace it"] if mend else []
+    return UsageError(f"{printable(out)} {what}", hint=", or ".join([*ways, "choose another --out"]))
 
 
 def _matches(pattern: Path) -> list[Path]:

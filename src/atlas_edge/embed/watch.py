@@ -13,7 +13,7 @@ from pathlib import Path
 
 from atlas_edge.atomic import write_atomic
 from atlas_edge.embed.event_log import EventLog
-from atlas_edge.embed.jobs import output_names
+from atlas_edge.embed.jobs import not_its_output, output_names
 from atlas_edge.embed.lock import OutputBusy
 from atlas_edge.embed.output import DiskFull
 from atlas_edge.embed.plan import attributes_of, differences, is_current, is_of_slide, other_plan, plan_of
@@ -239,6 +239,7 @@ class Watcher:
                 journal.finish(job, tiles=0, now=time.time())
                 self.log.write("already embedded", slide=str(job.path))
                 return
+            self._check_place(job)
             self.log.write("begin", slide=str(job.path), attempt=job.attempts, process=os.getpid())
             result = embed_slide(
                 job.path,
@@ -260,6 +261,14 @@ class Watcher:
                 journal.give_back(job)
             self.log.write("interrupted", slide=str(job.path))
             raise
+
+    def _check_place(self, job: Job) -> None:
+        """Never replace unasked what is no output of this slide."""
+        said = attributes_of(job.out) if job.out.exists() else {}
+        if said is None and not self._options.re_embed:
+            raise not_its_output(job.out, said, "--re-embed")
+        if said is not None and not is_of_slide(said, job.path):
+            raise not_its_output(job.out, said, "")
 
     def _finish(self, journal: WatchJournal, job: Job, result: SlideResult) -> None:
         self._troubles.over("disk")

@@ -80,7 +80,8 @@ class WatchJournal:
 
         Args:
             plan: See `plan_of`.
-            replace: Put it in the place of another one: slides that are done are queued again.
+            replace: Put it in the place of another one: slides that are done are queued again. What was set aside for
+                want of this option, or of a scale that is given now, is queued again in any case.
             on_wait: Called before it waits for a sign of life of a watcher that may have ended.
 
         Returns:
@@ -92,6 +93,8 @@ class WatchJournal:
         self._plan = plan
         before = read_plan(self._connection)
         different = differences(before or {}, plan)
+        if not different:
+            self._queue_what_lacked({"--mpp": "given_mpp" in plan, "--re-embed": replace})
         if not different or not replace:
             return different
         query = "SELECT owner, beat FROM slides WHERE state = ?"
@@ -313,6 +316,15 @@ class WatchJournal:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+    def _queue_what_lacked(self, options: dict[str, bool]) -> None:
+        """Queue again what was quarantined with an error that asks for one of the options that are given now."""
+        for option in (name for name, is_given in options.items() if is_given):
+            self._connection.execute(
+                "UPDATE slides SET state = ?, attempts = 0, next_try_at = 0, error = NULL "
+                "WHERE state = ? AND error LIKE ?",
+                (State.QUEUED, State.QUARANTINED, f"%fix: %{option}%"),
+            )
 
     def _check_plan(self, sql: sqlite3.Connection) -> None:
         if self._plan is None:
