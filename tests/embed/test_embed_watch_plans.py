@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from atlas_edge.embed import EmbedConfig, embed_slide, watch_owners
+from atlas_edge.embed import EmbedConfig, embed_slide, watch_owners, watch_scan
 from atlas_edge.embed import watch as module
 from atlas_edge.embed.output import DiskFull
 from atlas_edge.embed.watch_journal import WatchJournal
-from atlas_edge.errors import InputError, UsageError
+from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.process import ProcessId
-from embed.test_embed_watch_faults import names, watch
+from embed.test_embed import MeanEncoder
+from embed.test_embed_watch_faults import events, names, watch
 
 pytest.importorskip("h5py")
 tifffile = pytest.importorskip("tifffile")
@@ -138,6 +140,55 @@ def test_an_output_of_another_slide_that_is_put_in_a_place_stays(drop: Path, mon
     assert names(said, "done") == ["a.tif"]
     reason = next(line["error"] for line in said if line["event"] == "failed")
     assert "c.h5 was made of a.tif\n  fix: choose another --out" in reason
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_encoder_that_is_broken_is_no_fault_of_any_slide(
+    drop: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    genuine, calls = MeanEncoder.encode, []
+
+    def encode(self: MeanEncoder, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        calls.append(len(tiles))
+        if not ends or len(calls) <= 8:
+            raise RuntimeError("CUDA error: device lost")
+        return genuine(self, tiles)
+
+    monkeypatch.setattr(MeanEncoder, "encode", encode)
+    monkeypatch.setattr(watch_scan, "_FIRST_PAUSE_S", 0.02)
+    if ends:
+        said = watch(drop, most_attempts=1)
+        assert names(said, "done") == ["a.tif", "c.tif"]
+        assert [line["kind"] for line in said if line["event"] == "trouble over"] == ["encoder"]
+    else:
+        monkeypatch.setattr(module, "_GIVE_UP_S", 0.5)
+        with pytest.raises(RuntimeMissing, match="the encoder fails, on white tiles, too: RuntimeError: CUDA error"):
+            watch(drop, most_attempts=1)
+        said = events(drop.parent / "out")
+    assert names(said, "failed") == []
+    assert len(names(said, "encoder failed")) >= (4 if ends else 1)
+    (trouble,) = [line for line in said if line["event"] == "trouble"]
+    assert "RuntimeError: CUDA error: device lost" in trouble["traceback"]
+
+
+def test_a_slide_that_the_encoder_fails_on_alone_is_quarantined(drop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine, slides = MeanEncoder.encode, []
+
+    def embed(path: Path, *arguments: Any, **options: Any) -> Any:
+        slides.append(path.name)
+        return embed_slide(path, *arguments, **options)
+
+    def encode(self: MeanEncoder, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if slides[-1] == "a.tif" and tiles.min() < 255:
+            raise RuntimeError("an illegal memory access was encountered")
+        return genuine(self, tiles)
+
+    monkeypatch.setattr(module, "embed_slide", embed)
+    monkeypatch.setattr(MeanEncoder, "encode", encode)
+    said = watch(drop)
+    assert names(said, "done") == ["c.tif"]
+    assert names(said, "failed") == ["a.tif", "a.tif"]
+    assert not any(line["event"] == "trouble" for line in said)
 
 
 def test_slides_without_a_scale_are_tried_again_once_it_is_given(drop: Path) -> None:

@@ -19,11 +19,12 @@ from atlas_edge.embed.output import DiskFull
 from atlas_edge.embed.plan import attributes_of, differences, is_current, is_of_slide, other_plan, plan_of
 from atlas_edge.embed.slide import EmbedConfig, SlideResult, embed_slide
 from atlas_edge.embed.slide_files import SlideIdentity, printable, slide_identity
+from atlas_edge.embed.watch_encoder import WatchedEncoder
 from atlas_edge.embed.watch_journal import Job, State, Status, WatchJournal
 from atlas_edge.embed.watch_scan import Scanner, Troubles
 from atlas_edge.embed.workers import reason_of
 from atlas_edge.encoder import Encoder
-from atlas_edge.errors import InputError, NoTissue, UsageError
+from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, UsageError
 
 JOURNAL = "atlas-embed.sqlite"
 LOG = "atlas-embed.jsonl"
@@ -90,7 +91,8 @@ class Watcher:
         self.out = out
         self.log = EventLog(out / LOG)
         self._folder = folder.resolve()
-        self._encoder, self._config, self._options, self._sha256 = encoder, config, options, bundle_sha256
+        self._encoder = WatchedEncoder(encoder, config.batch)
+        self._config, self._options, self._sha256 = config, options, bundle_sha256
         self._plan = plan_of(encoder.spec, config, bundle_sha256)
         self._stop = threading.Event()
         self._troubles = Troubles(self.log)
@@ -109,6 +111,7 @@ class Watcher:
 
         Raises:
             InputError: The journal cannot be written; with `once` also where the folder is gone or the disk full.
+            RuntimeMissing: With `once`, the encoder fails whatever it is given.
             UsageError: `out` holds embeddings of another plan.
         """
         with closing(self._open()) as journal:
@@ -272,6 +275,7 @@ class Watcher:
 
     def _finish(self, journal: WatchJournal, job: Job, result: SlideResult) -> None:
         self._troubles.over("disk")
+        self._troubles.over("encoder")
         self.log.write(
             "done",
             slide=str(job.path),
@@ -286,6 +290,8 @@ class Watcher:
     def _failed(self, journal: WatchJournal, job: Job, before: SlideIdentity | None, error: Exception) -> None:
         """Count an attempt, unless it was no fault of the slide."""
         again = time.time() + self._options.retry_s
+        # Several times before `once` gives up.
+        soon = time.time() + min(self._options.retry_s, _GIVE_UP_S / 4)
         if not isinstance(error, DiskFull):
             self._troubles.over("disk")
         if isinstance(error, NoTissue):
@@ -293,10 +299,10 @@ class Watcher:
             self.log.write("no tissue", slide=str(job.path), reason=error.message)
         elif isinstance(error, DiskFull):
             self._troubles.met("disk", error.message, error)
-            # Several times before `once` gives up.
-            soon = time.time() + min(self._options.retry_s, _GIVE_UP_S / 4)
             journal.give_back(job, error.message, next_try_at=soon)
             self.log.write("disk full", slide=str(job.path), error=error.message)
+        elif error is self._encoder.raised and not self._encoder.works():
+            self._wait_for_encoder(journal, job, error, soon)
         elif isinstance(error, OutputBusy):
             journal.give_back(job, error.message, next_try_at=again)
             self.log.write("busy", slide=str(job.path), error=error.message)
@@ -306,6 +312,17 @@ class Watcher:
             self.log.write("gone" if now is None else "changed", slide=str(job.path), error=reason_of(error))
         else:
             self._fail(journal, job, error)
+
+    def _wait_for_encoder(self, journal: WatchJournal, job: Job, error: Exception, soon: float) -> None:
+        what = error.message if isinstance(error, AtlasError) else reason_of(error)
+        reason = f"the encoder fails, on white tiles, too: {what}"
+        journal.give_back(job, reason, next_try_at=soon)
+        self.log.write("encoder failed", slide=str(job.path), error=reason)
+        lost = error
+        if not isinstance(error, AtlasError):
+            lost = RuntimeMissing(reason)
+            lost.__cause__ = error
+        self._stop.wait(self._troubles.met("encoder", reason, lost))
 
     def _fail(self, journal: WatchJournal, job: Job, error: Exception) -> None:
         options, reason = self._options, reason_of(error)

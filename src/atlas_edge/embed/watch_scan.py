@@ -12,7 +12,7 @@ from atlas_edge.embed.event_log import EventLog
 from atlas_edge.embed.slide_files import SlideIdentity, find_slides, slide_identity
 from atlas_edge.embed.watch_journal import WatchJournal
 from atlas_edge.embed.workers import reason_of
-from atlas_edge.errors import InputError, UsageError
+from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 
 if TYPE_CHECKING:
     from atlas_edge.embed.watch import WatchOptions
@@ -28,6 +28,7 @@ class Troubles:
         self._log = log
         self._lock = threading.Lock()
         self._messages: dict[str, str] = {}
+        self._errors: dict[str, BaseException] = {}
         self._since: dict[str, float] = {}
         self._pauses: dict[str, float] = {}
 
@@ -38,7 +39,7 @@ class Troubles:
                 known = isinstance(error, OSError | InputError | UsageError)
                 where = {} if known else {"traceback": "".join(traceback.format_exception(error))}
                 self._log.write("trouble", kind=kind, error=message, **where)
-            self._messages[kind] = message
+            self._messages[kind], self._errors[kind] = message, error
             self._since.setdefault(kind, time.monotonic())
             pause = self._pauses.get(kind, _FIRST_PAUSE_S)
             self._pauses[kind] = min(2 * pause, _LONGEST_PAUSE_S)
@@ -57,11 +58,13 @@ class Troubles:
 
         Raises:
             InputError: A trouble that has.
+            RuntimeMissing: It was one of a device or runtime.
         """
         with self._lock:
             for kind, since in self._since.items():
                 if time.monotonic() - since > seconds:
-                    raise InputError(self._messages[kind], hint="mend it and start again: it goes on where it stopped")
+                    failure = RuntimeMissing if isinstance(self._errors[kind], RuntimeMissing) else InputError
+                    raise failure(self._messages[kind], hint="mend it and start again: it goes on where it stopped")
 
     def __str__(self) -> str:
         with self._lock:

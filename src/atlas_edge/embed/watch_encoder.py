@@ -1,0 +1,50 @@
+"""Whose fault it was: an encoder that is broken, or a slide that it cannot embed."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge.encoder import Encoder
+
+
+class WatchedEncoder:
+    """An encoder that is known by what came out of it: an error of its own is told from one of reading a slide.
+
+    Attributes:
+        raised: What its latest call raised; None where it succeeded.
+
+    Args:
+        encoder: What embeds.
+        batch: Tiles that `works` tries.
+    """
+
+    def __init__(self, encoder: Encoder, batch: int) -> None:
+        self.spec, self.runtime = encoder.spec, encoder.runtime
+        self.raised: Exception | None = None
+        self._encoder, self._batch = encoder, batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embed tiles; see `Encoder.encode`."""
+        self.raised = None
+        try:
+            return self._encoder.encode(tiles)
+        except Exception as error:
+            self.raised = error
+            raise
+
+    def works(self) -> bool:
+        """Whether it embeds white tiles: then what it failed on is to blame."""
+        side = self.spec.tile_px
+        try:
+            self._encoder.encode(np.full((self._batch, side, side, 3), 255, np.uint8))
+        except Exception:
+            return False
+        return True
+
+    def close(self) -> None:
+        """See `Encoder.close`."""
+        self._encoder.close()
