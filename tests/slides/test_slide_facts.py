@@ -74,3 +74,16 @@ def test_mpp_option_overrides_one_slide_and_fills_in_for_several(tmp_path: Path,
         done = run_command("atlas-embed", *named, *options, "--out", tmp_path)
         assert done.returncode == 0, done.stderr
         assert [plan["slide_mpp"] for plan in json.loads(done.stdout)["plans"]] == pytest.approx(expected)
+
+
+def test_a_slide_that_must_be_enlarged_is_told_once(tmp_path: Path, run_command: RunCommand) -> None:
+    bundle = make_mean_bundle(tmp_path / "bundle")
+    options = ("--no-tissue", "--bundle", bundle, "--dry-run", "--out", tmp_path / "out.h5")
+    for name, mpp, told in (("fine", 0.504, 0), ("coarse", 0.53, 1)):
+        done = run_command("atlas-embed", write(tmp_path / f"{name}.tif", mpp), *options)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("enlarged") == told
+        assert (f"{name}.tif: 0.53 µm per pixel, the encoder wants 0.5" in done.stderr) == bool(told)
+    done = run_command("atlas-embed", write(tmp_path / "coarser.tif", 0.56), *options)
+    assert done.returncode == 5
+    assert "--tile-mpp 0.56" in done.stderr

@@ -1,5 +1,6 @@
 """Where tiles lie on a slide."""
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from atlas_edge.slides.tissue import TissueMask
 SAME_SCALE = 0.01
 """A level this close to the wanted µm per pixel is used as it is: 0.499 for 0.5 would only be blurred."""
 
+_LOGGER = logging.getLogger(__name__)
 _MOST_UPSAMPLING = 1.1
 _ROUNDING = 1e-9
 
@@ -65,7 +67,8 @@ def plan_grid(
         rim: Take tiles that reach past the right and the lower rim, too; they are white there.
 
     Raises:
-        InputError: The slide is coarser than the encoder wants, or smaller than a tile.
+        InputError: The slide is coarser than the encoder wants by more than a tenth, or smaller than a tile. By less it
+            is enlarged, and a warning says so.
     """
     if max(slide.mpp_x, slide.mpp_y) > mpp * _MOST_UPSAMPLING:
         raise InputError(
@@ -78,6 +81,11 @@ def plan_grid(
     if abs(scale_x - 1) <= SAME_SCALE and abs(scale_y - 1) <= SAME_SCALE:
         scale_x = scale_y = 1.0
         mpp = slide.mpp_x * down_x
+    elif min(scale_x, scale_y) < 1 - SAME_SCALE:
+        _LOGGER.warning(
+            "%s: %.3g µm per pixel, the encoder wants %.3g: tiles are enlarged, which blurs them",
+            slide.path.name, max(slide.mpp_x, slide.mpp_y), mpp,
+        )  # fmt: skip
     size_x, size_y = tile_px * scale_x * down_x, tile_px * scale_y * down_y
     count = _count_with_rim if rim else _count
     columns, rows = count(slide.levels[0].width / size_x), count(slide.levels[0].height / size_y)
