@@ -6,214 +6,26 @@ Every file must be read, or refused with an exit code that says why (2, 4, 5): n
 1 GiB. Exit 1 where one was not; `--keep` then holds those files. POSIX only.
 """
 
-import argparse
 import csv
-import importlib
 import json
-import os
-import resource
-import shutil
-import signal
 import sys
-import tempfile
-import time
-import traceback
 import zipfile
-from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from atlas_edge.errors import AtlasError
 from atlas_edge.models import load_model
 from atlas_edge.tiles import open_tiles
+from fuzzing import Kind, Limits, fuzz
 
-MOST_SECONDS = 20
-MOST_MIB = 1024
-ALLOWED = ("0", "2", "4", "5")
-
-_LIMIT_MIB = 6 * 1024  # no file may take the machine's memory while it is tried
+_LIMITS = Limits(mib=1024, address_mib=6 * 1024, results=("0", "2", "4", "5"))
 _SIDE_PX = 32
-_ODD_VALUES: tuple[Any, ...] = (
-    None, True, 0, -1, 1, 3, 2**31, 2**63, 1e308, float("nan"), 0.3, "", "x", "0.5", "x" * 10_000, "../../etc/passwd",
-    "[/bold]", "\u0000", [], {}, [1], [0.5, "a"], [[1]], {"a": 1},
-)  # fmt: skip
-_ODD_NUMBERS = (0, 1, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """Files of one kind: how to write whole ones into a folder, which of them is damaged, and how it is opened."""
-
-    write: Callable[[Path], None]
-    damaged: str
-    use: Callable[[Path], int]
-    imports: tuple[str, ...] = ()
-
-    def write_whole(self, folder: Path) -> int:
-        """Write files that can be opened."""
-        folder.mkdir(parents=True)
-        self.write(folder)
-        return self.use(folder)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Exit code, `traceback`, `hang` or `signal N`, and what it took."""
-
-    result: str
-    seconds: float
-    mib: float
-    said: str
-
-    @property
-    def good(self) -> bool:
-        return self.result in ALLOWED and self.seconds <= MOST_SECONDS and self.mib <= MOST_MIB
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--keep", type=Path)
-    options = parser.parse_args()
-    outcomes: defaultdict[str, list[Outcome]] = defaultdict(list)
-    for module in {module for name in options.kinds for module in KINDS[name].imports}:
-        importlib.import_module(module)  # once, not in every process
-    with tempfile.TemporaryDirectory() as work:
-        for name in options.kinds:
-            whole = _in_child(KINDS[name].write_whole, Path(work, "whole", name))
-            if whole.result != "0":
-                sys.exit(f"{name} cannot be written whole: {whole.result} {whole.said}")
-        for number in range(options.count):
-            name = options.kinds[number % len(options.kinds)]
-            kind, folder = KINDS[name], Path(work, "case")
-            shutil.copytree(Path(work, "whole", name), folder)
-            victim = folder / kind.damaged
-            victim.write_bytes(
-                damage(victim.read_bytes(), victim.suffix, np.random.default_rng([options.seed, number]))
-            )
-            outcome = _in_child(kind.use, folder)
-            outcomes[name].append(outcome)
-            if not outcome.good:
-                print(f"{name} {number}: {outcome.result}, {outcome.seconds:.1f} s, {outcome.mib:.0f} MiB")
-                print("    " + outcome.said.strip().replace("\n", "\n    ")[-2000:])
-                if options.keep is not None:
-                    shutil.copytree(folder, options.keep / f"{name}-{number}", dirs_exist_ok=True)
-            shutil.rmtree(folder)
-    _print_table(outcomes)
-    return 0 if all(outcome.good for found in outcomes.values() for outcome in found) else 1
-
-
-def damage(data: bytes, suffix: str, rng: np.random.Generator) -> bytes:
-    """One way of many in which a file can be wrong; texts are also damaged in their meaning."""
-    if suffix == ".json" and rng.random() < 0.7:
-        return json.dumps(_odd_value_within(json.loads(data), rng)).encode()
-    if suffix == ".csv" and rng.random() < 0.6:
-        return _odd_cell_within(data, rng)
-    out = bytearray(data)
-    # Headers and footers say how large the rest is.
-    near = min(len(out), 256)
-    spot = int(rng.choice([rng.integers(len(out)), rng.integers(near), len(out) - 1 - rng.integers(near)]))
-    span = int(2 ** rng.uniform(0, 10))
-    match int(rng.integers(8)):
-        case 0:
-            for at in rng.integers(len(out), size=int(rng.integers(1, 9))):
-                out[at] ^= 1 << int(rng.integers(8))
-        case 1:
-            out[spot] ^= 1 << int(rng.integers(8))
-        case 2:
-            out[spot : spot + 4] = int(rng.choice(_ODD_NUMBERS)).to_bytes(4, str(rng.choice(["little", "big"])))
-        case 3:
-            del out[spot:]
-        case 4:
-            del out[spot : spot + span]
-        case 5:
-            out[spot:spot] = out[spot : spot + span]
-        case 6:
-            out[spot:spot] = rng.bytes(span)
-        case _:
-            out[spot : spot + span] = bytes([int(rng.choice([0, 255, 127]))]) * len(out[spot : spot + span])
-    return bytes(out)
-
-
-def _odd_value_within(value: Any, rng: np.random.Generator) -> Any:
-    """The same with one part of it odd, doubled or gone."""
-    if isinstance(value, dict) and value and rng.random() < 0.9:
-        key = str(rng.choice(list(value)))
-        if rng.random() < 0.1:
-            return {name: part for name, part in value.items() if name != key}
-        return value | {key: _odd_value_within(value[key], rng)}
-    if isinstance(value, list) and value and rng.random() < 0.6:
-        at = int(rng.integers(len(value)))
-        return [*value[:at], _odd_value_within(value[at], rng), *value[at + int(rng.integers(2)) :]]
-    return _ODD_VALUES[int(rng.integers(len(_ODD_VALUES)))]
-
-
-def _odd_cell_within(data: bytes, rng: np.random.Generator) -> bytes:
-    rows = [line.split(b",") for line in data.splitlines()]
-    row = rows[int(rng.integers(len(rows)))]
-    odd = _ODD_VALUES[int(rng.integers(len(_ODD_VALUES)))]
-    row[int(rng.integers(len(row)))] = str(odd).encode() if rng.random() < 0.8 else rng.bytes(6)
-    return b"\r\n".join(b",".join(cells) for cells in rows)
-
-
-def _in_child(use: Callable[[Path], int], folder: Path) -> Outcome:
-    with tempfile.TemporaryFile() as said:
-        begun = time.monotonic()
-        process = os.fork()
-        if process == 0:
-            _become(use, folder, said.fileno())
-        _, status, used = os.wait4(process, 0)
-        seconds = time.monotonic() - begun
-        said.seek(0)
-        before, _, text = said.read().decode(errors="replace").partition("\n")
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        result = "hang" if number == signal.SIGALRM else f"signal {number}"
-    else:
-        code = os.WEXITSTATUS(status)
-        result = "traceback" if code == 1 else str(code)
-    return Outcome(result, seconds, used.ru_maxrss / 1024 - float(before), text)
-
-
-def _become(use: Callable[[Path], int], folder: Path, said: int) -> None:
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    pages, resident = (int(found) for found in Path("/proc/self/statm").read_text().split()[:2])
-    print(resident * resource.getpagesize() / 2**20, flush=True)
-    signal.alarm(MOST_SECONDS)
-    limit = pages * resource.getpagesize() + _LIMIT_MIB * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    code = 1
-    try:
-        code = use(folder)
-    except AtlasError as error:
-        print(error)
-        code = error.exit_code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _print_table(outcomes: dict[str, list[Outcome]]) -> None:
-    results = sorted({outcome.result for found in outcomes.values() for outcome in found})
-    print("| kind | files |", " | ".join(results), "| longest, s | most, MiB |")
-    print("|---|--:|" + "--:|" * (len(results) + 2))
-    everything = [outcome for found in outcomes.values() for outcome in found]
-    for name, found in [*outcomes.items(), ("all", everything)]:
-        counts = Counter(outcome.result for outcome in found)
-        cells = [str(counts[result]) for result in results]
-        longest, most = max(one.seconds for one in found), max(one.mib for one in found)
-        print(f"| {name} | {len(found)} | {' | '.join(cells)} | {longest:.1f} | {most:.0f} |")
 
 
 def _use_tiles(path: Path) -> int:
@@ -337,4 +149,4 @@ KINDS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(fuzz(__doc__, KINDS, _LIMITS))
