@@ -18,7 +18,8 @@ def run_module(module: str, *, stdin: str = "", timeout_s: float) -> "subprocess
     source = str(Path(atlas_edge.__file__).parents[1])
     paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
-        [sys.executable, "-m", module],
+        # Without -P modules would be looked for in the working folder first: one of slides, or anybody's.
+        [sys.executable, "-P", "-m", module],
         input=stdin,
         capture_output=True,
         text=True,

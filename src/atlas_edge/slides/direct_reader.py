@@ -10,7 +10,10 @@ from atlas_edge.slides.openslide_reader import OpenSlideFile
 from atlas_edge.slides.slide import Slide
 from atlas_edge.slides.tiff_reader import TiffSlide, check_segments, is_rgb
 
-_VENDORS = ("generic-tiff", "aperio")
+DIRECT_VENDORS = ("generic-tiff", "aperio")
+_KNOWN_BY_OPENSLIDE = (
+    "vendor", "levels", "stated_mpp", "bounds", "objective", "icc_sha256", "quickhash",
+)  # fmt: skip
 _JPEG = 7
 _PROBE_PX = 48
 
@@ -28,7 +31,7 @@ def open_direct(slide: OpenSlideFile, *, cache_bytes: int) -> Slide | None:
     Returns:
         A slide with the same levels, or None where this is no such file, or the pixels differ.
     """
-    if slide.vendor not in _VENDORS or not all(map(importlib.util.find_spec, ("tifffile", "imagecodecs"))):
+    if slide.vendor not in DIRECT_VENDORS or not all(map(importlib.util.find_spec, ("tifffile", "imagecodecs"))):
         return None
     try:
         direct = _DirectTiff(slide, cache_bytes=cache_bytes)
@@ -54,7 +57,7 @@ class _DirectTiff(TiffSlide):
         super().__init__(slide.path, cache_bytes=cache_bytes)
 
     def _describe(self) -> None:
-        for name in ("vendor", "levels", "stated_mpp", "bounds", "objective", "icc_sha256", "quickhash"):
+        for name in _KNOWN_BY_OPENSLIDE:
             setattr(self, name, getattr(self._slide, name))
         self._pages = []
         for level in self.levels:

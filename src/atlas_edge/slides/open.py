@@ -8,6 +8,7 @@ from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides.dicom import slide_in
 from atlas_edge.slides.foreign import foreign_errors, open_tiff
 from atlas_edge.slides.mpp import settle_mpp
+from atlas_edge.slides.probe import probe
 from atlas_edge.slides.slide import Slide
 from atlas_edge.slides.tiff_chain import check_tiff
 
@@ -52,11 +53,13 @@ def check_file(path: Path) -> None:
 
 
 def _open(path: Path, cache_bytes: int) -> Slide:
-    from atlas_edge.slides.direct_reader import open_direct
+    from atlas_edge.slides.direct_reader import DIRECT_VENDORS, open_direct
     from atlas_edge.slides.openslide_reader import GENERIC, OpenSlideFile, detect_format
 
     with path.open("rb") as file:
         is_tiff = file.read(4) in _TIFF_STARTS
+    if not is_tiff:
+        probe(path)
     form = detect_format(path)
     # A big NDPI counts its offsets in a way of its own.
     if is_tiff and form != "hamamatsu":
@@ -71,6 +74,8 @@ def _open(path: Path, cache_bytes: int) -> Slide:
         raise InputError(
             f"{path} is of no slide form that OpenSlide knows, nor a TIFF", hint="check that the file is whole"
         )
+    if is_tiff and form not in DIRECT_VENDORS:
+        probe(path)
     slide = OpenSlideFile(path, cache_bytes=cache_bytes)
     return open_direct(slide, cache_bytes=cache_bytes) or slide
 
