@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from atlas_edge.errors import InputError
-from atlas_edge.slides import open_slide, probe
+from atlas_edge.slides import Level, open_slide, probe
 from support import RunCommand
 
 pytest.importorskip("openslide")
@@ -16,6 +16,7 @@ pytest.importorskip("tifffile")
 pytest.importorskip("imagecodecs")
 
 from embed.conftest import make_mean_bundle
+from slides import forms
 from slides.forms import HEIGHT, MPP, WIDTH, WRITERS, scene, write_mrxs
 
 
@@ -24,6 +25,7 @@ def test_each_form_is_read_with_its_levels_and_scale(tmp_path: Path, form: str) 
     slide = open_slide(WRITERS[form](tmp_path))
     assert (slide.mpp_x, slide.mpp_y) == (pytest.approx(MPP, rel=1e-3), pytest.approx(MPP, rel=1e-3))
     assert len(slide.levels) >= 2
+    assert not slide.unusable_levels
     for level in range(2):
         step = 2**level
         pixels = slide.read(level, 0, 0, WIDTH // step, HEIGHT // step)
@@ -76,3 +78,15 @@ def test_nothing_beside_the_slides_is_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     open_slide(path).close()
     assert not Path("was-run").exists()
+
+
+def test_a_level_of_another_shape_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "scene", lambda step: scene()[:: step**2, ::step].copy())
+    slide = open_slide(forms.write_ndpi(tmp_path / "low.ndpi"))
+    found = [slide.levels[level] for level in sorted(slide.unusable_levels)]
+    assert Level(width=WIDTH // 2, height=HEIGHT // 4, downsample_x=2, downsample_y=4) in found
+    assert slide.levels[0] not in found
+    slide.close()
+    monkeypatch.setattr(forms, "scene", lambda step: scene()[:, ::step].repeat(step, axis=0))
+    with pytest.raises(InputError, match=f"it says {WIDTH // 2} x {2 * HEIGHT} px of level 1"):
+        open_slide(forms.write_ndpi(tmp_path / "high.ndpi"))

@@ -12,7 +12,7 @@ from atlas_edge.slides.tiff_reader import TiffSlide, check_segments, is_rgb
 
 DIRECT_VENDORS = ("generic-tiff", "aperio")
 _KNOWN_BY_OPENSLIDE = (
-    "vendor", "levels", "stated_mpp", "bounds", "objective", "icc_sha256", "quickhash",
+    "vendor", "levels", "unusable_levels", "stated_mpp", "bounds", "objective", "icc_sha256", "quickhash",
 )  # fmt: skip
 _JPEG = 7
 _PROBE_PX = 48

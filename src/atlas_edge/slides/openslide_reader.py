@@ -14,7 +14,7 @@ from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError
 from atlas_edge.slides.foreign import foreign_errors
 from atlas_edge.slides.mpp import described_mpp, is_plausible
-from atlas_edge.slides.slide import Level, Slide, sha256_of
+from atlas_edge.slides.slide import Level, Slide, is_same_shape, sha256_of
 
 GENERIC = "generic-tiff"
 
@@ -74,10 +74,19 @@ class OpenSlideFile(Slide):
         self.icc_sha256 = sha256_of(getattr(self._handle, "_profile", None))
         self._downsamples = self._handle.level_downsamples
         full_width, full_height = self._handle.dimensions
+        sizes = self._handle.level_dimensions
+        for number, (width, height) in enumerate(sizes):
+            if width > full_width or height > full_height:
+                raise InputError(
+                    f"{self.path} is damaged: it says {width} x {height} px of level {number}, "
+                    f"{full_width} x {full_height} px of level 0",
+                    hint="copy the slide again",
+                )
         self.levels = tuple(
             Level(width=width, height=height, downsample_x=full_width / width, downsample_y=full_height / height)
-            for width, height in self._handle.level_dimensions
+            for width, height in sizes
         )
+        self.unusable_levels.update(n for n, size in enumerate(sizes) if not is_same_shape(sizes[0], size))
 
     def read(self, level: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read a region; see `Slide.read`."""

@@ -15,6 +15,7 @@ from atlas_edge.errors import InputError
 
 _BLOCK_PX = 2048
 _SMALLEST_BLOCK_PX = 128
+_SAME_SHAPE = 0.05
 _MOST_FAULTS = (
     100  # for each block that can be read: some readers take long over a fault, and forged sizes have millions
 )
@@ -77,7 +78,7 @@ class Slide(ABC):
 
     @cached_property
     def unusable_levels(self) -> set[int]:
-        """Levels that turned out to be damaged all over."""
+        """Levels of another shape than level 0, and those that turned out to be damaged all over."""
         return set()
 
     @property
@@ -200,6 +201,17 @@ class Slide(ABC):
             if gaps.any():
                 unscanned[place] = np.asarray(Image.fromarray(gaps.astype(np.uint8) * 255).reduce(shrink)) > 0
         return Survey(pixels=pixels, damaged=damaged, unscanned=unscanned)
+
+
+def is_same_shape(full: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a level can show the same as a finer one; small ones are rounded to whole pixels.
+
+    Args:
+        full: Width and height of the finer one.
+        size: Of the level.
+    """
+    across, down = full[0] / size[0], full[1] / size[1]
+    return abs(across - down) <= max(_SAME_SHAPE, 2 / size[0], 2 / size[1]) * across
 
 
 def sha256_of(profile: bytes | None) -> str | None:

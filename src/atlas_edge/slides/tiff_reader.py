@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from atlas_edge.errors import InputError
 from atlas_edge.slides.foreign import foreign_errors, one_line, open_tiff
 from atlas_edge.slides.ome import ome_images
-from atlas_edge.slides.slide import Level, Slide, sha256_of
+from atlas_edge.slides.slide import Level, Slide, is_same_shape, sha256_of
 from atlas_edge.slides.tiff_chain import LARGEST_TILE_BYTES
 
 _UM_A_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
 _NO_SLIDE = re.compile(r"label|macro|thumb|overview|barcode", re.IGNORECASE)
-_SAME_SHAPE = 0.05
 
 
 class TiffSlide(Slide):
@@ -120,11 +119,10 @@ class TiffSlide(Slide):
 
     def _is_level(self, full: Any, page: Any) -> bool:
         """Whether a page can be read as a sub-resolution: a damaged one is left out, the finer ones do."""
-        if not is_rgb(page) or not 0 < page.imagewidth <= full.imagewidth:
+        size = (page.imagewidth, page.imagelength)
+        if not is_rgb(page) or min(size) < 1 or page.imagewidth > full.imagewidth:
             return False
-        across, down = full.imagewidth / page.imagewidth, full.imagelength / max(page.imagelength, 1)
-        # Small levels are rounded to whole pixels.
-        if abs(across - down) > max(_SAME_SHAPE, 2 / page.imagewidth, 2 / max(page.imagelength, 1)) * across:
+        if not is_same_shape((full.imagewidth, full.imagelength), size):
             return False
         try:
             check_segments(self.path, page)
