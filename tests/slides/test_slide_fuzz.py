@@ -1,43 +1,31 @@
 """Damaged headers end in an InputError of one line, and soon."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from atlas_edge.errors import InputError
 
 pytest.importorskip("openslide")
-tifffile = pytest.importorskip("tifffile")
+pytest.importorskip("tifffile")
 pytest.importorskip("imagecodecs")
 
-from slides.mutations import header_bytes, mutated, walk_through  # noqa: E402
+from slides.forms import write_tiff
+from slides.mutations import header_bytes, mutated, walk_through
+from support import ROOT
 
 _MOST_S = 20.0
-
-
-def write_slide(path: Path, *, ome: bool, tiled: bool = True, big: bool = False) -> Path:
-    image = np.full((512, 640, 3), 244, dtype=np.uint8)
-    image[100:400, 150:500] = (200, 110, 170)
-    image[100:400:8, 150:500] = (90, 60, 140)
-    segments = {"tile": (128, 128)} if tiled else {"rowsperstrip": 64}
-    options = {"photometric": "rgb", "compression": "zlib" if ome else "jpeg", **segments}
-    size = {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
-    with tifffile.TiffWriter(path, ome=ome, bigtiff=big) as file:
-        file.write(
-            image, subifds=1 if ome else 0, metadata=size if ome else None, resolution=(2e4, 2e4),
-            resolutionunit="CENTIMETER", **options,
-        )  # fmt: skip
-        file.write(image[::4, ::4].copy(), subfiletype=1, metadata=None, **options)
-    return path
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("tiled.tif", {"ome": False}),
-        ("strips.tif", {"ome": False, "tiled": False, "big": True}),
+        ("tiled.tif", {}),
+        ("strips.tif", {"tiled": False, "big": True}),
         ("tiled.ome.tif", {"ome": True}),
         ("strips.ome.tif", {"ome": True, "tiled": False}),
     ],
@@ -45,7 +33,7 @@ def write_slide(path: Path, *, ome: bool, tiled: bool = True, big: bool = False)
 def test_damaged_headers_are_refused_or_read_but_nothing_else(
     tmp_path: Path, name: str, options: dict[str, bool]
 ) -> None:
-    whole = write_slide(tmp_path / f"whole-{name}", **options)
+    whole = write_tiff(tmp_path / f"whole-{name}", **options)
     assert walk_through(whole) > 15
     data, spots, refused = whole.read_bytes(), header_bytes(whole), []
     for seed in range(25):
@@ -59,3 +47,15 @@ def test_damaged_headers_are_refused_or_read_but_nothing_else(
         assert time.perf_counter() - begun < _MOST_S, f"seed {seed}"
     assert 5 < len(refused) < 25
     assert not [message for message in refused if "\n" in message]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+def test_damaged_slides_of_other_forms_are_read_or_refused() -> None:
+    script = Path(__file__).with_name("fuzz_slides.py")
+    environ = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    kinds = ("NDPI", "VMS index", "MRXS ini", "MRXS index", "DICOM")
+    done = subprocess.run(
+        [sys.executable, script, "--count", "15", "--kinds", *kinds], capture_output=True, text=True, env=environ
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\n| all | 15 | " in done.stdout
