@@ -4,6 +4,7 @@ import json
 import re
 from hashlib import sha256
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -190,3 +191,20 @@ def test_benchmark_lists_have_the_form_that_the_action_takes() -> None:
     }  # fmt: skip
     bigger = {entry["name"]: entry["value"] for entry in json.loads(bigger_is_better(report()))}
     assert bigger["int8: throughput"] == 100 and bigger["int8: throughput over the reference"] == 2.0
+
+
+def test_ticks_of_logarithmic_axes_do_not_run_into_one_another() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from atlas_edge.bench.plots import _canvas, _plain_log_ticks
+
+    for low, high in ((3e-4, 7e-3), (1e-7, 0.3), (20, 900)):
+        figure, axes = _canvas()
+        axes.set(xscale="log", xlim=(low, high))
+        _plain_log_ticks(axes)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        shown = [label for label in axes.get_xticklabels(which="both") if label.get_text()]
+        extents = [label.get_window_extent() for label in shown if low <= label.get_position()[0] <= high]
+        assert len(extents) > 2
+        assert all(left.x1 < right.x0 for left, right in pairwise(extents))
