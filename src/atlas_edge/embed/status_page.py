@@ -22,12 +22,14 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>atlas-embed</title>
 <meta name="viewport" content="width=device-width">
 <style nonce="{nonce}">
-:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
-body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
-dl {{ display: flex; flex-wrap: wrap; gap: 2rem; margin: 1.5rem 0 }}
+:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; --bad: #b3261e }}
+@media (prefers-color-scheme: dark) {{ :root {{ --bad: #ff8a80 }} }}
+body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere }}
+dl {{ display: flex; flex-wrap: wrap; gap: 1rem 2rem; margin: 1.5rem 0 }}
 dt {{ opacity: .7 }} dd {{ margin: 0; font-size: 1.8rem; font-variant-numeric: tabular-nums }}
 table {{ border-collapse: collapse; width: 100% }} td, th {{ text-align: left; padding: .3rem .8rem .3rem 0 }}
-tr + tr td {{ border-top: 1px solid #8884 }} .quarantined, .error {{ color: #c33 }} .running {{ font-weight: 600 }}
+td + td, th {{ white-space: nowrap }} tr + tr td {{ border-top: 1px solid #8884 }} .running {{ font-weight: 600 }}
+.quarantined, .error {{ color: var(--bad) }} .error {{ white-space: pre-line }}
 </style></head><body>
 <h1>atlas-embed</h1>
 <main id="status">{content}</main>
@@ -144,7 +146,7 @@ def render(status: Status, now: float) -> str:
         for row in status.errors
     )
     return (
-        f"{problem}<dl>{figures}</dl><table><tr><th>slide</th><th>state</th><th>tiles</th><th></th></tr>{rows}</table>"
+        f"{problem}<dl>{figures}</dl><table><tr><th>slide</th><th>state</th><th>tiles</th><th>when</th></tr>{rows}</table>"
         f"<h2>Last errors</h2><ul>{errors or '<li>none</li>'}</ul>"
     )
 
