@@ -1,5 +1,7 @@
 """OME-TIFF: scale, levels and the choice of image come from its OME-XML."""
 
+import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +116,16 @@ def test_a_level_without_its_tiles_is_left_out(tmp_path: Path) -> None:
     data[height : height + 2] = (60_000).to_bytes(2, "little")
     path.write_bytes(data)
     assert [level.width for level in opened(path).levels] == [1280, 640]
+
+
+def test_what_a_library_warns_of_a_damaged_slide_is_not_told_beside_the_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ome.tif", (ramp(), size(0.25, 0.25)))
+    data = bytearray(path.read_bytes())
+    software = data.index(struct.pack("<HH", 305, 2))
+    data[software : software + 8] = struct.pack("<HHI", 339, 3, 2049)  # many formats of samples
+    path.write_bytes(data)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(InputError, match="cannot be opened"):
+            open_slide(path)
+    assert not told

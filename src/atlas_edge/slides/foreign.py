@@ -1,6 +1,7 @@
 """The edge to the libraries that read slides: they raise anything on a damaged file."""
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +35,9 @@ def one_line(error: BaseException) -> str:
 
 
 def open_tiff(path: Path) -> Any:
-    """A file as tifffile opens it, without the log of what it finds: that reaches us as an exception."""
+    """A file as tifffile opens it, without log and warnings of what it finds: that reaches us as an exception."""
     import tifffile
 
+    warnings.filterwarnings("ignore", module="tifffile")
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     return tifffile.TiffFile(path)
