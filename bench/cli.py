@@ -1,12 +1,12 @@
 """`atlas-bench`: is it fast enough, and what did it cost in accuracy?"""
 
-from atlas_edge.bench.accuracy_command import accuracy
-from atlas_edge.bench.compare_command import compare
-from atlas_edge.bench.pace_command import pace
-from atlas_edge.bench.selftest_command import selftest
-from atlas_edge.bench.slide_check_command import slide_check, slide_pair
-from atlas_edge.bench.slide_command import slide
-from atlas_edge.bench.speed_command import speed
+from atlas_edge.bench.commands.accuracy import accuracy
+from atlas_edge.bench.commands.compare import compare
+from atlas_edge.bench.commands.pace import pace
+from atlas_edge.bench.commands.selftest import selftest
+from atlas_edge.bench.commands.slide import slide
+from atlas_edge.bench.commands.slide_check import slide_check, slide_pair
+from atlas_edge.bench.commands.speed import speed
 from atlas_edge.cli import make_app, run_app
 
 HELP = """Time encoders and measure what a bundle costs in accuracy.

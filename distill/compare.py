@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_edge.bench.accuracy.probe import ProbeMethod, fit_probe
+from atlas_edge.bench.accuracy.tileset import TileSet
 from atlas_edge.bench.interval import Interval, class_mean_interval, over_replicates
-from atlas_edge.bench.probe import ProbeMethod, fit_probe
-from atlas_edge.bench.tileset import TileSet
 from atlas_edge.distill.evaluate import embed, labelled_tiles
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError

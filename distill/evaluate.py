@@ -9,13 +9,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.bench.agreement import linear_cka, tile_cosines, unit_rows
-from atlas_edge.bench.drop import AccuracyDrop, accuracy_drop, balanced_accuracy
+from atlas_edge.bench.accuracy.agreement import linear_cka, tile_cosines, unit_rows
+from atlas_edge.bench.accuracy.drop import AccuracyDrop, accuracy_drop, balanced_accuracy
+from atlas_edge.bench.accuracy.probe import fit_probe
+from atlas_edge.bench.accuracy.robustness import RobustnessIndex, robustness_counts
+from atlas_edge.bench.accuracy.stress import STRESSES
+from atlas_edge.bench.accuracy.tileset import TileSet, pick_tiles
 from atlas_edge.bench.interval import Interval, mean_interval
-from atlas_edge.bench.probe import fit_probe
-from atlas_edge.bench.robustness import RobustnessIndex, robustness_counts
-from atlas_edge.bench.stress import STRESSES
-from atlas_edge.bench.tileset import TileSet, pick_tiles
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.tiles import fit_tile, open_tiles, without_split

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from atlas_edge.bench.probe import ProbeMethod, fit_probe
+from atlas_edge.bench.accuracy.probe import ProbeMethod, fit_probe
 from atlas_edge.distill.student import Architecture, Distiller
 
 _BATCH = 32

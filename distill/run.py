@@ -230,7 +230,7 @@ def _held_out(config: TrainConfig, stream: ViewStream) -> Any:
     """Held-out tiles with the first teacher's CLS features; None where none are given or another process looks."""
     if config.held_out is None or (stream.rank and not sharding_wanted()):
         return None
-    from atlas_edge.bench.tileset import pick_tiles
+    from atlas_edge.bench.accuracy.tileset import pick_tiles
     from atlas_edge.distill.held_out import HeldOut
     from atlas_edge.tiles import open_tiles
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.bench.tileset import TileSet
+from atlas_edge.bench.accuracy.tileset import TileSet
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.export.steps import Steps
 from atlas_edge.export.tile_sets import TileSets

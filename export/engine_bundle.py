@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atlas_edge.bench.selftest import SELFTEST_FILE
+from atlas_edge.bench.selftest.run import SELFTEST_FILE
 from atlas_edge.bundle import write_manifest
 from atlas_edge.export.tensorrt import EngineReport, TensorRTChoice, build_engine
 from atlas_edge.graph import copy_onnx

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.bench.agreement import Agreement, embedding_agreement
-from atlas_edge.bench.drop import AccuracyDrop, accuracy_drop
-from atlas_edge.bench.selftest import selftest_tiles
+from atlas_edge.bench.accuracy.agreement import Agreement, embedding_agreement
+from atlas_edge.bench.accuracy.drop import AccuracyDrop, accuracy_drop
+from atlas_edge.bench.selftest.run import selftest_tiles
 from atlas_edge.cli import make_app, run_app
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError

@@ -10,9 +10,9 @@ import numpy as np
 
 from atlas_edge import hardware
 from atlas_edge.atomic import atomic_folder, check_vacant
-from atlas_edge.bench.gate import Verdict
-from atlas_edge.bench.selftest import write_selftest
-from atlas_edge.bench.speed import SpeedReport, paired_speed
+from atlas_edge.bench.judge.gate import Verdict
+from atlas_edge.bench.selftest.run import write_selftest
+from atlas_edge.bench.speed.timing import SpeedReport, paired_speed
 from atlas_edge.bundle import MANIFEST, write_manifest
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from atlas_edge.bench.speed import EncoderSpeed
+from atlas_edge.bench.speed.timing import EncoderSpeed
 from atlas_edge.quantize.paths import path_sentence
 from atlas_edge.spec import Target
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from atlas_edge.bench.tileset import TileSet
+from atlas_edge.bench.accuracy.tileset import TileSet
 from atlas_edge.errors import UsageError
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.manifest import TilesProvenance

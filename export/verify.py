@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.bench.agreement import Agreement, embedding_agreement
-from atlas_edge.bench.drop import AccuracyDrop, accuracy_drop
-from atlas_edge.bench.gate import Verdict, judge, units_to_settle
-from atlas_edge.bench.probe import ProbeMethod
-from atlas_edge.bench.tileset import TileSet, embed_tiles
+from atlas_edge.bench.accuracy.agreement import Agreement, embedding_agreement
+from atlas_edge.bench.accuracy.drop import AccuracyDrop, accuracy_drop
+from atlas_edge.bench.accuracy.probe import ProbeMethod
+from atlas_edge.bench.accuracy.tileset import TileSet, embed_tiles
+from atlas_edge.bench.judge.gate import Verdict, judge, units_to_settle
 from atlas_edge.encoder import Encoder
 from atlas_edge.export.steps import Steps
 

@@ -6,16 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from atlas_edge.bench.agreement import embedding_agreement
-from atlas_edge.bench.budgets import Budget, Budgets, Judged, run_gate
-from atlas_edge.bench.drop import AccuracyDrop, accuracy_drop
-from atlas_edge.bench.gate import Verdict
+from atlas_edge.bench.accuracy.agreement import embedding_agreement
+from atlas_edge.bench.accuracy.drop import AccuracyDrop, accuracy_drop
+from atlas_edge.bench.accuracy.tileset import TileSet
 from atlas_edge.bench.interval import Interval
-from atlas_edge.bench.tileset import TileSet
+from atlas_edge.bench.judge.budgets import Budget, Budgets, Judged, run_gate
+from atlas_edge.bench.judge.gate import Verdict
 from atlas_edge.encoder import Encoder
 
 if TYPE_CHECKING:
-    from atlas_edge.bench.agreement import Agreement
+    from atlas_edge.bench.accuracy.agreement import Agreement
 
 
 class Range(BaseModel):
@@ -112,7 +112,7 @@ def plan_accuracy(
 
 def recheck(reference: Encoder, candidate: Encoder, *, evaluation: TileSet, fit: TileSet | None) -> PlanAccuracy:
     """The report that `atlas-bench accuracy` prints, for one candidate."""
-    from atlas_edge.bench.accuracy import AccuracyOptions, accuracy_report
+    from atlas_edge.bench.accuracy.measure import AccuracyOptions, accuracy_report
 
     report = accuracy_report(
         {"reference": reference, "plan": candidate},

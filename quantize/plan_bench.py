@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from atlas_edge import hardware
 from atlas_edge.atomic import write_atomic
-from atlas_edge.bench.tileset import TileSet, embed_tiles
+from atlas_edge.bench.accuracy.tileset import TileSet, embed_tiles
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.manifest import TilesProvenance

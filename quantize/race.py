@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from atlas_edge.bench.interval import Interval, geometric_mean_interval
-from atlas_edge.bench.speed import paired_speed
+from atlas_edge.bench.speed.timing import paired_speed
 from atlas_edge.encoder import Encoder
 from atlas_edge.quantize.judged import Range
 

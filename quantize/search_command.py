@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from atlas_edge.atomic import check_vacant
-from atlas_edge.bench.budgets import Budget
+from atlas_edge.bench.judge.budgets import Budget
 from atlas_edge.errors import GateFailed, UsageError
 from atlas_edge.quantize.plan_bench import MeasureConfig
 from atlas_edge.quantize.recipe import load_recipe

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.bench.agreement import tile_cosines
+from atlas_edge.bench.accuracy.agreement import tile_cosines
 from atlas_edge.quantize.toggled import ToggledEncoder
 
 if TYPE_CHECKING:

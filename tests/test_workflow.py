@@ -12,7 +12,7 @@ WORKFLOW = (ROOT / ".github/workflows/accuracy.yml").read_text(encoding="utf-8")
 
 
 def test_scripts_are_sound_and_budgets_readable() -> None:
-    from atlas_edge.bench.budgets import read_budgets
+    from atlas_edge.bench.judge.budgets import read_budgets
 
     for name in ("accuracy", "run"):
         subprocess.run(["bash", "-n", ROOT / ".ci" / name], check=True)

@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from atlas_edge.bench.accuracy import AccuracyReport, CandidateAccuracy, EncoderScores
-from atlas_edge.bench.agreement import embedding_agreement, tile_cosines
-from atlas_edge.bench.budgets import Budget, Budgets, judged_figures, run_gate
-from atlas_edge.bench.drop import AccuracyDrop
+from atlas_edge.bench.accuracy.agreement import embedding_agreement, tile_cosines
+from atlas_edge.bench.accuracy.drop import AccuracyDrop
+from atlas_edge.bench.accuracy.measure import AccuracyReport, CandidateAccuracy, EncoderScores
 from atlas_edge.bench.encoders import EncoderFacts
 from atlas_edge.bench.interval import Interval
+from atlas_edge.bench.judge.budgets import Budget, Budgets, judged_figures, run_gate
 from atlas_edge.bench.machine import Machine
-from atlas_edge.bench.report import Report
-from atlas_edge.bench.speed_figures import EncoderSpeed, Latency, SpeedReport, Throughput
+from atlas_edge.bench.report.schema import Report
+from atlas_edge.bench.speed.figures import EncoderSpeed, Latency, SpeedReport, Throughput
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.spec import EncoderSpec
 

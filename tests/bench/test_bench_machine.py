@@ -9,9 +9,9 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from atlas_edge.bench.energy import NvmlCounter, RaplCounter, find_counter, measure_energies
 from atlas_edge.bench.machine import installed_versions, this_machine
-from atlas_edge.bench.processor_load import ProcessorLoad
+from atlas_edge.bench.speed.energy import NvmlCounter, RaplCounter, find_counter, measure_energies
+from atlas_edge.bench.speed.processor_load import ProcessorLoad
 
 
 def test_this_machine_is_described() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas_edge.bench.robustness import robustness_counts
-from atlas_edge.bench.tileset import pick_tiles
+from atlas_edge.bench.accuracy.robustness import robustness_counts
+from atlas_edge.bench.accuracy.tileset import pick_tiles
 from atlas_edge.distill.evaluate import embed, evaluate, labelled_tiles, narrowed_score
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError

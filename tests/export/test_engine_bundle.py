@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from small_graph import DIM, TILE_PX, write_small_graph
 
-from atlas_edge.bench.selftest import run_selftest, write_selftest
+from atlas_edge.bench.selftest.run import run_selftest, write_selftest
 from atlas_edge.bundle import open_bundle, verify_bundle, write_manifest
 from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing, UsageError
 from atlas_edge.export import rebuild as under_test

@@ -8,8 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from atlas_edge.bench.agreement import embedding_agreement
-from atlas_edge.bench.selftest import run_selftest
+from atlas_edge.bench.accuracy.agreement import embedding_agreement
+from atlas_edge.bench.selftest.run import run_selftest
 from atlas_edge.bundle import open_bundle, verify_bundle
 from atlas_edge.errors import InputError
 from atlas_edge.export.engine_graphs import engine_graphs

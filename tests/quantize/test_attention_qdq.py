@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from atlas_edge.bench.agreement import embedding_agreement
+from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.errors import UsageError
 from atlas_edge.export.engine_graphs import engine_graphs
 from atlas_edge.export.graph_rules import check_graph

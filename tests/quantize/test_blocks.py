@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from atlas_edge.bench.agreement import embedding_agreement
+from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.models import LoadedModel
 from atlas_edge.quantize.blocks import FitOptions, fit_blocks
 from atlas_edge.quantize.fakequant import cosine_error, embed, fake_quantize

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from atlas_edge.bench.agreement import embedding_agreement
+from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.models import LoadedModel
 from atlas_edge.quantize.cast import cast_onnx

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_edge.bench.report import read_report
+from atlas_edge.bench.report.schema import read_report
 
 REPORT = os.environ.get("ATLAS_DINOV2_REPORT")
 # The least of a 1st percentile that is not the worst tile or two.

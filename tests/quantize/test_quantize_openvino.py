@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from atlas_edge.bench.agreement import embedding_agreement
+from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.graph import export_onnx
 from atlas_edge.models import LoadedModel

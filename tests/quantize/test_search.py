@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from atlas_edge.bench.agreement import embedding_agreement
-from atlas_edge.bench.budgets import Budget
-from atlas_edge.bench.gate import Verdict
+from atlas_edge.bench.accuracy.agreement import embedding_agreement
+from atlas_edge.bench.judge.budgets import Budget
+from atlas_edge.bench.judge.gate import Verdict
 from atlas_edge.errors import InputError
 from atlas_edge.models import load_encoder
 from atlas_edge.quantize import plan_bench

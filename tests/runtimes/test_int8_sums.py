@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atlas_edge.bench.speed_warnings import _of_encoder
+from atlas_edge.bench.speed.warnings import _of_encoder
 from atlas_edge.hardware import cpu
 from atlas_edge.runtimes import int8_sums
 from atlas_edge.runtimes import openvino as runtime

@@ -1,1 +1,1 @@
-"""One thin encoder a runtime."""
+"""One thin encoder a runtime; `atlas_edge.bundle.open_bundle` chooses."""

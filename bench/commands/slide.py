@@ -1,0 +1,164 @@
+"""`atlas-bench slide SLIDE`, registered by `bench.cli`."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atlas_edge.cli import console, print_json, set_verbosity
+from atlas_edge.errors import UsageError
+from atlas_edge.options import Flag, Quiet, Verbose
+
+if TYPE_CHECKING:
+    from atlas_edge.bench.interval import Interval
+    from atlas_edge.bench.slides.end_to_end import SlideBench
+
+
+def slide(
+    slide: Path | None = None,
+    /,
+    *,
+    bundle: list[str],
+    synthetic: str | None = None,
+    keep: Path | None = None,
+    tiles: int = 256,
+    rounds: int = 4,
+    threads: int = 1,
+    streams: int | None = None,
+    batch: int = 64,
+    mpp: float | None = None,
+    tile_mpp: float | None = None,
+    scanner_seconds: float | None = None,
+    script: str | None = None,
+    json: Flag = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Time bundles on a whole slide: end to end, by stage, and whether they keep up with the scanner.
+
+    All take turns in one run: the encoder alone, the whole way, one more decode thread, one more stream. Example:
+
+        atlas-bench slide --synthetic 20000x20000 --bundle bundles/atlas2-s-openvino-int8
+
+    Args:
+        slide: Slide file; or leave it out and give --synthetic.
+        bundle: Bundle folder; give it again for another one.
+        synthetic: WIDTHxHEIGHT of a slide to draw, pixels of 0.5 µm.
+        keep: File to keep the drawn slide in; it is deleted otherwise.
+        tiles: Tiles a turn.
+        rounds: Turns of everything.
+        threads: Decode threads.
+        streams: Calls side by side in OpenVINO; chosen by the cores when left out.
+        batch: Tiles a batch.
+        mpp: µm per pixel of a slide that does not say it.
+        tile_mpp: µm per pixel of tiles; the bundle's own when left out.
+        scanner_seconds: Seconds that the scanner takes for a slide; 156 s for 15 x 15 mm when left out.
+        script: timm folder: also run the script that anyone would write first, OpenSlide and PyTorch eager.
+        json: Print the report as JSON on stdout.
+        quiet: Print errors only.
+        verbose: Print what the libraries say, too.
+    """
+    set_verbosity(quiet=quiet, verbose=verbose)
+    from atlas_edge.bench.slides.end_to_end import SlideBenchOptions, bench_slide
+
+    options = SlideBenchOptions(
+        tiles=tiles,
+        rounds=rounds,
+        threads=threads,
+        streams=streams,
+        batch=batch,
+        mpp=mpp,
+        tile_mpp=tile_mpp,
+        scanner_s=scanner_seconds,
+        script_model=script,
+    )
+    screen = console(quiet=quiet)
+    with _slide(slide, synthetic, keep, screen) as path:
+        report = bench_slide(path, bundle, options)
+    for line in _lines(report):
+        # Between words on a terminal; in a file a line stays a line.
+        screen.print(line, markup=False, soft_wrap=not screen.is_terminal)
+    screen.print(_table(report))
+    if json:
+        print_json(asdict(report))
+
+
+@contextmanager
+def _slide(path: Path | None, synthetic: str | None, keep: Path | None, screen: Any) -> Iterator[Path]:
+    if (path is None) == (synthetic is None):
+        raise UsageError(
+            "give a slide or --synthetic, one of the two", hint="atlas-bench slide --synthetic 20000x20000"
+        )
+    if path is not None:
+        yield path
+        return
+    assert synthetic is not None
+    size = re.fullmatch(r"(\d+)x(\d+)", synthetic)
+    if size is None:
+        raise UsageError(f"--synthetic {synthetic}: expected WIDTHxHEIGHT", hint="try --synthetic 20000x20000")
+    from atlas_edge.slides.synthetic import make_slide
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_slide(keep or Path(folder) / "synthetic.tif", int(size[1]), int(size[2]))
+        screen.print(
+            f"drew a SYNTHETIC slide of {made.width} x {made.height} px ({made.size_bytes / 1e6:.0f} MB, "
+            f"{made.tissue_share:.0%} tissue)"
+        )
+        yield made.path
+
+
+def _lines(report: "SlideBench") -> Iterator[str]:
+    yield (
+        f"{Path(report.slide).name} ({report.vendor}): {report.tiles} tiles at {report.mpp:.3g} µm per pixel from "
+        f"level {report.level}; {report.measured_tiles} a turn"
+    )
+    if report.script_tiles_per_s is not None:
+        yield f"the obvious script (OpenSlide, Pillow, PyTorch eager): {report.script_tiles_per_s:.1f} tiles/s"
+    for name, bundle in report.bundles.items():
+        verdict = "keeps up with" if bundle.keeps_up else "is slower than"
+        yield (
+            f"{name}: a slide in {bundle.turnaround_s:.0f} s {verdict} a scanner that takes {report.scanner_s:.0f} s; "
+            f"bottleneck: {bundle.bottleneck}"
+        )
+    yield from report.notes
+
+
+def _table(report: "SlideBench") -> Any:
+    from rich.table import Table
+
+    from atlas_edge.bench.encoders import encoder_labels
+
+    names = list(report.bundles)
+    table = Table("")
+    for label in encoder_labels(names):
+        # Cut short, two bundles of one model would look the same.
+        table.add_column(label, overflow="fold")
+    bundles = [report.bundles[name] for name in names]
+
+    def row(title: str, values: list[str]) -> None:
+        table.add_row(title, *values)
+
+    row("runtime, streams", [f"{bundle.runtime}, {bundle.streams}" for bundle in bundles])
+    row("encoder only, tiles/s", [f"{bundle.encoder_only_tiles_per_s:.1f}" for bundle in bundles])
+    row("end to end, tiles/s", [f"{bundle.end_to_end_tiles_per_s:.1f}" for bundle in bundles])
+    row("end to end / encoder only", [_ratio(bundle.end_to_end_share) for bundle in bundles])
+    tiles = report.measured_tiles
+    for stage in ("read", "decode", "resample", "inference", "write", "waiting"):
+        seconds = [getattr(bundle.stages, f"{stage}_s") for bundle in bundles]
+        counts = [tiles * len(bundle.rounds_tiles_per_s["end to end"]) for bundle in bundles]
+        row(
+            f"{stage}, ms a tile",
+            ["in decode" if s is None else f"{1e3 * s / n:.2f}" for s, n in zip(seconds, counts, strict=True)],
+        )
+    row("one more decode thread", [_ratio(bundle.one_more_thread) for bundle in bundles])
+    row("one more stream", [_ratio(bundle.one_more_stream) for bundle in bundles])
+    if report.script_tiles_per_s is not None:
+        row("over the obvious script", [_ratio(bundle.over_script) for bundle in bundles])
+    return table
+
+
+def _ratio(interval: "Interval | None") -> str:
+    return "" if interval is None else f"{interval.estimate:.2f}x [{interval.low:.2f}, {interval.high:.2f}]"

@@ -1,0 +1,1 @@
+"""Does a bundle compute here what it computed where it was made?"""
