@@ -1,1 +1,4 @@
-"""Teacher to student."""
+"""Teacher to student.
+
+Start at `cli`; `training.run` goes from a configuration to a student's folder.
+"""

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from atlas_edge.cli import console, make_app, print_json, require_module, run_app, set_verbosity
-from atlas_edge.distill.display import Display
-from atlas_edge.distill.judging_commands import compare, evaluate, throughput
+from atlas_edge.distill.commands.judging import compare, evaluate, throughput
 from atlas_edge.distill.options import AugmentationName, Many, train_config
+from atlas_edge.distill.reporting.display import Display
 from atlas_edge.errors import UsageError
 from atlas_edge.options import Flag, Json, Quiet, Verbose
 from atlas_edge.students import OWN_NAMES
@@ -124,7 +124,7 @@ def train(
     if dry_run:
         print_json(config.model_dump(mode="json"))
         return
-    from atlas_edge.distill.run import distill
+    from atlas_edge.distill.training.run import distill
 
     with Display(screen, config.steps) as display:
         report = distill(config, overwrite=overwrite, warn=display.warn, progress=display.show)
@@ -177,11 +177,11 @@ def cache(
         )
     import torch
 
-    from atlas_edge.distill.augment import Augmentation
-    from atlas_edge.distill.cache import write_cache
-    from atlas_edge.distill.out_of_memory import memory_explained
-    from atlas_edge.distill.teachers import licence_warning, open_teacher
-    from atlas_edge.distill.tileset import open_training_tiles
+    from atlas_edge.distill.data.augment import Augmentation
+    from atlas_edge.distill.data.cache import write_cache
+    from atlas_edge.distill.data.teachers import licence_warning, open_teacher
+    from atlas_edge.distill.data.tileset import open_training_tiles
+    from atlas_edge.distill.training.out_of_memory import memory_explained
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -263,7 +263,7 @@ def fit(
     set_verbosity(quiet=quiet, verbose=verbose)
     require_module("timm", extra="torch")
     config = train_config({**options, "teachers": (teacher,), "init": "teacher", "batch": 1})
-    from atlas_edge.distill.fit import OPTIONS, as_json, fit_student
+    from atlas_edge.distill.closed_form.fit import OPTIONS, as_json, fit_student
 
     if dry_run:
         print_json(config.model_dump(mode="json", include=OPTIONS))

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 from atlas_edge.errors import UsageError
 
 if TYPE_CHECKING:
-    from atlas_edge.distill.config import TrainConfig
+    from atlas_edge.distill.training.config import TrainConfig
 
 Many = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
 AugmentationName = Literal["none", "geometry", "weak", "strong"]
@@ -21,7 +21,7 @@ def train_config(options: dict[str, Any]) -> "TrainConfig":
     """
     from pydantic import ValidationError
 
-    from atlas_edge.distill.config import TrainConfig
+    from atlas_edge.distill.training.config import TrainConfig
 
     try:
         return TrainConfig(**options)

@@ -1,1 +1,4 @@
-"""ONNX, OpenVINO and TensorRT; writes bundles."""
+"""ONNX, OpenVINO and TensorRT; writes bundles.
+
+Start at `cli`, then `pipeline`: load, calibrate, quantize, build, verify, bench.
+"""

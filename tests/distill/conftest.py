@@ -36,7 +36,7 @@ def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from timm import create_model
 
-    from atlas_edge.distill.student import Architecture, save_student
+    from atlas_edge.distill.training.student import Architecture, save_student
 
     folder = tmp_path_factory.mktemp("students") / "tiny-student"
     folder.mkdir()

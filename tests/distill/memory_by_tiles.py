@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from timm import create_model
 
-from atlas_edge.distill.student import Architecture, save_student
+from atlas_edge.distill.training.student import Architecture, save_student
 
 _BATCH = 20
 

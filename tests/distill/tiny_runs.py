@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from atlas_edge.distill import state as first_state
-from atlas_edge.distill import train as loop
-from atlas_edge.distill.config import TrainConfig
-from atlas_edge.distill.metrics import read_metrics
-from atlas_edge.distill.run import distill, run_folder
+from atlas_edge.distill.training import loop
+from atlas_edge.distill.training import state as first_state
+from atlas_edge.distill.training.config import TrainConfig
+from atlas_edge.distill.training.metrics import read_metrics
+from atlas_edge.distill.training.run import distill, run_folder
 from support import ROOT
 
 

@@ -1,0 +1,1 @@
+"""The verbs of `atlas-distill`: arguments in, a folder or a table out."""

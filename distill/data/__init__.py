@@ -1,0 +1,1 @@
+"""What is learnt from: tiles, their views, batches by step, and teachers with their features on disk."""

@@ -1,0 +1,1 @@
+"""What a student is worth: `evaluate` one against its teacher, `compare` one recipe with another."""

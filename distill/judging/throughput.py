@@ -1,0 +1,228 @@
+"""How fast the student trains here: against a plain timm and PyTorch loop, and with cached against running teachers.
+
+The arms take turns within one process, a few steps each, because machines drift; what counts is the ratio of a round.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from atlas_edge.bench.interval import Interval, geometric_mean_interval
+from atlas_edge.distill.data.augment import Augmentation
+from atlas_edge.distill.data.cache import FeatureCache
+from atlas_edge.distill.data.stream import TrainingBatch, ViewStream
+from atlas_edge.distill.data.tileset import TrainingTiles
+from atlas_edge.distill.training.config import AugmentationName, TrainConfig
+from atlas_edge.distill.training.device import own_device
+from atlas_edge.distill.training.loop import train_step
+from atlas_edge.distill.training.run import open_stream, training_tiles
+from atlas_edge.distill.training.state import start
+from atlas_edge.distill.training.student import build_student
+
+# Trains for one turn, given its number; returns the seconds that were waited for data.
+_Turn = Callable[[int], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Throughput:
+    """Images a second of each arm, round by round, from an empty pipeline to an empty one.
+
+    Attributes:
+        images_per_s: Arm -> one figure a round.
+        waiting_share: Arm -> share of its time that the student waited for data, median over the rounds.
+        losses: Arm that trains by our loop -> loss of each of its steps; the arms see the same views.
+        cpu_threads: PyTorch's.
+    """
+
+    images_per_s: dict[str, tuple[float, ...]]
+    waiting_share: dict[str, float]
+    losses: dict[str, tuple[float, ...]]
+    cpu_threads: int
+
+    def ratio(self, arm: str, other: str) -> Interval:
+        """Geometric mean over the rounds of how much faster one arm is than another, with its 95 % interval."""
+        return geometric_mean_interval(np.array(self.images_per_s[arm]) / np.array(self.images_per_s[other]))
+
+    def loss_difference(self) -> float | None:
+        """Largest difference between a step's losses with stored features and with the running teacher, as a share."""
+        if "online" not in self.losses:
+            return None
+        cached, online = (np.array(self.losses[name]) for name in ("distill", "online"))
+        return float(np.abs(cached / online - 1.0).max())
+
+
+def measure(
+    config: TrainConfig,
+    *,
+    online: tuple[str, ...] = (),
+    steps: int = 8,
+    rounds: int = 5,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Throughput:
+    """Time the arms `distill` (the options as given), `plain`, `data`, and `online` where teachers are named.
+
+    `data` draws and decodes the batches of `distill` and trains nothing: as long as it is much faster, the data is not
+    what training waits for.
+
+    Args:
+        config: As for training; nothing is written.
+        online: Teachers to run beside the student, as if there were no cache.
+        steps: Timed steps an arm and round.
+        rounds: Rounds.
+        progress: Called with arms timed and arms in all.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    tiles = training_tiles(config)
+    losses: dict[str, list[float]] = {name: [] for name in ("distill", "online") if name == "distill" or online}
+    with TemporaryDirectory() as scratch:
+        arms: dict[str, _Turn] = {
+            "distill": _ours(config, tiles, Path(scratch) / "a", steps, losses["distill"]),
+            "plain": _plain(config, tiles, steps),
+            "data": _data(config, tiles, steps),
+        }
+        if online:
+            other = config.model_copy(update={"teachers": online, **_drawn(config, tiles)})
+            arms["online"] = _ours(other, tiles, Path(scratch) / "b", steps, losses["online"])
+        rates: dict[str, list[float]] = {name: [] for name in arms}
+        waits: dict[str, list[float]] = {name: [] for name in arms}
+        for number in range(rounds + 1):
+            for place, (name, arm) in enumerate(arms.items()):
+                begun = time.perf_counter()
+                waited = arm(number)
+                elapsed = time.perf_counter() - begun
+                # The first round warms up.
+                if number:
+                    rates[name].append(steps * config.batch / elapsed)
+                    waits[name].append(waited / elapsed)
+                progress(number * len(arms) + place + 1, (rounds + 1) * len(arms))
+    return Throughput(
+        images_per_s={name: tuple(found) for name, found in rates.items()},
+        waiting_share={name: float(np.median(found)) for name, found in waits.items()},
+        losses={name: tuple(found) for name, found in losses.items()},
+        cpu_threads=torch.get_num_threads(),
+    )
+
+
+def _ours(config: TrainConfig, tiles: TrainingTiles, run: Path, steps: int, losses: list[float]) -> _Turn:
+    run.mkdir()
+    stream = open_stream(config, tiles)
+    # What targets are scaled by and heads begin with does not change how long a step takes.
+    state = start(config, stream, run, statistics_views=64)
+
+    def turn(number: int) -> float:
+        waited = 0.0
+        for batch, waiting in _batches(stream, config, number, steps):
+            losses.append(train_step(config, state, None, batch)["loss"])
+            waited += waiting
+        return waited
+
+    return turn
+
+
+def _data(config: TrainConfig, tiles: TrainingTiles, steps: int) -> _Turn:
+    stream = open_stream(config, tiles)
+    return lambda number: sum(waiting for _, waiting in _batches(stream, config, number, steps))
+
+
+def _batches(
+    stream: ViewStream, config: TrainConfig, number: int, steps: int
+) -> Generator[tuple[TrainingBatch, float], None, None]:
+    """Batches of a turn, and how long each was waited for.
+
+    The pipeline starts empty and ends empty, so that all of a turn's work, a running teacher's above all, falls within
+    it and none into the next arm's.
+    """
+    with closing(stream.run(number * steps, (number + 1) * steps, threads=config.workers)) as batches:
+        while True:
+            begun = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch, time.perf_counter() - begun
+
+
+def _drawn(config: TrainConfig, tiles: TrainingTiles) -> dict[str, object]:
+    """The options that make a running teacher see the views that the first cache holds."""
+    folder = Path(config.teachers[0])
+    if not (folder / "cache.json").is_file():
+        return {}
+    index = FeatureCache(folder, tiles).index
+    names: tuple[AugmentationName, ...] = ("none", "geometry", "weak", "strong")
+    stored = next((name for name in names if asdict(Augmentation.named(name)) == index.augmentation), None)
+    return {"views": len(index.seeds)} | ({} if stored is None else {"stored": stored})
+
+
+def _plain(config: TrainConfig, tiles: TrainingTiles, steps: int) -> _Turn:
+    """What one writes without this package: a DataLoader, torchvision's augmentation, AdamW, a cosine loss."""
+    import timm
+
+    _, architecture = build_student(config.student)
+    device = own_device()
+    backbone: Any = timm.create_model(architecture.name, pretrained=False, **architecture.arguments).to(device)
+    head = nn.Linear(backbone.num_features, 384).to(device)
+    parameters = [*backbone.parameters(), *head.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=config.lr, fused=True)
+    target = torch.randn(config.batch, int(backbone.patch_embed.num_patches) + 1, 384).to(device)
+    batches = _plain_batches(config, tiles, architecture.tile_px)
+
+    def turn(_: int) -> float:
+        waited = 0.0
+        for _step in range(steps):
+            begun = time.perf_counter()
+            images = next(batches).to(device)
+            waited += time.perf_counter() - begun
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+                tokens = backbone.forward_features(images)
+                tokens = torch.cat([tokens[:, :1], tokens[:, backbone.num_prefix_tokens :]], dim=1)
+                predicted = head(tokens)
+            loss = 1.0 - F.cosine_similarity(predicted.float(), target, dim=-1).mean()
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        return waited
+
+    return turn
+
+
+def _plain_batches(config: TrainConfig, tiles: TrainingTiles, tile_px: int) -> Iterator[torch.Tensor]:
+    from torch.utils.data import DataLoader
+    from torchvision.transforms import v2
+
+    augment = v2.Compose(
+        [
+            v2.ToImage(),
+            v2.RandomResizedCrop(tile_px, scale=(0.4, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.RandomVerticalFlip(),
+            v2.ColorJitter(0.25, 0.25, 0.25, 0.05),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+
+    loader = DataLoader(_Views(tiles, augment), config.batch, shuffle=True, drop_last=True, num_workers=config.workers)
+    while True:
+        yield from loader
+
+
+class _Views(Dataset[torch.Tensor]):
+    def __init__(self, tiles: TrainingTiles, augment: Callable[[NDArray[np.uint8]], torch.Tensor]) -> None:
+        self._tiles, self._augment = tiles, augment
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self._augment(self._tiles.read(index))
