@@ -144,14 +144,14 @@ def _quantize_openvino(config: ExportConfig, sources: Sources) -> Quantized:
     import openvino
 
     if config.precision is Precision.INT8:
-        from atlas_edge.quantize.openvino import quantize_openvino
+        from atlas_edge.quantize.openvino.nncf import quantize_openvino
 
         recipe, module = config.int8_recipe, sources.model.module
         model, details = quantize_openvino(sources.graph, sources.calibration, recipe=recipe, module=module)
         return Quantized(openvino=model, quantization=details)
     if config.precision is not Precision.FP32:
-        from atlas_edge.quantize.grids import VitGrids
-        from atlas_edge.quantize.openvino_vit import build_openvino, foldable
+        from atlas_edge.quantize.openvino.graph import build_openvino, foldable
+        from atlas_edge.quantize.openvino.grids import VitGrids
 
         folded = foldable(sources.model.module)
         if folded is not None:
@@ -164,14 +164,14 @@ def _quantize_onnx(config: ExportConfig, sources: Sources, scratch: Path) -> Qua
     out = scratch / "quantized.onnx"
     spec, batch = sources.model.spec, config.fixed_batch
     if config.precision is Precision.INT8:
-        from atlas_edge.quantize.onnx import quantize_onnx
+        from atlas_edge.quantize.onnx.qdq import quantize_onnx
 
         recipe = config.int8_recipe
         details = quantize_onnx(
             sources.model.module, spec, sources.calibration, out, recipe=recipe, batch=batch, ranges=sources.ranges
         )
         if recipe.attention:
-            from atlas_edge.quantize.attention_qdq import quantize_attention
+            from atlas_edge.quantize.onnx.attention_qdq import quantize_attention
 
             few = np.concatenate(sources.calibration)[:_ATTENTION_TILES]
             details["attention_products"] = quantize_attention(out, out, few)
@@ -182,11 +182,11 @@ def _quantize_onnx(config: ExportConfig, sources: Sources, scratch: Path) -> Qua
     if config.precision is Precision.FP32:
         return Quantized(graph=full)
     if config.precision is Precision.FP16:
-        from atlas_edge.quantize.fp16_range import RANGE_TILES, cast_in_range
+        from atlas_edge.quantize.onnx.half_range import RANGE_TILES, cast_in_range
 
         found = cast_in_range(full, out, np.concatenate(sources.calibration)[:RANGE_TILES])
         return Quantized(graph=out, quantization={"fp16_range": asdict(found)})
-    from atlas_edge.quantize.cast import cast_onnx
+    from atlas_edge.quantize.onnx.half import cast_onnx
 
     # ONNX Runtime has no BF16 kernels on the CPU: BF16 is then the form in which the weights are stored.
     weights_only = config.target is Target.ONNX and config.precision is Precision.BF16

@@ -41,8 +41,8 @@ def calibrate(
         pieces = batches(source, few, size=BATCH, tile_px=tile_px, fit=config.tile_fit)
         plain = TileSet(source=source, records=tuple(few), fit=config.tile_fit)
         return replace(tile_sets, calibration=plain), [piece.pixels for piece in pieces], None
-    from atlas_edge.quantize.calibration import ENOUGH_TILES, choose_calibration
-    from atlas_edge.quantize.convergence import watch_ranges
+    from atlas_edge.quantize.tiles.choose import ENOUGH_TILES, choose_calibration
+    from atlas_edge.quantize.tiles.convergence import watch_ranges
 
     choice = choose_calibration(
         source,

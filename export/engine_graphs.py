@@ -68,21 +68,21 @@ def engine_graphs(
     """
     if precision is Precision.FP32:
         return EngineGraphs(graph=fp32_graph, fp16=None, quantization=None)
-    from atlas_edge.quantize.cast import cast_onnx
+    from atlas_edge.quantize.onnx.half import cast_onnx
 
     if precision is Precision.BF16:
         bf16 = scratch / "bf16.onnx"
         cast_onnx(fp32_graph, bf16, Precision.BF16)
         return EngineGraphs(graph=bf16, fp16=None, quantization=None)
-    from atlas_edge.quantize.fp16_range import RANGE_TILES, cast_in_range
+    from atlas_edge.quantize.onnx.half_range import RANGE_TILES, cast_in_range
 
     half, few = scratch / "fp16.onnx", np.concatenate(calibration)[:RANGE_TILES]
     measured = cast_in_range(fp32_graph, half, few)
     if precision is Precision.FP16:
         return EngineGraphs(graph=half, fp16=None, quantization={"fp16_range": asdict(measured)})
-    from atlas_edge.quantize import attention_qdq
-    from atlas_edge.quantize.engine_graph import engine_graph
-    from atlas_edge.quantize.onnx import quantize_onnx
+    from atlas_edge.quantize.onnx import attention_qdq
+    from atlas_edge.quantize.onnx.engine_graph import engine_graph
+    from atlas_edge.quantize.onnx.qdq import quantize_onnx
 
     recipe = recipe or _recipe(precision)
     if quantize_attention:

@@ -29,8 +29,8 @@ from atlas_edge.graph import export_onnx, largest_difference, onnx_bytes
 from atlas_edge.manifest import Manifest
 from atlas_edge.models import LoadedModel, load_model
 from atlas_edge.plain_runtimes import plain_runtime_notice
+from atlas_edge.quantize.finetune.trained_ranges import ranges_of, recipe_of_ranges
 from atlas_edge.quantize.paths import path_sentence
-from atlas_edge.quantize.trained_ranges import ranges_of, recipe_of_ranges
 from atlas_edge.spec import Precision, Target
 from atlas_edge.unnamed import class_numbers, command_without_paths, tile_number, unnamed_tiles
 

@@ -7,7 +7,7 @@ from atlas_edge.bench.accuracy.tileset import TileSet
 from atlas_edge.errors import UsageError
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.manifest import TilesProvenance
-from atlas_edge.quantize.calibration import calibration_pool
+from atlas_edge.quantize.tiles.choose import calibration_pool
 from atlas_edge.tiles import TileRecord, TileSource, open_tiles, provenance, select_records, without_split
 from atlas_edge.tiles.overlap import check_disjoint, in_first_half
 

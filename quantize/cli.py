@@ -5,7 +5,7 @@ from typing import Literal
 
 from atlas_edge.cli import console, make_app, print_json, run_app, set_verbosity
 from atlas_edge.options import Flag, Json, Quiet, Verbose
-from atlas_edge.quantize.measuring_commands import TileFit, search, table
+from atlas_edge.quantize.commands.measuring import TileFit, search, table
 
 HELP = """Choose calibration tiles and quantization recipes, and find the cheapest precision that keeps the accuracy.
 
@@ -50,7 +50,7 @@ def calibration(
         quiet: Print errors only.
         verbose: Print what the libraries say, too.
     """
-    from atlas_edge.quantize.calibration_command import show_calibration
+    from atlas_edge.quantize.commands.calibration import show_calibration
 
     set_verbosity(quiet=quiet, verbose=verbose)
     shown = show_calibration(
@@ -111,7 +111,7 @@ def recipe(
         json: Print as JSON on stdout.
         quiet: Print errors only.
     """
-    from atlas_edge.quantize.recipe_command import show_recipe
+    from atlas_edge.quantize.commands.recipe import show_recipe
 
     set_verbosity(quiet=quiet, verbose=False)
     changes = {
@@ -171,7 +171,7 @@ def sensitivity(
         quiet: Print errors only.
         verbose: Print what the libraries say, too.
     """
-    from atlas_edge.quantize.sensitivity_command import SensitivityConfig, show_sensitivity
+    from atlas_edge.quantize.commands.sensitivity import SensitivityConfig, show_sensitivity
     from atlas_edge.spec import Target
 
     set_verbosity(quiet=quiet, verbose=verbose)
@@ -240,8 +240,8 @@ def distill(
         quiet: Print errors only.
         verbose: Print what the libraries say, too.
     """
-    from atlas_edge.quantize.qad import QadOptions
-    from atlas_edge.quantize.qad_command import check_distillation, distill_model
+    from atlas_edge.quantize.commands.finetune import check_distillation, distill_model
+    from atlas_edge.quantize.finetune.qad import QadOptions
     from atlas_edge.quantize.recipe import load_recipe
 
     set_verbosity(quiet=quiet, verbose=verbose)

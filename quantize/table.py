@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from atlas_edge import hardware
 from atlas_edge.atomic import write_atomic
 from atlas_edge.errors import InputError
-from atlas_edge.quantize.deploy import check_target, float_precisions
-from atlas_edge.quantize.judged import PlanAccuracy
 from atlas_edge.quantize.plan import Plan
-from atlas_edge.quantize.plan_bench import REFERENCE, MeasureConfig, PlanBench
-from atlas_edge.quantize.race import PlanSpeed, faster_than
 from atlas_edge.quantize.recipe import Recipe, default_recipe, nncf_as_it_comes
+from atlas_edge.quantize.search.accuracy import PlanAccuracy
+from atlas_edge.quantize.search.bench import REFERENCE, MeasureConfig, PlanBench
+from atlas_edge.quantize.search.build import check_target, float_precisions
+from atlas_edge.quantize.search.timing import PlanSpeed, faster_than
 from atlas_edge.spec import Precision, Target
 
 if TYPE_CHECKING:

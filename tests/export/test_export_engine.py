@@ -18,8 +18,8 @@ from atlas_edge.export.onnx_view import read_onnx
 from atlas_edge.export.tensorrt import build_engine
 from atlas_edge.graph import export_onnx
 from atlas_edge.models import LoadedModel, load_model
-from atlas_edge.quantize.cast import cast_onnx
-from atlas_edge.quantize.fp16_range import check_half_graph, half_range
+from atlas_edge.quantize.onnx.half import cast_onnx
+from atlas_edge.quantize.onnx.half_range import check_half_graph, half_range
 from atlas_edge.quantize.recipe import default_recipe, save_recipe
 from atlas_edge.runtimes.onnxruntime import OnnxEncoder
 from atlas_edge.runtimes.tensorrt_library import RTX

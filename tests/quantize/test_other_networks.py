@@ -14,12 +14,12 @@ from atlas_edge.errors import InputError, UsageError
 from atlas_edge.export.engine_graphs import EngineGraphs, engine_graphs
 from atlas_edge.export.graph_rules import check_graph
 from atlas_edge.models import LoadedModel
-from atlas_edge.quantize.fakequant import cosine_error, embed, fake_quantize, insert_quantizers
 from atlas_edge.quantize.foreign import foreign_errors
-from atlas_edge.quantize.onnx import quantize_onnx
-from atlas_edge.quantize.qkv_bias import join_biases, separate_biases
+from atlas_edge.quantize.onnx.fakequant import cosine_error, embed, fake_quantize, insert_quantizers
+from atlas_edge.quantize.onnx.qdq import quantize_onnx
+from atlas_edge.quantize.onnx.qkv_bias import join_biases, separate_biases
 from atlas_edge.quantize.recipe import Recipe
-from atlas_edge.quantize.toggled import ToggledEncoder
+from atlas_edge.quantize.sensitivity.toggles import ToggledEncoder
 from atlas_edge.runtimes.onnxruntime import OnnxEncoder
 from atlas_edge.spec import Precision
 
@@ -142,7 +142,7 @@ def test_what_an_exporter_raises_is_named(
     def broken(*_: object, **__: object) -> None:
         raise KeyError("aten::unheard_of")
 
-    monkeypatch.setattr("atlas_edge.quantize.onnx.export_onnx", broken)
+    monkeypatch.setattr("atlas_edge.quantize.onnx.qdq.export_onnx", broken)
     with pytest.raises(InputError, match=r"VisionTransformer cannot be written .* KeyError: 'aten::unheard_of'"):
         quantize_onnx(tiny.module, tiny.spec, calibration, tmp_path / "m.onnx", recipe=Recipe(smooth_alphas=(-1.0,)))
     with pytest.raises(OSError, match="full"), foreign_errors("x"):

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from atlas_edge.errors import InputError
-from atlas_edge.quantize.judged import Range
-from atlas_edge.quantize.race import PlanSpeed
 from atlas_edge.quantize.recipe import Recipe, default_recipe
+from atlas_edge.quantize.search.accuracy import Range
+from atlas_edge.quantize.search.timing import PlanSpeed
 from atlas_edge.quantize.table import _compared, replace_section, table_plans
 from atlas_edge.spec import Precision, Target
 from support import RunCommand

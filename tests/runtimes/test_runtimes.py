@@ -60,7 +60,7 @@ def model(tiny_model: Path) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def files(model: LoadedModel, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
-    from atlas_edge.quantize.onnx import quantize_onnx
+    from atlas_edge.quantize.onnx.qdq import quantize_onnx
     from atlas_edge.quantize.recipe import Recipe
 
     folder = tmp_path_factory.mktemp("graphs")

@@ -1,0 +1,100 @@
+"""`atlas-quantize sensitivity`: which layers cost accuracy in INT8."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas_edge.atomic import atomic_folder, check_vacant
+from atlas_edge.errors import UsageError
+from atlas_edge.quantize.recipe import default_recipe, load_recipe
+from atlas_edge.spec import Target
+from atlas_edge.tiles import TileFit, open_tiles
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from atlas_edge.quantize.sensitivity.measure import Sensitivity
+
+
+_REPORT = "sensitivity.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SensitivityConfig:
+    """What is measured; see `atlas-quantize sensitivity --help`."""
+
+    model: str
+    tiles: str
+    target: Target
+    recipe: Path | None
+    out: Path | None
+    count: int
+    calib_limit: int
+    without: bool
+    tile_fit: TileFit
+    seed: int
+    overwrite: bool
+
+
+def show_sensitivity(config: SensitivityConfig, screen: "Console", *, dry_run: bool) -> dict[str, Any]:
+    """Measure, print a table, write JSON and SVG where asked, and return the figures.
+
+    Raises:
+        UsageError: No tile to measure on, or a folder that is there already.
+        InputError: A model, tile or recipe that cannot be read.
+    """
+    if config.count < 1 or config.calib_limit < 1:
+        raise UsageError("--count and --calib-limit start at 1", hint="use --count 16 --calib-limit 64")
+    if config.out is not None:
+        check_vacant(config.out, marks=(_REPORT,), overwrite=config.overwrite)
+    source = open_tiles(config.tiles, role="calibration")
+    recipe = default_recipe(config.target) if config.recipe is None else load_recipe(config.recipe)
+    if dry_run:
+        screen.print(f"would measure {config.model} by recipe {recipe.name} on tiles of {source.name}")
+        return {"recipe": recipe.model_dump(mode="json")}
+    from atlas_edge.models import load_model
+    from atlas_edge.quantize.sensitivity.measure import measure_sensitivity, plot_sensitivity
+    from atlas_edge.quantize.sensitivity.toggles import ToggledEncoder
+    from atlas_edge.quantize.tiles.augmentation import with_augmented
+    from atlas_edge.quantize.tiles.choose import choose_calibration
+
+    model = load_model(config.model, seed=config.seed)
+    choice = choose_calibration(
+        source,
+        limit=config.calib_limit + config.count,
+        tile_px=model.spec.tile_px,
+        fit=config.tile_fit,
+        seed=config.seed,
+    )
+    if len(choice.pixels) <= config.count:
+        raise UsageError(
+            f"{source.name} has {len(choice.pixels)} usable tiles, {config.count} measure and the others set ranges",
+            hint="use a smaller --count, or more tiles",
+        )
+    measured, ranges = choice.pixels[: config.count], choice.pixels[config.count :]
+    ranges = np.concatenate(with_augmented([ranges], recipe.augmented_share))
+    encoder = ToggledEncoder(model.module, ranges, recipe, symmetric=config.target is not Target.OPENVINO)
+    found = measure_sensitivity(encoder, measured, recipe=recipe.name, without=config.without)
+    _print(found, screen)
+    if config.out is not None:
+        with atomic_folder(config.out, marks=(_REPORT,), overwrite=config.overwrite) as folder:
+            (folder / _REPORT).write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
+            plot_sensitivity(found, folder / "sensitivity.svg")
+        screen.print(f"written: {config.out}")
+    return found.as_dict()
+
+
+def _print(found: "Sensitivity", screen: "Console") -> None:
+    from rich.table import Table
+
+    table = Table("layer", "only this in INT8", "all but this", "share of the work")
+    for entry in sorted(found.layers, key=lambda entry: -entry.alone):
+        rest = "" if entry.without is None else f"{entry.without:.2e}"
+        table.add_row(entry.layer, f"{entry.alone:.2e}", rest, f"{entry.work:.1%}")
+    screen.print(table)
+    screen.print(
+        f"1 - cosine, mean of {found.tiles} tiles; all layers in INT8 ({found.recipe}): {found.everything:.2e}"
+    )

@@ -1,0 +1,336 @@
+"""A vision transformer quantized block by block: each layer is fitted to what the quantized ones before it hand on.
+
+Per block, first attention and then the MLP, each a LayerNorm, a Linear that reads it, and a Linear that writes to the
+residual stream:
+
+1. smoothing moves outliers from inputs to weights, exactly: into the LayerNorm, into the value rows of `qkv`, and
+   before `fc2` into one multiplication (SmoothQuant, arXiv:2211.10438);
+2. strength and range are chosen by the error of each Linear's output (`clip.choose_range`);
+3. weights are fitted to the inputs as quantized, then rounded by GPTQ (`gptq`); what quantization has already done to
+   the residual stream is part of the target, so that errors are taken back rather than piled up;
+4. the mean error left goes into the bias.
+
+The transformed network is an ordinary one, for any target: its weights lie on the INT8 grid and the returned ranges
+say how its inputs are to be quantized.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge.quantize.numerics.gptq import fit_weights, round_weights
+from atlas_edge.quantize.numerics.ranges import InputRange, choose_range, fake_int8
+from atlas_edge.quantize.recipe import Calibrator
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_PIECE = 8
+# CLS tokens and tokens of all kinds on which ranges are chosen: one to three, whatever the number of tiles.
+_SAMPLED_CLS, _SAMPLED = 256, 768
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitOptions:
+    """How blocks are fitted.
+
+    Attributes:
+        alphas: SmoothQuant strengths to choose from for each Linear; -1 moves nothing.
+        calibrator: How a range is set; see `clip.choose_range`.
+        ridge: How strongly weights are held to what they were, relative to the mean variance of an input.
+        cls_weight: Weight of a CLS token relative to a patch token: the embedding is read from it.
+        levels: Largest integer of the weights' grid: 127 for 8 bits, 7 for 4.
+        float_layers: Names of Linears that stay in floating point.
+        multiply: Smooth the input of `fc2`, too, which costs a multiplication when the network runs.
+        bias_correction: Take the mean error that is left into the bias.
+    """
+
+    alphas: Sequence[float] = (0.5, 0.65, 0.8)
+    calibrator: Calibrator = "mse"
+    ridge: float = 0.01
+    cls_weight: float = 16.0
+    levels: int = 127
+    float_layers: Collection[str] = ()
+    multiply: bool = True
+    bias_correction: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRange:
+    """How one Linear of the fitted network is quantized.
+
+    Attributes:
+        input_scale: `(C,)` that its input is multiplied by first; None where that is folded or not done.
+        input_amax: Largest absolute input that INT8 holds.
+        weight_amax: `(O,)` largest absolute weight of each output channel's grid.
+        sought: `(O, C)` weights before rounding (`gptq.RoundedWeights`); None where they were not rounded.
+        alpha: SmoothQuant strength that was chosen.
+        error: Squared error of its output from rounding input and weight to the nearest, relative to the output's
+            squares, before weights are fitted.
+    """
+
+    input_scale: "Tensor | None"
+    input_amax: float
+    weight_amax: "Tensor"
+    sought: "Tensor | None"
+    alpha: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """Attention or MLP of a block; `values`: rows of `first` in which the inputs of `second` are linear."""
+
+    norm: Any
+    body: "nn.Module"
+    layer_scale: Any
+    first: "nn.Linear"
+    second: "nn.Linear"
+    names: tuple[str, str]
+    values: slice | None
+
+
+def has_plain_blocks(module: "nn.Module") -> bool:
+    """Whether `fit_blocks` knows every block: timm's `Block` of `Attention` and `Mlp`, under `backbone.blocks`."""
+    from timm.layers import Mlp
+    from timm.layers.attention import Attention
+    from timm.models.vision_transformer import Block
+    from torch import nn
+
+    blocks = getattr(getattr(module, "backbone", None), "blocks", None)
+    return blocks is not None and all(
+        type(block) is Block
+        and type(block.attn) is Attention
+        and type(block.mlp) is Mlp
+        and all(isinstance(norm, nn.LayerNorm) and norm.weight is not None for norm in (block.norm1, block.norm2))
+        for block in blocks
+    )
+
+
+def fit_blocks(
+    module: "nn.Module",
+    tiles: NDArray[np.uint8],
+    options: FitOptions | None = None,
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> "tuple[nn.Module, dict[str, LayerRange]]":
+    """Smooth, fit and round every Linear of a ViT's blocks.
+
+    Args:
+        module: `EncoderModule` around a timm ViT for which `has_plain_blocks` holds. Unchanged.
+        tiles: `(N, H, W, 3)` uint8 calibration tiles. The widest layer has 4 D inputs: N times the tokens of a tile
+            should be several times that.
+        options: See `FitOptions`.
+        progress: Called with the name of each Linear.
+
+    Returns:
+        A copy with weights on the INT8 grid, LayerScale folded, and the ranges by the Linears' names.
+    """
+    import torch
+
+    options = options or FitOptions()
+    fitted = copy.deepcopy(module).eval()
+    ranges: dict[str, LayerRange] = {}
+    with torch.inference_mode():
+        exact = _tokens(fitted, tiles)
+        rounded = exact.clone()
+        for stage in _stages(fitted):
+            exact, rounded = _fit_stage(stage, exact, rounded, options, ranges)
+            if progress is not None:
+                progress(stage.names[1])
+    for parameter in fitted.parameters():
+        # Tensors made in inference mode cannot be trained.
+        parameter.data = parameter.data.clone()
+    return fitted, ranges
+
+
+def _tokens(module: "nn.Module", tiles: NDArray[np.uint8]) -> "Tensor":
+    """`(N, T, D)` tokens before the first block."""
+    import torch
+
+    seen: list[Tensor] = []
+
+    def stop(_: Any, inputs: "tuple[Tensor, ...]") -> None:
+        seen.append(inputs[0])
+        raise _Reached
+
+    handle = module.get_submodule("backbone.blocks.0").register_forward_pre_hook(stop)
+    try:
+        for start in range(0, len(tiles), _PIECE):
+            with contextlib.suppress(_Reached):
+                module(torch.from_numpy(tiles[start : start + _PIECE]))
+    finally:
+        handle.remove()
+    return torch.cat(seen)
+
+
+class _Reached(Exception):
+    """The first block was reached."""
+
+
+def _stages(module: Any) -> Iterator[_Stage]:
+    from torch import nn
+
+    for index, block in enumerate(module.backbone.blocks):
+        at, attention, mlp = f"backbone.blocks.{index}", block.attn, block.mlp
+        linear = isinstance(attention.norm, nn.Identity) and getattr(attention, "gate", None) is None
+        values = slice(2 * attention.attn_dim, 3 * attention.attn_dim) if linear else None
+        names = f"{at}.attn.qkv", f"{at}.attn.proj"
+        yield _Stage(block.norm1, attention, block.ls1, attention.qkv, attention.proj, names, values)
+        yield _Stage(block.norm2, mlp, block.ls2, mlp.fc1, mlp.fc2, (f"{at}.mlp.fc1", f"{at}.mlp.fc2"), None)
+
+
+def _fit_stage(
+    stage: _Stage, exact: "Tensor", rounded: "Tensor", options: FitOptions, ranges: dict[str, LayerRange]
+) -> "tuple[Tensor, Tensor]":
+    """Fit both Linears; returns the residual streams after the stage, exact and as quantized."""
+    normed = _in_pieces(stage.norm, exact)
+    written, inner = _run_body(stage, normed, None)
+    written = _in_pieces(stage.layer_scale, written)
+    _fold_layer_scale(stage)
+    first = _choose(normed, stage.first, options)
+    folded = stage.values is not None
+    second = _choose(inner, stage.second, options if folded or options.multiply else replace(options, alphas=(-1.0,)))
+    multiplier = _smooth(stage, first, second)
+    is_float = [name in options.float_layers for name in stage.names]
+
+    # Only one tensor as wide as the MLP is held at a time, and a copy of it where it is computed with.
+    target = normed @ (stage.first.weight / first.scale).T
+    del normed
+    seen = _in_pieces(stage.norm, rounded)
+    amax = None if is_float[0] else first.amax
+    weights = _fit_layer(stage.first, _rounded(seen, amax), target, options, is_float=is_float[0])
+    ranges[stage.names[0]] = _range(first, None, weights)
+
+    target = inner @ (stage.second.weight / second.scale).T
+    target += exact
+    target -= rounded
+    del inner
+    _, seen = _run_body(stage, seen, amax)
+    if multiplier is not None:
+        seen *= multiplier
+    seen = _rounded(seen, None if is_float[1] else second.amax)
+    weights = _fit_layer(stage.second, seen, target, options, is_float=is_float[1])
+    ranges[stage.names[1]] = _range(second, multiplier, weights)
+    return exact + written, rounded + _in_pieces(stage.second, seen)
+
+
+def _range(chosen: InputRange, multiplier: "Tensor | None", weights: "tuple[Tensor, Tensor | None]") -> LayerRange:
+    peaks, sought = weights
+    return LayerRange(
+        input_scale=None if multiplier is None else multiplier.clone(),
+        input_amax=chosen.amax,
+        weight_amax=peaks.clone(),
+        sought=None if sought is None else sought.clone(),
+        alpha=chosen.alpha,
+        error=chosen.error,
+    )
+
+
+def _run_body(stage: _Stage, normed: "Tensor", amax: float | None) -> "tuple[Tensor, Tensor]":
+    """What attention or MLP computes, and what its second Linear reads; the input is rounded with `amax`."""
+    import torch
+
+    seen: list[Tensor] = []
+    handle = stage.second.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        out = _in_pieces(stage.body, _rounded(normed, amax))
+    finally:
+        handle.remove()
+    return out, torch.cat(seen)
+
+
+def _choose(inputs: "Tensor", layer: "nn.Linear", options: FitOptions) -> InputRange:
+    import torch
+
+    flat = inputs.reshape(-1, inputs.shape[-1])
+    # Tiles are taken again where there are fewer.
+    first, rows = (
+        torch.linspace(0, count - 1, sampled).long()
+        for count, sampled in ((len(inputs), _SAMPLED_CLS), (len(flat), _SAMPLED))
+    )
+    return choose_range(
+        torch.cat([inputs[first, 0], flat[rows]]),
+        flat.abs().amax(0),
+        layer.weight,
+        alphas=options.alphas,
+        calibrator=options.calibrator,
+        levels=options.levels,
+    )
+
+
+def _fold_layer_scale(stage: _Stage) -> None:
+    import torch
+
+    gamma = getattr(stage.layer_scale, "gamma", None)
+    if gamma is None:
+        return
+    stage.second.weight.data = stage.second.weight * gamma[:, None]
+    if stage.second.bias is not None:
+        stage.second.bias.data = stage.second.bias * gamma
+    # Ones rather than Identity: modules keep their names and kinds.
+    stage.layer_scale.gamma.data = torch.ones_like(gamma)
+
+
+def _smooth(stage: _Stage, first: InputRange, second: InputRange) -> "Tensor | None":
+    """Move the scales into what computes the inputs; returns what the second input must be multiplied by."""
+    norm = stage.norm
+    norm.weight.data = norm.weight / first.scale
+    if norm.bias is not None:
+        norm.bias.data = norm.bias / first.scale
+    stage.first.weight.data = stage.first.weight * first.scale
+    stage.second.weight.data = stage.second.weight * second.scale
+    if stage.values is None:
+        return None if second.alpha < 0 else 1 / second.scale
+    weight = stage.first.weight.clone()
+    weight[stage.values] /= second.scale[:, None]
+    stage.first.weight.data = weight
+    if stage.first.bias is not None:
+        bias = stage.first.bias.clone()
+        bias[stage.values] /= second.scale
+        stage.first.bias.data = bias
+    return None
+
+
+def _fit_layer(
+    layer: "nn.Linear", inputs: "Tensor", targets: "Tensor", options: FitOptions, *, is_float: bool
+) -> "tuple[Tensor, Tensor | None]":
+    """Set weight and bias; returns the largest weights of the channels, and the weights before rounding.
+
+    `inputs` are `(N, T, C)` as quantized, `targets` `(N, T, O)` without bias.
+    """
+    import torch
+
+    count, tokens, channels = inputs.shape
+    weights = torch.ones(count, tokens, 1)
+    weights[:, 0] = options.cls_weight
+    weights = (weights / weights.mean()).reshape(-1, 1)
+    inputs, targets = inputs.reshape(-1, channels), targets.reshape(count * tokens, -1)
+    input_mean, target_mean = (weights * inputs).mean(0), (weights * targets).mean(0)
+    root = weights.sqrt()
+    inputs = (inputs - input_mean).mul_(root)
+    gram = inputs.T @ inputs
+    fitted = fit_weights(inputs, (targets - target_mean) * root, layer.weight, gram=gram, ridge=options.ridge)
+    peaks, sought = fitted.abs().amax(1), None
+    if not is_float:
+        found = round_weights(fitted, gram, levels=options.levels)
+        fitted, peaks, sought = found.weight, found.largest, found.sought
+    layer.weight.data = fitted
+    if layer.bias is not None and options.bias_correction:
+        layer.bias.data = layer.bias + target_mean - fitted @ input_mean
+    return peaks, sought
+
+
+def _rounded(values: "Tensor", amax: float | None) -> "Tensor":
+    return values if amax is None else fake_int8(values, amax)
+
+
+def _in_pieces(function: Any, values: "Tensor") -> "Tensor":
+    import torch
+
+    return torch.cat([function(values[at : at + _PIECE]) for at in range(0, len(values), _PIECE)])

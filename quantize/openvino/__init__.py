@@ -1,0 +1,4 @@
+"""INT8 for OpenVINO: `grids` and `graph` for vision transformers, `nncf` for everything else.
+
+Start at `nncf`, which also chooses between the two.
+"""

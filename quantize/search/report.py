@@ -1,0 +1,162 @@
+"""What a search found: plan, JSON, Markdown, and the Pareto front as a picture."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from atlas_edge import hardware
+from atlas_edge.atomic import atomic_folder
+from atlas_edge.quantize.plan import SavedPlan, save_plan
+from atlas_edge.quantize.search.search import SearchConfig, SearchResult, TriedPlan
+
+PLAN, REPORT, MARKDOWN, FRONT = "plan.json", "search.json", "search.md", "pareto.svg"
+
+
+def write_search(result: SearchResult, config: SearchConfig, *, overwrite: bool) -> Path:
+    """Write everything into `config.measure.out`; returns the path of the plan."""
+    with atomic_folder(config.measure.out, marks=(REPORT,), overwrite=overwrite) as folder:
+        save_plan(_saved(result, config), folder / PLAN)
+        (folder / REPORT).write_text(json.dumps(as_dict(result, config), indent=2) + "\n", encoding="utf-8")
+        (folder / MARKDOWN).write_text(markdown(result, config), encoding="utf-8")
+        plot_front(result, folder / FRONT)
+        if result.sensitivity is not None:
+            from atlas_edge.quantize.sensitivity.measure import plot_sensitivity
+
+            plot_sensitivity(result.sensitivity, folder / "sensitivity.svg")
+    return config.measure.out / PLAN
+
+
+def as_dict(result: SearchResult, config: SearchConfig) -> dict[str, Any]:
+    """Everything that was measured."""
+    front = {entry.plan.name for entry in pareto_front(result.tried)}
+    return {
+        "chosen": result.chosen.model_dump(mode="json"),
+        "checked": result.checked.model_dump(mode="json"),
+        "verdict": result.verdict.value,
+        "reasons": list(result.reasons),
+        "budget": config.budget.model_dump(exclude_none=True),
+        "tried": [
+            {
+                "plan": entry.plan.model_dump(mode="json"),
+                "accuracy": entry.accuracy.model_dump(mode="json"),
+                "speed": entry.speed.model_dump(mode="json"),
+                "verdict": entry.verdict.value,
+                "pareto": entry.plan.name in front,
+            }
+            for entry in result.tried
+        ],
+        "sensitivity": None if result.sensitivity is None else result.sensitivity.as_dict(),
+        "calibration": result.calibration.model_dump(mode="json"),
+        "evaluation": result.evaluation.model_dump(mode="json"),
+        "confirmation": result.confirmation.model_dump(mode="json"),
+        "versions": hardware.versions(),
+        "seconds": round(result.seconds, 1),
+        "resumed_results": result.resumed,
+    }
+
+
+def pareto_front(tried: Sequence[TriedPlan]) -> list[TriedPlan]:
+    """Plans that no other beats in throughput without costing more, fastest first.
+
+    The cost is the drop where labels are known, the 1st percentile of the cosine elsewhere.
+    """
+    front: list[TriedPlan] = []
+    for entry in sorted(tried, key=lambda entry: -entry.speed.ratio.estimate):
+        if not front or _cost(entry) < min(_cost(other) for other in front):
+            front.append(entry)
+    return front
+
+
+def markdown(result: SearchResult, config: SearchConfig) -> str:
+    """`search.md`."""
+    lines = [f"# {result.model.spec.name} on {config.measure.target.value}: {result.chosen.name}", ""]
+    lines += [f"- {reason}" for reason in result.reasons]
+    lines += [
+        "",
+        "| plan | throughput | cosine median | p1 | drop, 95 % | flips | gate |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
+    lines += ["| " + " | ".join(row) + " |" for row in rows(result)]
+    calibration, evaluation = result.calibration, result.evaluation
+    lines += [
+        "",
+        f"Calibrated on {calibration.tiles} tiles of {calibration.name}, chosen by the figures themselves on "
+        f"{evaluation.tiles} of {evaluation.name}, confirmed on {result.confirmation.tiles} others. "
+        "Throughput over full precision, 95 % interval, all plans taking turns.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def rows(result: SearchResult) -> list[tuple[str, ...]]:
+    """A row a plan, for the terminal and Markdown."""
+    found: list[tuple[str, ...]] = []
+    for entry in result.tried:
+        accuracy, ratio = entry.accuracy, entry.speed.ratio
+        drop, flips = accuracy.drop_pp, accuracy.flip_percent
+        found.append(
+            (
+                entry.plan.name,
+                f"{ratio.estimate:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
+                f"{accuracy.cosine_median:.5f}",
+                f"{accuracy.cosine_p1.estimate:.5f}",
+                "" if drop is None else f"{drop.estimate:+.1f} pp [{drop.low:+.1f}, {drop.high:+.1f}]",
+                "" if flips is None else f"{flips.estimate:.1f} %",
+                entry.verdict.value,
+            )
+        )
+    return found
+
+
+def plot_front(result: SearchResult, path: Path) -> None:
+    """Throughput against cost, the front as a line, as SVG."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.add_subplot()
+    front = pareto_front(result.tried)
+    axes.plot([e.speed.ratio.estimate for e in front], [_cost(e) for e in front], "-", color="#999999", lw=1, zorder=1)
+    for entry in result.tried:
+        color = "#009e73" if entry.verdict.value == "PASS" else "#d55e00"
+        ratio, cost = entry.speed.ratio, _cost(entry)
+        spread = [[ratio.estimate - ratio.low], [ratio.high - ratio.estimate]]
+        axes.errorbar(
+            ratio.estimate, cost, xerr=spread, yerr=_spread(entry), fmt="o", color=color, ms=5, elinewidth=0.7
+        )
+        mark = " (chosen)" if entry.plan == result.chosen else ""
+        axes.annotate(
+            entry.plan.name + mark, (ratio.estimate, cost), xytext=(5, 5), textcoords="offset points", fontsize=7
+        )
+    labelled = result.tried[0].accuracy.drop_pp is not None
+    axes.set_xlabel("throughput over full precision")
+    axes.set_ylabel("accuracy drop, percentage points" if labelled else "1 - cosine, 99th percentile")
+    axes.set_title("green passes the gate, red does not; the line is the Pareto front", loc="left", fontsize=9)
+    axes.grid(lw=0.3)
+    buffer = io.BytesIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    path.write_bytes(buffer.getvalue())
+
+
+def _saved(result: SearchResult, config: SearchConfig) -> SavedPlan:
+    return SavedPlan(
+        plan=result.chosen,
+        model=result.model.provenance,
+        calibration=None if result.chosen.recipe is None else result.calibration,
+        calib_limit=config.measure.calib_limit,
+        fit_limit=config.measure.fit_limit,
+        seed=config.measure.seed,
+        measured=result.checked.model_dump(mode="json"),
+        versions=hardware.versions(),
+    )
+
+
+def _cost(entry: TriedPlan) -> float:
+    accuracy = entry.accuracy
+    return 1 - accuracy.cosine_p1.estimate if accuracy.drop_pp is None else accuracy.drop_pp.estimate
+
+
+def _spread(entry: TriedPlan) -> Any:
+    drop = entry.accuracy.drop_pp
+    return None if drop is None else [[drop.estimate - drop.low], [drop.high - drop.estimate]]

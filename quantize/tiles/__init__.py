@@ -1,0 +1,1 @@
+"""Which tiles set the scales: `choose` them, `convergence` says how many are enough."""

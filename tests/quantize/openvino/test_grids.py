@@ -1,0 +1,239 @@
+"""Grids of a folded vision transformer, and the OpenVINO graph that they go into."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from atlas_edge.encoder_module import EncoderModule
+from atlas_edge.errors import UsageError
+from atlas_edge.folded_vit import FoldedVit, fold_vit
+from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.quantize.numerics import blocks
+from atlas_edge.quantize.openvino.graph import build_openvino, foldable
+from atlas_edge.quantize.openvino.grids import (
+    VitGrids,
+    _Inputs,
+    choose_grids,
+    fake_round,
+    grid_ends,
+    smoothing,
+    symmetric_ends,
+)
+from atlas_edge.quantize.recipe import Recipe
+from atlas_edge.runtimes.int8_sums import int8_properties
+from atlas_edge.runtimes.openvino import OpenVinoEncoder
+from atlas_edge.spec import EncoderSpec, Pooling
+
+Batches = list[NDArray[np.uint8]]
+RECIPE = Recipe(smooth_alphas=(0.5, 0.85), calibrator="mse", weights="fitted", attention=True)
+
+
+@pytest.fixture
+def folded(tiny: LoadedModel) -> FoldedVit:
+    result = foldable(tiny.module)
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize("pooling", ["cls", "avg", "cls+mean"])
+def test_the_graph_without_grids_computes_the_encoder(
+    pooling: Pooling, tiny_model: object, held_out: NDArray[np.uint8]
+) -> None:
+    model = load_model(str(tiny_model), pooling=pooling)
+    folded = foldable(model.module)
+    assert folded is not None
+    found = OpenVinoEncoder(build_openvino(folded, VitGrids(), tile_px=32), model.spec).encode(held_out)
+    with torch.inference_mode():
+        expected = model.module(torch.from_numpy(held_out)).numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("pooling", [None, "cls", "cls+mean"])
+def test_a_norm_after_pooling_stays_in_the_graph(pooling: Pooling | None, held_out: NDArray[np.uint8]) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    settings = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 2, "num_classes": 0}
+    backbone = timm.create_model("vit_tiny_patch16_224", global_pool="avg", pool_include_prefix=True, **settings)
+    for parameter in backbone.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    width, half = 128 if pooling == "cls+mean" else 64, (0.5, 0.5, 0.5)
+    spec = EncoderSpec(
+        name="t", architecture="t", embed_dim=width, tile_px=32, mean=half, std=half, pooling=pooling or "avg"
+    )
+    module = EncoderModule(backbone, spec).eval()
+    folded = foldable(module)
+    assert folded is not None
+    found = OpenVinoEncoder(build_openvino(folded, VitGrids(), tile_px=32), spec).encode(held_out)
+    with torch.inference_mode():
+        np.testing.assert_allclose(found, module(torch.from_numpy(held_out)).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_centring_and_balancing_change_nothing_at_full_precision(
+    folded: FoldedVit, calibration: Batches, held_out: NDArray[np.uint8]
+) -> None:
+    before = copy.deepcopy(folded)
+    choose_grids(folded, calibration, RECIPE)
+    assert not torch.equal(before.blocks[0].attn.k.bias, folded.blocks[0].attn.k.bias)
+    assert not torch.equal(before.blocks[0].attn.q.weight, folded.blocks[0].attn.q.weight)
+    tiles = torch.from_numpy(held_out)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(tiles), before(tiles), rtol=1e-4, atol=1e-4)
+
+
+def test_grids_hold_zero_and_every_calibration_value(folded: FoldedVit, calibration: Batches) -> None:
+    grids = choose_grids(folded, calibration, RECIPE.model_copy(update={"calibrator": "max"}))
+    read: dict[str, torch.Tensor] = {}
+    for name, layer in folded.named_modules():
+        if name in grids.activations:
+            layer.register_forward_pre_hook(lambda _, inputs, name=name: read.__setitem__(name, inputs[0]))
+    with torch.inference_mode():
+        folded(torch.from_numpy(np.concatenate(calibration)))
+    assert len(read) == 12
+    for name, values in read.items():
+        grid = grids.activations[name]
+        scaled = values if grid.scale is None else values / torch.from_numpy(grid.scale)
+        step = (grid.high - grid.low) / 255
+        assert float((fake_round(scaled, grid.low, grid.high) - scaled).abs().max()) <= 0.51 * step, name
+        assert (grid.low / step) == pytest.approx(round(grid.low / step), abs=1e-3)
+
+
+def test_weights_lie_on_their_grid_and_gptq_beats_the_nearest(
+    folded: FoldedVit, calibration: Batches, held_out: NDArray[np.uint8]
+) -> None:
+    fitted = choose_grids(copy.deepcopy(folded), calibration, RECIPE)
+    again = copy.deepcopy(folded)
+    nearest = choose_grids(again, calibration, RECIPE.model_copy(update={"weights": "nearest"}))
+    choose_grids(folded, calibration, RECIPE)
+    shared = [name for name in fitted.weights if name != "patch_embed.proj"]
+    assert len(shared) == 12
+    for name in shared:
+        grid, layer = fitted.weights[name], folded.get_submodule(name)
+        scale = fitted.activations[name].scale
+        weight = layer.weight.detach().numpy() * (1 if scale is None else scale)
+        # GPTQ moves a weight to make up for others, by a few steps at most.
+        assert np.abs(grid.values * grid.step[:, None] - weight).max() < 8 * grid.step.max()
+        assert grid.values.min() >= -127
+    # On tiles that no weight was fitted to: GPTQ minimises the error on those that it was.
+    off = {name: _output_error(folded, grids, held_out) for name, grids in (("gptq", fitted), ("near", nearest))}
+    assert off["gptq"] < 0.9 * off["near"]
+
+
+def _output_error(changed: FoldedVit, grids: VitGrids, tiles: NDArray[np.uint8]) -> float:
+    """Mean error of the Linears' outputs with their weights on the grid, relative to the outputs' variance."""
+    errors = []
+
+    def compare(name: str, layer: torch.nn.Linear, values: torch.Tensor) -> None:
+        grid, scale = grids.weights[name], grids.activations[name].scale
+        weight = torch.from_numpy(grid.values * grid.step[:, None]) / (1 if scale is None else torch.from_numpy(scale))
+        wanted = values.flatten(0, 1) @ layer.weight.T
+        wrong = values.flatten(0, 1) @ weight.T - wanted
+        errors.append(float((wrong - wrong.mean(0)).square().mean() / wanted.var()))
+
+    handles = [
+        changed.get_submodule(name).register_forward_pre_hook(
+            lambda layer, inputs, name=name: compare(name, layer, inputs[0])
+        )
+        for name in grids.activations
+        if name in grids.weights
+    ]
+    with torch.inference_mode():
+        changed(torch.from_numpy(tiles))
+    for handle in handles:
+        handle.remove()
+    return float(np.mean(errors))
+
+
+@pytest.mark.parametrize("count", [3, 40, 600])
+def test_how_cls_tokens_weigh_does_not_depend_on_the_number_of_tiles(count: int) -> None:
+    inputs = _Inputs()
+    tokens = torch.zeros(count, 17, 4)
+    tokens[:, 0] = 1
+    inputs.add(tokens)
+    assert inputs.choosing.mean() == 0.25
+    seen: list[torch.Tensor] = []
+
+    def record(rows: torch.Tensor, *_: object, **__: object) -> None:
+        seen.append(rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "choose_range", record)
+        blocks._choose(tokens, torch.nn.Linear(4, 4), blocks.FitOptions())
+    # A seventeenth of the tokens of all kinds are CLS tokens, too.
+    assert float(seen[0].mean()) == pytest.approx(0.25 + 0.75 / 17, abs=0.02)
+
+
+def test_exclusions_take_names_of_timm_and_leave_layers_in_floating_point(
+    folded: FoldedVit, calibration: Batches
+) -> None:
+    recipe = RECIPE.model_copy(update={"exclude": ("blocks.0.attn.qkv", "blocks.1.mlp.fc2"), "patch_embed": False})
+    grids = choose_grids(folded, calibration, recipe)
+    assert grids.coverage(folded) == {"Convolution": "0 of 1", "Linear": "8 of 12", "QueryKey": "1 of 2"}
+    assert not {"blocks.0.attn.q", "blocks.0.attn.k", "blocks.0.attn.v", "blocks.1.mlp.fc2"} & set(grids.weights)
+    with pytest.raises(UsageError, match="fc9"):
+        choose_grids(folded, calibration, RECIPE.model_copy(update={"exclude": ("*.fc9",)}))
+
+
+def test_a_calibrator_that_is_not_there_is_refused(folded: FoldedVit, calibration: Batches) -> None:
+    with pytest.raises(UsageError, match="percentile"):
+        choose_grids(folded, calibration, RECIPE.model_copy(update={"calibrator": "percentile"}))
+
+
+def test_grid_ends_by_hand() -> None:
+    # 0 to 255 is its own grid; -1 to 2 takes steps of 3/255, 85 of them below zero.
+    assert grid_ends(0.0, 255.0) == (0.0, 255.0)
+    assert grid_ends(-1.0, 2.0) == pytest.approx((-1.0, 2.0))
+    # All positive values: the grid still begins at zero.
+    assert grid_ends(3.0, 5.0) == pytest.approx((0.0, 5.0))
+
+
+def test_symmetric_ends_by_hand() -> None:
+    # Steps of 1/127: -128 to 127 of them, zero is the integer zero.
+    assert symmetric_ends(1.0) == pytest.approx((-128 / 127, 1.0))
+
+
+def test_query_times_key_runs_in_int8(folded: FoldedVit, calibration: Batches) -> None:
+    import openvino as ov
+
+    if int8_properties():
+        pytest.skip("this processor has no exact 8-bit products: OpenVINO computes INT8 in floating point here")
+    grids = choose_grids(folded, calibration, RECIPE)
+    model = build_openvino(folded, grids, tile_px=32)
+    model.reshape([4, 32, 32, 3])
+    executed = ov.Core().compile_model(model, "CPU").get_runtime_model()
+    ran = {
+        name: str(node.get_rt_info()["runtimePrecision"].astype(str))
+        for node in executed.get_ops()
+        if "originalLayersNames" in node.get_rt_info()
+        for name in node.get_rt_info()["originalLayersNames"].astype(str).split(",")
+    }
+    assert {ran["blocks.0.attn.scores"], ran["blocks.1.attn.scores"]} <= {"i8", "u8"}
+
+
+def test_smoothing_moves_the_outlier_channel_to_the_weights() -> None:
+    peak, weight = torch.tensor([1.0, 100.0]), torch.ones(3, 2)
+    half = smoothing(peak, weight, 0.5)
+    # sqrt(1), sqrt(100), divided by their geometric mean sqrt(10).
+    torch.testing.assert_close(half, torch.tensor([1.0, 10.0]) / 10**0.5)
+    assert torch.equal(smoothing(peak, weight, -1), torch.ones(2))
+
+
+def test_query_norms_are_left_to_nncf(tiny: LoadedModel) -> None:
+    import timm
+
+    module = copy.deepcopy(tiny.module)
+    module.backbone = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=64,
+        depth=2,
+        num_heads=2,
+        num_classes=0,
+        qk_norm=True,
+    )
+    assert fold_vit(module) is not None
+    assert foldable(module) is None
