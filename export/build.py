@@ -19,7 +19,7 @@ from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.spec import Precision, Target
 
 if TYPE_CHECKING:
-    from atlas_edge.export.engine_bundle import EngineBundle
+    from atlas_edge.export.engine.bundle import EngineBundle
 
 ONNX_FILE = "model.onnx"
 OPENVINO_FILE = "model.xml"
@@ -89,7 +89,7 @@ def quantize(config: ExportConfig, sources: Sources, scratch: Path) -> Quantized
         return _quantize_openvino(config, sources)
     if config.target is Target.ONNX:
         return _quantize_onnx(config, sources, scratch)
-    from atlas_edge.export.engine_target import quantize_for_engine
+    from atlas_edge.export.engine.target import quantize_for_engine
 
     graphs = quantize_for_engine(config, sources, scratch)
     return Quantized(graph=graphs.graph, fp16_graph=graphs.fp16, quantization=graphs.quantization)
@@ -214,7 +214,7 @@ def _build_onnx(config: ExportConfig, quantized: Quantized, folder: Path) -> Bui
 
 
 def _build_tensorrt(config: ExportConfig, quantized: Quantized, folder: Path, steps: Steps) -> Built:
-    from atlas_edge.export.engine_target import build_engines
+    from atlas_edge.export.engine.target import build_engines
 
     parts, details = build_engines(config, _graph_of(quantized), quantized.fp16_graph, folder, steps)
     return Built(

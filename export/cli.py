@@ -148,8 +148,8 @@ def export(
         _dry_run(config, screen, json=json)
         return
     from atlas_edge.export.pipeline import STEPS, export_bundle
+    from atlas_edge.export.report.summary import as_dict, gate_line, next_command, notes, table
     from atlas_edge.export.steps import Steps
-    from atlas_edge.export.summary import as_dict, gate_line, next_command, notes, table
 
     command = ("atlas-export", *sys.argv[1:])
     result = export_bundle(config, Steps(screen, STEPS), command=command)
@@ -247,8 +247,8 @@ def doctor(*, json: Json = False) -> None:
     Args:
         json: Print the diagnosis as JSON on stdout.
     """
-    from atlas_edge.export.doctor import diagnose
-    from atlas_edge.export.doctor_table import print_diagnosis
+    from atlas_edge.export.doctor.checks import diagnose
+    from atlas_edge.export.doctor.table import print_diagnosis
 
     diagnosis = diagnose()
     if json:

@@ -21,8 +21,8 @@ from atlas_edge.bench.selftest.run import selftest_tiles
 from atlas_edge.cli import make_app, run_app
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
-from atlas_edge.export.engine_graphs import engine_graphs
-from atlas_edge.export.tensorrt import EngineReport, TensorRTChoice, build_engine, find_tensorrt
+from atlas_edge.export.engine.build import EngineReport, TensorRTChoice, build_engine, find_tensorrt
+from atlas_edge.export.engine.graphs import engine_graphs
 from atlas_edge.graph import export_onnx, onnx_bytes
 from atlas_edge.models import LoadedModel, load_model
 from atlas_edge.spec import Precision, Target

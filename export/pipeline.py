@@ -18,13 +18,13 @@ from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.export.build import Built, Sources, build, open_built, open_reference, quantize
 from atlas_edge.export.calibrate import calibrate
+from atlas_edge.export.compare import Verification, verify
 from atlas_edge.export.config import ExportConfig
-from atlas_edge.export.model_card import model_card
+from atlas_edge.export.report.model_card import model_card
+from atlas_edge.export.report.summary import report_json, report_markdown
 from atlas_edge.export.requirements import check_requirements
 from atlas_edge.export.steps import Steps
-from atlas_edge.export.summary import report_json, report_markdown
 from atlas_edge.export.tile_sets import TileSets, open_tile_sets
-from atlas_edge.export.verify import Verification, verify
 from atlas_edge.graph import export_onnx, largest_difference, onnx_bytes
 from atlas_edge.manifest import Manifest
 from atlas_edge.models import LoadedModel, load_model
@@ -280,7 +280,7 @@ def _write(result: ExportResult, folder: Path, built: Built) -> ExportResult:
     (folder / "report.md").write_text(report_markdown(result), encoding="utf-8")
     (folder / "README.md").write_text(model_card(result), encoding="utf-8")
     if built.parts is not None:
-        from atlas_edge.export.engine_bundle import write_part_manifests
+        from atlas_edge.export.engine.bundle import write_part_manifests
 
         write_part_manifests(folder, result.manifest, built.parts)
     return replace(result, manifest=write_manifest(folder, result.manifest))

@@ -18,6 +18,6 @@ def check_requirements(config: ExportConfig) -> None:
         # It watches the scales while calibration tiles are added, whatever the target.
         require_module("openvino", extra="torch")
     if config.target in (Target.TENSORRT, Target.TENSORRT_RTX):
-        from atlas_edge.export.engine_target import check_engine_options
+        from atlas_edge.export.engine.target import check_engine_options
 
         check_engine_options(config)

@@ -9,9 +9,9 @@ from atlas_edge.bench.selftest.run import run_selftest, write_selftest
 from atlas_edge.bundle import open_bundle, verify_bundle, write_manifest
 from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing, UsageError
 from atlas_edge.export import rebuild as under_test
-from atlas_edge.export.engine_bundle import build_parts, write_part_manifests
+from atlas_edge.export.engine.build import find_tensorrt
+from atlas_edge.export.engine.bundle import build_parts, write_part_manifests
 from atlas_edge.export.rebuild import rebuild_bundle
-from atlas_edge.export.tensorrt import find_tensorrt
 from atlas_edge.manifest import Execution, Manifest, ModelProvenance
 from atlas_edge.runtimes.gpu_probe import Gpu, GpuProbe, probe_gpu
 from atlas_edge.runtimes.onnxruntime import OnnxEncoder

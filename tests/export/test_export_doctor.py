@@ -4,7 +4,7 @@ import json
 import pytest
 
 from atlas_edge import hardware
-from atlas_edge.export.doctor import Status, diagnose
+from atlas_edge.export.doctor.checks import Status, diagnose
 from atlas_edge.hardware import Cpu, Gpu
 from support import RunCommand
 

@@ -12,10 +12,10 @@ from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.bench.selftest.run import run_selftest
 from atlas_edge.bundle import open_bundle, verify_bundle
 from atlas_edge.errors import InputError
-from atlas_edge.export.engine_graphs import engine_graphs
-from atlas_edge.export.graph_rules import check_graph
-from atlas_edge.export.onnx_view import read_onnx
-from atlas_edge.export.tensorrt import build_engine
+from atlas_edge.export.engine.build import build_engine
+from atlas_edge.export.engine.graphs import engine_graphs
+from atlas_edge.export.graph.rules import check_graph
+from atlas_edge.export.graph.view import read_onnx
 from atlas_edge.graph import export_onnx
 from atlas_edge.models import LoadedModel, load_model
 from atlas_edge.quantize.onnx.half import cast_onnx

@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from atlas_edge.errors import InputError
-from atlas_edge.export.graph_rules import check_graph, find_breaches
-from atlas_edge.export.onnx_view import read_onnx
+from atlas_edge.export.graph.rules import check_graph, find_breaches
+from atlas_edge.export.graph.view import read_onnx
 from atlas_edge.spec import Precision
 
 Nodes = list[Any]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from atlas_edge.export import tensorrt_child
+from atlas_edge.export.engine import child as tensorrt_child
 from atlas_edge.runtimes import tensorrt, tensorrt_engine
 
 RECORDS = sorted((Path(__file__).parent / "tensorrt_api").glob("*.json"))

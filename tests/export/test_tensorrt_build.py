@@ -8,8 +8,8 @@ from onnx import TensorProto, helper
 from small_graph import write_small_graph
 
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
-from atlas_edge.export import tensorrt as under_test
-from atlas_edge.export.tensorrt import build_engine, check_options, find_tensorrt
+from atlas_edge.export.engine import build as under_test
+from atlas_edge.export.engine.build import build_engine, check_options, find_tensorrt
 from atlas_edge.runtimes.gpu_probe import Gpu, GpuProbe
 from atlas_edge.runtimes.tensorrt_library import ENTERPRISE, RTX
 from atlas_edge.spec import Precision, Target

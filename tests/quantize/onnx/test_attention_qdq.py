@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.errors import UsageError
-from atlas_edge.export.engine_graphs import engine_graphs
-from atlas_edge.export.graph_rules import check_graph
+from atlas_edge.export.engine.graphs import engine_graphs
+from atlas_edge.export.graph.rules import check_graph
 from atlas_edge.models import LoadedModel
 from atlas_edge.quantize.onnx.attention_qdq import check_attention_fits
 from atlas_edge.quantize.recipe import Recipe

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from atlas_edge.errors import InputError
-from atlas_edge.export.graph_rules import check_graph
+from atlas_edge.export.graph.rules import check_graph
 from atlas_edge.quantize.onnx.engine_graph import engine_graph
 from atlas_edge.spec import Precision
 

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from atlas_edge.export.doctor import Diagnosis, Status
+from atlas_edge.export.doctor.checks import Diagnosis, Status
 
 _STYLES = {Status.PASS: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from atlas_edge.export.summary import report_markdown
+from atlas_edge.export.report.summary import report_markdown
 from atlas_edge.manifest import TilesProvenance
 
 if TYPE_CHECKING:

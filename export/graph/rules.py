@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from atlas_edge.errors import InputError
-from atlas_edge.export.onnx_view import DEQUANTIZE, QUANTIZE, OnnxView, read_onnx
+from atlas_edge.export.graph.view import DEQUANTIZE, QUANTIZE, OnnxView, read_onnx
 from atlas_edge.spec import Precision
 
 # Fused INT8 attention takes these head sizes and at most this many tokens.

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atlas_edge.export.config import ExportConfig
-from atlas_edge.export.engine_bundle import EngineBundle, build_parts
-from atlas_edge.export.engine_graphs import EngineGraphs, engine_graphs
+from atlas_edge.export.engine.build import DEFAULT_BATCH_PROFILE, TensorRTChoice, check_options, find_tensorrt
+from atlas_edge.export.engine.bundle import EngineBundle, build_parts
+from atlas_edge.export.engine.graphs import EngineGraphs, engine_graphs
 from atlas_edge.export.steps import Steps
-from atlas_edge.export.tensorrt import DEFAULT_BATCH_PROFILE, TensorRTChoice, check_options, find_tensorrt
 from atlas_edge.graph import export_onnx
 from atlas_edge.spec import Precision
 

@@ -1,7 +1,7 @@
 """TensorRT engines: which of the two libraries builds them, and the build itself.
 
 A build is refused before it starts where the graph breaks a rule (`graph_rules`) or an option does not exist for the
-library. The native builder then runs in a child process (`tensorrt_child`).
+library. The native builder then runs in a child process (`child`).
 """
 
 import re
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from atlas_edge.child import run_module
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
-from atlas_edge.export.graph_rules import GraphCheck, check_graph
-from atlas_edge.export.tensorrt_child import BuildAnswer, BuildRequest
+from atlas_edge.export.engine.child import BuildAnswer, BuildRequest
+from atlas_edge.export.graph.rules import GraphCheck, check_graph
 from atlas_edge.runtimes.gpu_probe import GpuProbe, probe_gpu
 from atlas_edge.runtimes.tensorrt_library import (
     ENTERPRISE,
@@ -272,7 +272,7 @@ def _choose(library: TensorRTLibrary, version: str | None, reason: str) -> Tenso
 
 def _run_child(library: TensorRTLibrary, request: BuildRequest, timeout_s: float) -> BuildAnswer:
     try:
-        child = run_module("atlas_edge.export.tensorrt_child", stdin=request.model_dump_json(), timeout_s=timeout_s)
+        child = run_module("atlas_edge.export.engine.child", stdin=request.model_dump_json(), timeout_s=timeout_s)
     except subprocess.TimeoutExpired as error:
         raise InputError(
             f"{library.title} did not finish {request.onnx_path.name} within {timeout_s:.0f} s",

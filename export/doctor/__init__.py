@@ -1,0 +1,1 @@
+"""What this machine can build and run: `checks` finds out, `table` shows it."""
