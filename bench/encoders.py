@@ -7,8 +7,8 @@ from pathlib import Path
 from atlas_edge.bundle import MANIFEST, read_manifest, sha256_file
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import UsageError
+from atlas_edge.models.timm_config import WEIGHTS
 from atlas_edge.spec import EncoderSpec
-from atlas_edge.timm_config import WEIGHTS
 
 # What a bundle runs; reports, cards and manifests beside it are not counted as its size.
 _MODEL_SUFFIXES = frozenset({".xml", ".bin", ".onnx", ".data", ".engine", ".plan", ".safetensors"})
@@ -83,7 +83,7 @@ def open_encoders(
         InputError: A file is missing, corrupt or does not match its hash.
         RuntimeMissing: A runtime is not installed.
     """
-    from atlas_edge.models import load_encoder
+    from atlas_edge.models.load import load_encoder
 
     labels = encoder_labels(candidates, reference)
     given = ([] if reference is None else [reference]) + list(candidates)

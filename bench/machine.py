@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from atlas_edge.hardware import logical_cores
+from atlas_edge.system.hardware import logical_cores
 
 _LIBRARIES = ("numpy", "openvino", "onnxruntime", "torch", "timm", "tensorrt", "tensorrt-rtx", "scikit-learn", "scipy")
 

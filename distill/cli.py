@@ -11,8 +11,8 @@ from atlas_edge.distill.commands.judging import compare, evaluate, throughput
 from atlas_edge.distill.options import AugmentationName, Many, train_config
 from atlas_edge.distill.reporting.display import Display
 from atlas_edge.errors import UsageError
+from atlas_edge.models.students import OWN_NAMES
 from atlas_edge.options import Flag, Json, Quiet, Verbose
-from atlas_edge.students import OWN_NAMES
 
 HELP = """Distil a small student from a large teacher, on unlabelled tiles.
 

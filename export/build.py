@@ -11,11 +11,11 @@ from atlas_edge.encoder import Encoder
 from atlas_edge.errors import RuntimeMissing
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.export.steps import Steps
-from atlas_edge.graph import copy_onnx, export_onnx
 from atlas_edge.manifest import Execution
-from atlas_edge.models import LoadedModel
-from atlas_edge.plain_runtimes import NOTICE_KEY, plain_runtime_notice
+from atlas_edge.models.graph import copy_onnx, export_onnx
+from atlas_edge.models.load import LoadedModel
 from atlas_edge.quantize.foreign import foreign_errors
+from atlas_edge.runtimes.plain import NOTICE_KEY, plain_runtime_notice
 from atlas_edge.spec import Precision, Target
 
 if TYPE_CHECKING:

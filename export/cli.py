@@ -107,7 +107,7 @@ def export(
         verbose: Print what the libraries say, too.
     """
     from atlas_edge.export.config import resolve
-    from atlas_edge.models import DEFAULT_MODEL
+    from atlas_edge.models.load import DEFAULT_MODEL
 
     set_verbosity(quiet=quiet, verbose=verbose)
     config = resolve(
@@ -178,7 +178,7 @@ def verify(bundle: Path, *, json: Json = False) -> None:
         json: Print the manifest as JSON on stdout.
     """
     from atlas_edge.bundle import verify_bundle
-    from atlas_edge.plain_runtimes import plain_runtime_notice, saturates_here
+    from atlas_edge.runtimes.plain import plain_runtime_notice, saturates_here
 
     manifest = verify_bundle(bundle)
     notice = plain_runtime_notice(manifest.target, manifest.precision)
@@ -280,10 +280,10 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def _dry_run(config: "ExportConfig", screen: "Console", *, json: bool) -> None:
-    from atlas_edge.atomic import check_vacant
     from atlas_edge.bundle import MANIFEST
     from atlas_edge.export.requirements import check_requirements
     from atlas_edge.export.tile_sets import open_tile_sets
+    from atlas_edge.system.atomic import check_vacant
 
     check_vacant(config.output, marks=(MANIFEST,), overwrite=config.overwrite)
     check_requirements(config)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from atlas_edge.errors import UsageError
-from atlas_edge.models import DEFAULT_MODEL
+from atlas_edge.models.load import DEFAULT_MODEL
 from atlas_edge.quantize.plan import load_plan
 from atlas_edge.quantize.recipe import Recipe, default_recipe, load_recipe
 from atlas_edge.spec import Precision, Target

@@ -23,8 +23,8 @@ from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.export.engine.build import EngineReport, TensorRTChoice, build_engine, find_tensorrt
 from atlas_edge.export.engine.graphs import engine_graphs
-from atlas_edge.graph import export_onnx, onnx_bytes
-from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.models.graph import export_onnx, onnx_bytes
+from atlas_edge.models.load import LoadedModel, load_model
 from atlas_edge.spec import Precision, Target
 from atlas_edge.tiles import TileSource, batches, open_tiles
 

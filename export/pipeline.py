@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from atlas_edge import hardware
-from atlas_edge.atomic import atomic_folder, check_vacant
 from atlas_edge.bench.judge.gate import Verdict
 from atlas_edge.bench.selftest.run import write_selftest
 from atlas_edge.bench.speed.timing import SpeedReport, paired_speed
@@ -25,13 +23,15 @@ from atlas_edge.export.report.summary import report_json, report_markdown
 from atlas_edge.export.requirements import check_requirements
 from atlas_edge.export.steps import Steps
 from atlas_edge.export.tile_sets import TileSets, open_tile_sets
-from atlas_edge.graph import export_onnx, largest_difference, onnx_bytes
 from atlas_edge.manifest import Manifest
-from atlas_edge.models import LoadedModel, load_model
-from atlas_edge.plain_runtimes import plain_runtime_notice
+from atlas_edge.models.graph import export_onnx, largest_difference, onnx_bytes
+from atlas_edge.models.load import LoadedModel, load_model
 from atlas_edge.quantize.finetune.trained_ranges import ranges_of, recipe_of_ranges
 from atlas_edge.quantize.paths import path_sentence
+from atlas_edge.runtimes.plain import plain_runtime_notice
 from atlas_edge.spec import Precision, Target
+from atlas_edge.system import hardware
+from atlas_edge.system.atomic import atomic_folder, check_vacant
 from atlas_edge.unnamed import class_numbers, command_without_paths, tile_number, unnamed_tiles
 
 STEPS = 6

@@ -3,8 +3,6 @@
 import shutil
 from pathlib import Path
 
-from atlas_edge import hardware
-from atlas_edge.atomic import atomic_folder
 from atlas_edge.bundle import MANIFEST, verify_bundle, write_manifest
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.export.engine.build import DEFAULT_BATCH_PROFILE, TensorRTChoice, find_tensorrt
@@ -12,6 +10,8 @@ from atlas_edge.export.engine.bundle import BESIDE, GRAPH_FILE, build_parts, wri
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.gpu_probe import GpuProbe, probe_gpu
 from atlas_edge.spec import Target
+from atlas_edge.system import hardware
+from atlas_edge.system.atomic import atomic_folder
 from atlas_edge.unnamed import command_without_paths
 
 _TARGETS = (Target.TENSORRT, Target.TENSORRT_RTX)

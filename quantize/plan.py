@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from atlas_edge.atomic import write_atomic
 from atlas_edge.errors import InputError
 from atlas_edge.manifest import ModelProvenance, TilesProvenance
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.spec import Precision, Target
+from atlas_edge.system.atomic import write_atomic
 
 
 class Plan(BaseModel):

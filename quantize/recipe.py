@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from atlas_edge.atomic import write_atomic
 from atlas_edge.errors import InputError
 from atlas_edge.spec import Target
+from atlas_edge.system.atomic import write_atomic
 
 Calibrator = Literal["max", "percentile", "mse", "entropy"]
 Weights = Literal["nearest", "fitted"]

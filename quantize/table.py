@@ -6,8 +6,6 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atlas_edge import hardware
-from atlas_edge.atomic import write_atomic
 from atlas_edge.errors import InputError
 from atlas_edge.quantize.plan import Plan
 from atlas_edge.quantize.recipe import Recipe, default_recipe, nncf_as_it_comes
@@ -16,6 +14,8 @@ from atlas_edge.quantize.search.bench import REFERENCE, MeasureConfig, PlanBench
 from atlas_edge.quantize.search.build import check_target, float_precisions
 from atlas_edge.quantize.search.timing import PlanSpeed, faster_than
 from atlas_edge.spec import Precision, Target
+from atlas_edge.system import hardware
+from atlas_edge.system.atomic import write_atomic
 
 if TYPE_CHECKING:
     from rich.console import Console

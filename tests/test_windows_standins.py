@@ -16,10 +16,10 @@ if sys.platform != "linux":
 pytest.importorskip("torch")
 
 from atlas_edge import bench, distill, export, open_bundle, quantize
-from atlas_edge.atomic import atomic_folder, write_atomic
 from atlas_edge.bundle import verify_bundle
 from atlas_edge.cli import run_app
 from atlas_edge.errors import InputError
+from atlas_edge.system.atomic import atomic_folder, write_atomic
 from support import TINY_PX
 from windows import printed, windows
 
@@ -58,7 +58,7 @@ def test_the_stand_in_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             pass
         assert (tmp_path / "bundle" / "file").read_bytes() == b"2"
     assert sys.modules["fcntl"]
-    assert sys.modules["atlas_edge.atomic"].sys is sys  # type: ignore[attr-defined]
+    assert sys.modules["atlas_edge.system.atomic"].sys is sys  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("target", "precision"), [("openvino", "int8"), ("onnx", "fp32")])

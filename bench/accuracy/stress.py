@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from atlas_edge.bench.accuracy.agreement import tile_cosines
 from atlas_edge.bench.accuracy.probe import Probe
 from atlas_edge.bench.interval import Interval, class_mean_interval, mean_interval
-from atlas_edge.stain import SCANNERS, as_scanner, blur, recompress, shift_hed
+from atlas_edge.tiles.shifts import SCANNERS, as_scanner, blur, recompress, shift_hed
 
 Shift = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 

@@ -39,10 +39,10 @@ def selftest(
     """
     import json as json_module
 
-    from atlas_edge.atomic import write_atomic
     from atlas_edge.bench.report.terminal import print_rows
     from atlas_edge.bench.selftest.rows import selftest_rows
     from atlas_edge.bench.selftest.run import run_selftest, selftest_markdown
+    from atlas_edge.system.atomic import write_atomic
 
     set_verbosity(quiet=quiet, verbose=verbose)
     report = run_selftest(bundle, speed=speed, rounds=rounds, batch=batch)

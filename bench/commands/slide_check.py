@@ -39,7 +39,7 @@ def slide_check(
         raise UsageError("no features to check", hint="atlas-bench slide-check out/*.h5 --slides scans --reference M")
     from atlas_edge.bench.judge.gate import Verdict
     from atlas_edge.bench.slides.check import check_slides, read_features
-    from atlas_edge.models import load_encoder
+    from atlas_edge.models.load import load_encoder
 
     files = [read_features(path) for path in features]
     encoder = load_encoder(reference)

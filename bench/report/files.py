@@ -6,7 +6,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atlas_edge.atomic import atomic_folder, check_vacant
 from atlas_edge.bench.report.github_benchmark import BIGGER_FILE, SMALLER_FILE, bigger_is_better, smaller_is_better
 from atlas_edge.bench.report.html import report_html
 from atlas_edge.bench.report.junit import junit_xml
@@ -15,6 +14,7 @@ from atlas_edge.bench.report.pictures import WorstTile
 from atlas_edge.bench.report.schema import REPORT_FILE, Report
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError
+from atlas_edge.system.atomic import atomic_folder, check_vacant
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -21,7 +21,7 @@ from atlas_edge.bundle import open_bundle, read_manifest
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.spec import EncoderSpec, Precision
-from atlas_edge.tiles.synthetic import SyntheticTiles
+from atlas_edge.tiles.synthetic.source import SyntheticTiles
 
 SELFTEST_FILE = "selftest.safetensors"
 TILES = 64

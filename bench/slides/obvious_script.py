@@ -6,8 +6,8 @@ from pathlib import Path
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import UsageError
-from atlas_edge.hardware import usable_cores
 from atlas_edge.slides import TileGrid
+from atlas_edge.system.hardware import usable_cores
 
 BATCH = 32
 

@@ -98,7 +98,7 @@ def _fresh(model: str, threads: int | None, cache: str | None, batch: int = 8) -
 def _measure(model: str, threads: int | None, cache: Path | None, batch: int) -> dict[str, float]:
     from atlas_edge.bench.speed.timing import offline_batch
     from atlas_edge.bundle import MANIFEST, open_bundle
-    from atlas_edge.models import load_encoder
+    from atlas_edge.models.load import load_encoder
 
     started = time.perf_counter()
     if (Path(model) / MANIFEST).is_file():

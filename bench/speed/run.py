@@ -23,8 +23,8 @@ from atlas_edge.bench.speed.roofline import Roofline, roofline
 from atlas_edge.bench.speed.sweep import BATCHES, Setting, Sweep, settings_of, sweep
 from atlas_edge.bench.speed.timing import at_size, paired_speed
 from atlas_edge.encoder import Encoder
-from atlas_edge.hardware import usable_cores
-from atlas_edge.models import load_encoder
+from atlas_edge.models.load import load_encoder
+from atlas_edge.system.hardware import usable_cores
 
 if TYPE_CHECKING:
     from rich.console import Console

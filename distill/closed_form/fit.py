@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from atlas_edge.atomic import atomic_folder, check_vacant
 from atlas_edge.distill.reporting.card import fitted_card
 from atlas_edge.distill.training.config import STUDENT_FILES, TrainConfig
 from atlas_edge.manifest import ModelProvenance
+from atlas_edge.system.atomic import atomic_folder, check_vacant
 
 # What of a training configuration a fit reads.
 OPTIONS = {

@@ -22,12 +22,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from atlas_edge.atomic import write_atomic
 from atlas_edge.distill.data.augment import Augmentation, stored_view
 from atlas_edge.distill.data.teachers import Features, Teacher
 from atlas_edge.distill.data.tileset import TrainingTiles, tile_hash
 from atlas_edge.errors import ChecksumError, InputError, UsageError
 from atlas_edge.manifest import ModelProvenance, TilesProvenance
+from atlas_edge.system.atomic import write_atomic
 
 _INDEX = "cache.json"
 # 1 pooled the tokens of some teachers in another way than they ask for.

@@ -15,7 +15,7 @@ from atlas_edge.spec import EncoderSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from atlas_edge.encoder_module import EncoderModule
+    from atlas_edge.models.encoder_module import EncoderModule
 
 # Models whose licence bars commercial use or derivatives, by the name under which they are known: their folders often
 # carry no licence field.
@@ -113,7 +113,7 @@ def open_teacher(name: str, *, half: bool = True) -> Teacher:
         InputError: It has random weights.
     """
     from atlas_edge.distill.training.device import own_device
-    from atlas_edge.models import load_model
+    from atlas_edge.models.load import load_model
 
     loaded = load_model(name)
     if loaded.spec.random_weights:

@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.atomic import write_atomic
 from atlas_edge.bundle import MANIFEST, sha256_file
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import UsageError
-from atlas_edge.models import load_encoder
-from atlas_edge.students import EMBEDDED
-from atlas_edge.timm_config import WEIGHTS
+from atlas_edge.models.load import load_encoder
+from atlas_edge.models.students import EMBEDDED
+from atlas_edge.models.timm_config import WEIGHTS
+from atlas_edge.system.atomic import write_atomic
 
 _RANDOM = "random:"
 

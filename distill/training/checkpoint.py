@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from atlas_edge.atomic import write_atomic
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.system.atomic import write_atomic
 
 NAME = "checkpoint.safetensors"
 

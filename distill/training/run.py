@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from atlas_edge.atomic import atomic_folder, check_vacant
 from atlas_edge.distill.data.augment import Augmentation
 from atlas_edge.distill.data.cache import CacheIndex, FeatureCache
 from atlas_edge.distill.data.stream import CachedTargets, OnlineTargets, Targets, ViewStream
@@ -27,6 +26,7 @@ from atlas_edge.distill.training.out_of_memory import memory_explained, stored_f
 from atlas_edge.distill.training.sharding import sharding_wanted
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import ModelProvenance
+from atlas_edge.system.atomic import atomic_folder, check_vacant
 from atlas_edge.tiles.slide_tiles import slide_spec
 
 _HELD_OUT_TILES = 256

@@ -17,9 +17,9 @@ from atlas_edge.distill.targets.losses import TeacherHead
 from atlas_edge.distill.targets.phis import TargetTransform
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import ModelProvenance
-from atlas_edge.models import load_model
-from atlas_edge.students import EMBEDDED, STUDENT_TILE_PX, STUDENTS
-from atlas_edge.timm_config import CONFIG, WEIGHTS
+from atlas_edge.models.load import load_model
+from atlas_edge.models.students import EMBEDDED, STUDENT_TILE_PX, STUDENTS
+from atlas_edge.models.timm_config import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

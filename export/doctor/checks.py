@@ -5,8 +5,8 @@ from enum import StrEnum
 from importlib.util import find_spec
 from typing import Any
 
-from atlas_edge import hardware
-from atlas_edge.hardware import Cpu, Gpu
+from atlas_edge.system import hardware
+from atlas_edge.system.hardware import Cpu, Gpu
 
 
 class Status(StrEnum):

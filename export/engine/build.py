@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atlas_edge.child import run_module
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.export.engine.child import BuildAnswer, BuildRequest
 from atlas_edge.export.graph.rules import GraphCheck, check_graph
@@ -25,6 +24,7 @@ from atlas_edge.runtimes.tensorrt_library import (
     installed_version,
 )
 from atlas_edge.spec import Precision, Target
+from atlas_edge.system.child import run_module
 
 DEFAULT_BATCH_PROFILE = (1, 32, 64)
 # What RTX compiles where: Turing has no FP32 matrix product there, FP8 begins with Ada.

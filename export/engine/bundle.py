@@ -15,9 +15,9 @@ from typing import Any
 from atlas_edge.bench.selftest.run import SELFTEST_FILE
 from atlas_edge.bundle import write_manifest
 from atlas_edge.export.engine.build import EngineReport, TensorRTChoice, build_engine
-from atlas_edge.graph import copy_onnx
 from atlas_edge.manifest import Execution, Manifest
-from atlas_edge.plain_runtimes import NOTICE_KEY, plain_runtime_notice
+from atlas_edge.models.graph import copy_onnx
+from atlas_edge.runtimes.plain import NOTICE_KEY, plain_runtime_notice
 from atlas_edge.runtimes.tensorrt_fit import FALLBACK_FOLDER
 from atlas_edge.spec import Precision, Target
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from atlas_edge.atomic import write_atomic
+from atlas_edge.system.atomic import write_atomic
 
 
 class BuildRequest(BaseModel):

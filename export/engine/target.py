@@ -9,7 +9,7 @@ from atlas_edge.export.engine.build import DEFAULT_BATCH_PROFILE, TensorRTChoice
 from atlas_edge.export.engine.bundle import EngineBundle, build_parts
 from atlas_edge.export.engine.graphs import EngineGraphs, engine_graphs
 from atlas_edge.export.steps import Steps
-from atlas_edge.graph import export_onnx
+from atlas_edge.models.graph import export_onnx
 from atlas_edge.spec import Precision
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
-from atlas_edge.graph import load_onnx
+from atlas_edge.models.graph import load_onnx
 
 # Operators that hand a constant on without doing arithmetic that a quantizer would care about.
 _PASS_THROUGH = {"Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Flatten"}

@@ -33,7 +33,7 @@ def show_calibration(
         InputError: Slides are in both sets, or no tile has tissue.
         UsageError: No such model or split.
     """
-    from atlas_edge.models import load_model
+    from atlas_edge.models.load import load_model
 
     source = open_tiles(tiles, role="calibration")
     judged = _evaluation(tiles, evaluation, has_splits=bool(source.splits()))
@@ -74,7 +74,7 @@ def _evaluation(tiles: str, evaluation: str | None, *, has_splits: bool) -> Any:
 
 
 def _watch(loaded: Any, choice: CalibrationChoice) -> Convergence:
-    from atlas_edge.graph import export_onnx
+    from atlas_edge.models.graph import export_onnx
 
     with tempfile.TemporaryDirectory() as folder:
         graph = export_onnx(loaded.module, loaded.spec, Path(folder) / "reference.onnx")

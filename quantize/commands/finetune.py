@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atlas_edge.atomic import atomic_folder, check_vacant
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.quantize.finetune.qad import CHECKPOINT, QadOptions, QadResult, check_options, distill_quantized
 from atlas_edge.quantize.finetune.trained_ranges import FILE, save_ranges
@@ -16,6 +15,7 @@ from atlas_edge.quantize.numerics.blocks import has_plain_blocks
 from atlas_edge.quantize.onnx.qkv_bias import separate_biases
 from atlas_edge.quantize.recipe import Recipe, default_recipe
 from atlas_edge.spec import Target
+from atlas_edge.system.atomic import atomic_folder, check_vacant
 from atlas_edge.tiles import TileFit, TileRecord, batches, open_tiles, provenance, select_records
 from atlas_edge.unnamed import unnamed_tiles
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from atlas_edge.manifest import TilesProvenance
-    from atlas_edge.models import LoadedModel
+    from atlas_edge.models.load import LoadedModel
 
 REPORT, GRAPH = "qad.json", "quantized.onnx"
 
@@ -68,8 +68,8 @@ def distill_model(
         UsageError: No model folder, a recipe that cannot be stored in one, or options that train nothing.
         InputError: A file cannot be read, or the network cannot be trained so.
     """
+    from atlas_edge.models.timm_config import CONFIG
     from atlas_edge.quantize.onnx.qdq import write_quantized
-    from atlas_edge.timm_config import CONFIG
 
     model, recipe = check_distillation(name, out, recipe, options, weight_bits=weight_bits, overwrite=overwrite)
     source = Path(name.removeprefix("local-dir:"))
@@ -128,8 +128,8 @@ def check_distillation(
         UsageError: `out` is taken, no model folder, options that train nothing, or a recipe that cannot be stored.
         InputError: The model cannot be read, or holds biases that a trained layer could not be stored with.
     """
-    from atlas_edge.models import load_model
-    from atlas_edge.timm_config import CONFIG
+    from atlas_edge.models.load import load_model
+    from atlas_edge.models.timm_config import CONFIG
 
     check_options(options)
     check_vacant(out, marks=(REPORT,), overwrite=overwrite)
@@ -180,7 +180,7 @@ def _write_weights(model: "LoadedModel", result: QadResult, folder: Path) -> Non
     """The backbone's own tensors, without what the quantizers added; `write_quantized` has put them on their grid."""
     from safetensors.torch import save
 
-    from atlas_edge.timm_config import WEIGHTS
+    from atlas_edge.models.timm_config import WEIGHTS
 
     names = model.module.backbone.state_dict().keys()
     found = result.module.get_submodule("backbone").state_dict()

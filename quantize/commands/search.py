@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from atlas_edge.atomic import check_vacant
 from atlas_edge.bench.judge.budgets import Budget
 from atlas_edge.errors import GateFailed, UsageError
 from atlas_edge.quantize.recipe import load_recipe
@@ -13,6 +12,7 @@ from atlas_edge.quantize.search.bench import MeasureConfig
 from atlas_edge.quantize.search.report import REPORT
 from atlas_edge.quantize.search.search import SearchConfig, search
 from atlas_edge.spec import Precision, Target
+from atlas_edge.system.atomic import check_vacant
 from atlas_edge.tiles import open_tiles, without_split
 
 if TYPE_CHECKING:

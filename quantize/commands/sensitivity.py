@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atlas_edge.atomic import atomic_folder, check_vacant
 from atlas_edge.errors import UsageError
 from atlas_edge.quantize.recipe import default_recipe, load_recipe
 from atlas_edge.spec import Target
+from atlas_edge.system.atomic import atomic_folder, check_vacant
 from atlas_edge.tiles import TileFit, open_tiles
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def show_sensitivity(config: SensitivityConfig, screen: "Console", *, dry_run: b
     if dry_run:
         screen.print(f"would measure {config.model} by recipe {recipe.name} on tiles of {source.name}")
         return {"recipe": recipe.model_dump(mode="json")}
-    from atlas_edge.models import load_model
+    from atlas_edge.models.load import load_model
     from atlas_edge.quantize.sensitivity.measure import measure_sensitivity, plot_sensitivity
     from atlas_edge.quantize.sensitivity.toggles import ToggledEncoder
     from atlas_edge.quantize.tiles.augmentation import with_augmented

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.atomic import write_atomic
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.quantize.finetune.learned_ranges import PARAMETER, keep_ranges, learn_ranges
 from atlas_edge.quantize.onnx.fakequant import cosine_error, embed, fake_quantize
 from atlas_edge.quantize.recipe import Recipe
+from atlas_edge.system.atomic import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

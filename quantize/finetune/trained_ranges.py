@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from atlas_edge.atomic import write_atomic
 from atlas_edge.errors import AtlasError, InputError
 from atlas_edge.quantize.recipe import Recipe
+from atlas_edge.system.atomic import write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import UsageError
-from atlas_edge.graph import load_onnx, open_watched, save_onnx
+from atlas_edge.models.graph import load_onnx, open_watched, save_onnx
 from atlas_edge.spec import EncoderSpec
 
 INT8_MAX = 127.0

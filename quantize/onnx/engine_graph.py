@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
-from atlas_edge.graph import load_onnx, save_onnx
+from atlas_edge.models.graph import load_onnx, save_onnx
 from atlas_edge.quantize.onnx.half import cast_onnx
 from atlas_edge.quantize.onnx.half_range import HalfRange, cast_in_range
 from atlas_edge.spec import Precision

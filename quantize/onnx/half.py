@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.graph import load_onnx, save_onnx
+from atlas_edge.models.graph import load_onnx, save_onnx
 from atlas_edge.spec import Precision
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
-from atlas_edge.graph import export_onnx
+from atlas_edge.models.graph import export_onnx
 from atlas_edge.quantize.finetune.trained_ranges import quantize_with_ranges
 from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.quantize.numerics.blocks import has_plain_blocks

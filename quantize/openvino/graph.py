@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.graph import INPUT, OUTPUT
+from atlas_edge.models.graph import INPUT, OUTPUT
 from atlas_edge.quantize.openvino.grids import PATCH_EMBED, ActivationGrid, VitGrids, choose_grids
 from atlas_edge.quantize.paths import LAYER_WISE
 from atlas_edge.quantize.recipe import Recipe
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import openvino as ov
     from torch import Tensor, nn
 
-    from atlas_edge.folded_vit import FoldedBlock, FoldedVit
+    from atlas_edge.models.folded_vit import FoldedBlock, FoldedVit
 
 _Type = Literal["f32", "i64", "i8"]
 _GRID_LEVELS = 256
@@ -36,7 +36,7 @@ _GRID_LEVELS = 256
 
 def foldable(module: "nn.Module") -> "FoldedVit | None":
     """The folded network where this graph can express it; None otherwise (see `fold_vit`)."""
-    from atlas_edge.folded_vit import fold_vit
+    from atlas_edge.models.folded_vit import fold_vit
 
     folded = fold_vit(module)
     return None if folded is None or any(block.attn.normed for block in folded.blocks) else folded

@@ -16,7 +16,7 @@ from atlas_edge.quantize.numerics.gptq import round_weights
 from atlas_edge.quantize.recipe import Recipe
 
 if TYPE_CHECKING:
-    from atlas_edge.folded_vit import FoldedAttention, FoldedBlock, FoldedVit
+    from atlas_edge.models.folded_vit import FoldedAttention, FoldedBlock, FoldedVit
 
 PATCH_EMBED = "patch_embed.proj"
 # Shares of the range that calibration tiles fill which are tried where the recipe asks for the least error.

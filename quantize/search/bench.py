@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge import hardware
-from atlas_edge.atomic import write_atomic
 from atlas_edge.bench.accuracy.tileset import TileSet, embed_tiles
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.manifest import TilesProvenance
-from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.models.load import LoadedModel, load_model
 from atlas_edge.quantize.paths import path_sentence
 from atlas_edge.quantize.plan import Plan
 from atlas_edge.quantize.search.accuracy import PlanAccuracy, plan_accuracy, recheck
@@ -26,6 +24,8 @@ from atlas_edge.quantize.search.timing import PlanSpeed, race
 from atlas_edge.quantize.tiles.choose import CalibrationChoice, choose_calibration
 from atlas_edge.quantize.tiles.convergence import watch_ranges
 from atlas_edge.spec import Precision, Target
+from atlas_edge.system import hardware
+from atlas_edge.system.atomic import write_atomic
 from atlas_edge.tiles import TileFit, TileRecord, open_tiles, provenance, select_records
 from atlas_edge.tiles.overlap import check_disjoint
 from atlas_edge.tiles.sample import draw_rank
@@ -281,7 +281,7 @@ def _context(config: MeasureConfig, model: LoadedModel, tile_sets: Sequence[Tile
 
 
 def _reference_graph(model: LoadedModel, folder: Path) -> Path:
-    from atlas_edge.graph import export_onnx
+    from atlas_edge.models.graph import export_onnx
 
     path = folder / "reference.onnx"
     if not path.is_file():

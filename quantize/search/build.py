@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import RuntimeMissing, UsageError
-from atlas_edge.models import LoadedModel
+from atlas_edge.models.load import LoadedModel
 from atlas_edge.quantize.plan import Plan
 from atlas_edge.spec import Precision, Target
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from atlas_edge.atomic import write_atomic
+from atlas_edge.system.atomic import write_atomic
 
 
 class Journal:

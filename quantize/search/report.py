@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atlas_edge import hardware
-from atlas_edge.atomic import atomic_folder
 from atlas_edge.quantize.plan import SavedPlan, save_plan
 from atlas_edge.quantize.search.search import SearchConfig, SearchResult, TriedPlan
+from atlas_edge.system import hardware
+from atlas_edge.system.atomic import atomic_folder
 
 PLAN, REPORT, MARKDOWN, FRONT = "plan.json", "search.json", "search.md", "pareto.svg"
 

@@ -9,7 +9,7 @@ from atlas_edge.bench.judge.budgets import Budget
 from atlas_edge.bench.judge.gate import Verdict
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import TilesProvenance
-from atlas_edge.models import LoadedModel
+from atlas_edge.models.load import LoadedModel
 from atlas_edge.quantize.plan import Plan
 from atlas_edge.quantize.recipe import Recipe, default_recipe
 from atlas_edge.quantize.search.accuracy import PlanAccuracy, judge_plan, keeps_budget

@@ -114,7 +114,7 @@ def plot_sensitivity(sensitivity: Sensitivity, path: Path) -> None:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    from atlas_edge.atomic import write_atomic
+    from atlas_edge.system.atomic import write_atomic
 
     layers = sensitivity.layers
     figure = Figure(figsize=(8, 1.2 + 0.16 * len(layers)), layout="constrained")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from atlas_edge.stain import mix_stains, stain_densities
+from atlas_edge.tiles.shifts import mix_stains, stain_densities
 
 Tiles = NDArray[np.uint8]
 

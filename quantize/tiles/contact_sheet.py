@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atlas_edge.atomic import write_atomic
+from atlas_edge.system.atomic import write_atomic
 
 if TYPE_CHECKING:
     from atlas_edge.quantize.tiles.choose import CalibrationChoice

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atlas_edge.slides.tissue import saturation_of
-from atlas_edge.stain import stain_densities
+from atlas_edge.tiles.shifts import stain_densities
 
 # The share of tissue from which atlas-embed embeds a tile, too: what is never embedded must not set a scale.
 LEAST_TISSUE = 0.10

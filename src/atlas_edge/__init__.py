@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from atlas_edge.bundle import open_bundle, verify_bundle
     from atlas_edge.encoder import Encoder
     from atlas_edge.errors import AtlasError, ChecksumError, GateFailed, InputError, RuntimeMissing, UsageError
-    from atlas_edge.models import load_encoder, load_model
+    from atlas_edge.models.load import load_encoder, load_model
     from atlas_edge.spec import EncoderSpec, Precision, Target
     from atlas_edge.tiles import open_tiles
 
@@ -36,7 +36,7 @@ _MODULES = {
     "bundle": ("open_bundle", "verify_bundle"),
     "encoder": ("Encoder",),
     "errors": ("AtlasError", "ChecksumError", "GateFailed", "InputError", "RuntimeMissing", "UsageError"),
-    "models": ("load_encoder", "load_model"),
+    "models.load": ("load_encoder", "load_model"),
     "spec": ("EncoderSpec", "Precision", "Target"),
     "tiles": ("open_tiles",),
 }

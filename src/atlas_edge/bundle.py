@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import ChecksumError, InputError
 from atlas_edge.manifest import READABLE, BundleFile, Manifest
-from atlas_edge.paths import stays_inside
 from atlas_edge.spec import Target
+from atlas_edge.system.paths import stays_inside
 
 MANIFEST = "manifest.json"
 

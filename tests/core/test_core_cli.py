@@ -203,7 +203,7 @@ def test_missing_module_names_the_extra() -> None:
 def test_ctrl_c_is_held_until_the_block_is_done() -> None:
     # In a process of its own: a library that this one has loaded may have left no stack for signals.
     script = (
-        "import signal; from atlas_edge.interrupts import held_interrupts\n"
+        "import signal; from atlas_edge.system.interrupts import held_interrupts\n"
         "try:\n"
         "    with held_interrupts():\n"
         "        signal.raise_signal(signal.SIGINT); print('end')\n"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from atlas_edge.cli import run_app
 from atlas_edge.distill.cli import app
 from atlas_edge.distill.data.tileset import open_training_tiles
-from atlas_edge.models import load_encoder
+from atlas_edge.models.load import load_encoder
 from support import disk_full_after
 
 RunCommand = Callable[..., object]

@@ -255,7 +255,7 @@ def test_file_systems_without_locks(
 ) -> None:
     """NFS without its lock service, some SMB servers; None: neither fcntl nor msvcrt."""
     from atlas_edge.embed.lock import OutputBusy, output_lock
-    from atlas_edge.process import ProcessId
+    from atlas_edge.system.process import ProcessId
 
     fcntl = pytest.importorskip("fcntl")
 

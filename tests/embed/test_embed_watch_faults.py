@@ -24,7 +24,7 @@ from atlas_edge.embed.watch import Watcher, WatchOptions
 from atlas_edge.embed.watch_journal import WatchJournal
 from atlas_edge.embed.watch_schema import is_on_network
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.process import ProcessId
+from atlas_edge.system.process import ProcessId
 from embed.conftest import make_scan
 from embed.test_embed import MeanEncoder
 from support import disk_full_after

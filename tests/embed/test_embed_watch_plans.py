@@ -18,7 +18,7 @@ from atlas_edge.embed import watch as module
 from atlas_edge.embed.output import DiskFull
 from atlas_edge.embed.watch_journal import WatchJournal
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
-from atlas_edge.process import ProcessId
+from atlas_edge.system.process import ProcessId
 from embed.test_embed import MeanEncoder
 from embed.test_embed_watch_faults import events, names, watch
 

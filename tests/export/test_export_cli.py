@@ -17,10 +17,10 @@ from support import ROOT, TINY_PX, RunCommand, timm_embedding, write_timm_folder
 pytest.importorskip("torch")
 
 from atlas_edge import open_bundle
-from atlas_edge.atomic import clear_leftovers
 from atlas_edge.bundle import verify_bundle
 from atlas_edge.runtimes.int8_sums import int8_sums_are_exact
 from atlas_edge.spec import Target
+from atlas_edge.system.atomic import clear_leftovers
 
 
 def test_bundle_is_complete_and_runs(bundle: Path, run_command: RunCommand) -> None:

@@ -3,9 +3,9 @@ import json
 
 import pytest
 
-from atlas_edge import hardware
 from atlas_edge.export.doctor.checks import Status, diagnose
-from atlas_edge.hardware import Cpu, Gpu
+from atlas_edge.system import hardware
+from atlas_edge.system.hardware import Cpu, Gpu
 from support import RunCommand
 
 OLD = Cpu(

@@ -16,8 +16,8 @@ from atlas_edge.export.engine.build import build_engine
 from atlas_edge.export.engine.graphs import engine_graphs
 from atlas_edge.export.graph.rules import check_graph
 from atlas_edge.export.graph.view import read_onnx
-from atlas_edge.graph import export_onnx
-from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.models.graph import export_onnx
+from atlas_edge.models.load import LoadedModel, load_model
 from atlas_edge.quantize.onnx.half import cast_onnx
 from atlas_edge.quantize.onnx.half_range import check_half_graph, half_range
 from atlas_edge.quantize.recipe import default_recipe, save_recipe

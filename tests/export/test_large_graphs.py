@@ -11,13 +11,14 @@ pytest.importorskip("torch")
 
 from rich.console import Console
 
-from atlas_edge import graph, open_bundle
+from atlas_edge import open_bundle
 from atlas_edge.bundle import verify_bundle
 from atlas_edge.export.config import resolve
 from atlas_edge.export.pipeline import STEPS, export_bundle
 from atlas_edge.export.rebuild import rebuild_bundle
 from atlas_edge.export.steps import Steps
-from atlas_edge.models import load_encoder
+from atlas_edge.models import graph
+from atlas_edge.models.load import load_encoder
 
 ONE_FILE_BYTES = 20_000
 
@@ -81,7 +82,7 @@ def test_engines_are_built_and_rebuilt_from_weights_beside_the_graph(
 
 @pytest.mark.parametrize("dynamo", [True, False])
 def test_the_graph_names_no_file_of_this_machine(dynamo: bool, tiny_model: Path, tmp_path: Path) -> None:
-    from atlas_edge.models import load_model
+    from atlas_edge.models.load import load_model
 
     model = load_model(str(tiny_model))
     path = graph.export_onnx(model.module, model.spec, tmp_path / "model.onnx", dynamo=dynamo)
@@ -92,7 +93,7 @@ def test_the_graph_names_no_file_of_this_machine(dynamo: bool, tiny_model: Path,
 def test_a_smaller_graph_leaves_no_weights_beside_it(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from atlas_edge.models import load_model
+    from atlas_edge.models.load import load_model
 
     model = load_model(str(tiny_model))
     path = graph.export_onnx(model.module, model.spec, tmp_path / "model.onnx")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from atlas_edge.graph import export_onnx
-from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.models.graph import export_onnx
+from atlas_edge.models.load import LoadedModel, load_model
 from support import TINY_PX
 
 _VIT: dict[str, Any] = {"img_size": TINY_PX, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.export.engine.graphs import EngineGraphs, engine_graphs
 from atlas_edge.export.graph.rules import check_graph
-from atlas_edge.models import LoadedModel
+from atlas_edge.models.load import LoadedModel
 from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.quantize.onnx.fakequant import cosine_error, embed, fake_quantize, insert_quantizers
 from atlas_edge.quantize.onnx.qdq import quantize_onnx

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from atlas_edge.bench.speed.warnings import _of_encoder
-from atlas_edge.hardware import cpu
 from atlas_edge.runtimes import int8_sums
 from atlas_edge.runtimes import openvino as runtime
 from atlas_edge.spec import EncoderSpec
+from atlas_edge.system.hardware import cpu
 
 ov = pytest.importorskip("openvino")
 SIDE, TERMS, WIDTH = 4, 48, 16

@@ -14,11 +14,12 @@ from test_tensorrt_runtime import encoder as tensorrt_encoder
 
 pytest.importorskip("torch")
 
-from atlas_edge import graph, open_bundle
+from atlas_edge import open_bundle
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError, RuntimeMissing
-from atlas_edge.graph import export_onnx, largest_difference
-from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.models import graph
+from atlas_edge.models.graph import export_onnx, largest_difference
+from atlas_edge.models.load import LoadedModel, load_model
 from atlas_edge.runtimes.onnxruntime import OnnxEncoder
 from atlas_edge.runtimes.openvino import OpenVinoEncoder
 from atlas_edge.runtimes.torch import TorchEncoder

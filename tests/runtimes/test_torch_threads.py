@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from atlas_edge.models import load_encoder
+from atlas_edge.models.load import load_encoder
 
 
 def test_each_encoder_runs_with_its_own_threads(tiny_model: Path, tiny_tiles: NDArray[np.uint8]) -> None:

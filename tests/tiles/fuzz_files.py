@@ -20,7 +20,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from atlas_edge.errors import AtlasError
-from atlas_edge.models import load_model
+from atlas_edge.models.load import load_model
 from atlas_edge.tiles import open_tiles
 from fuzzing import Kind, Limits, fuzz
 

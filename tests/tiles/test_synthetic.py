@@ -5,9 +5,9 @@ import pytest
 
 from atlas_edge.errors import UsageError
 from atlas_edge.tiles import open_tiles
-from atlas_edge.tiles.stain import SCANNERS, STAINS
-from atlas_edge.tiles.synthetic import SyntheticTiles
-from atlas_edge.tiles.tissue import CLASSES
+from atlas_edge.tiles.synthetic.source import SyntheticTiles
+from atlas_edge.tiles.synthetic.stain import SCANNERS, STAINS
+from atlas_edge.tiles.synthetic.tissue import CLASSES
 
 
 def test_is_called_synthetic_everywhere() -> None:

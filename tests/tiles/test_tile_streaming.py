@@ -10,7 +10,7 @@ import pytest
 from atlas_edge.tiles import TileRecord, open_tiles, select_records
 from atlas_edge.tiles.folders import image_names
 from atlas_edge.tiles.overlap import in_first_half
-from atlas_edge.tiles.synthetic import SyntheticTiles
+from atlas_edge.tiles.synthetic.source import SyntheticTiles
 
 MILLION = 1_000_000
 FLAT_BYTES = 2 * 2**20

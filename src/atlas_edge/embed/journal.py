@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.atomic import write_atomic
+from atlas_edge.system.atomic import write_atomic
 
 _LOGGER = logging.getLogger("atlas_edge")
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from atlas_edge.atomic import write_atomic
 from atlas_edge.embed.attributes import run_attributes, slide_attributes
 from atlas_edge.embed.journal import Journal
 from atlas_edge.embed.lock import output_lock
@@ -23,6 +22,7 @@ from atlas_edge.errors import InputError, NoTissue, UsageError
 from atlas_edge.slides import Slide, TileGrid, TileReader, TissueMask, find_tissue, open_slide, plan_grid
 from atlas_edge.slides.open import check_file
 from atlas_edge.spec import EncoderSpec
+from atlas_edge.system.atomic import write_atomic
 
 _CHECKPOINT_S = 2.0
 _LISTED = 3

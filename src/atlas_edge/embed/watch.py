@@ -11,7 +11,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from atlas_edge.atomic import write_atomic
 from atlas_edge.embed.event_log import EventLog
 from atlas_edge.embed.jobs import not_its_output, output_names
 from atlas_edge.embed.lock import OutputBusy
@@ -25,6 +24,7 @@ from atlas_edge.embed.watch_scan import Scanner, Troubles
 from atlas_edge.embed.workers import reason_of
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, UsageError
+from atlas_edge.system.atomic import write_atomic
 
 JOURNAL = "atlas-embed.sqlite"
 LOG = "atlas-embed.jsonl"

@@ -16,7 +16,7 @@ from atlas_edge.embed.slide_files import SlideIdentity
 from atlas_edge.embed.watch_owners import Owners
 from atlas_edge.embed.watch_schema import open_journal, read_plan, write_plan
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.process import ProcessId
+from atlas_edge.system.process import ProcessId
 
 _HOUR_S = 3600.0
 

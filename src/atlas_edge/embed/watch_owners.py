@@ -4,7 +4,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 
-from atlas_edge.process import ProcessId
+from atlas_edge.system.process import ProcessId
 
 _DEAD_S = 60.0
 """A watcher of another machine or container that shows no sign of life for so long has ended."""

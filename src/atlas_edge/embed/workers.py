@@ -15,10 +15,10 @@ from atlas_edge.embed.slide import EmbedConfig, SlideResult, embed_slide
 from atlas_edge.embed.slide_files import printable
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, UsageError
-from atlas_edge.hardware import usable_cores
-from atlas_edge.models import load_encoder, load_model
+from atlas_edge.models.load import load_encoder, load_model
+from atlas_edge.models.timm_config import WEIGHTS
 from atlas_edge.spec import EncoderSpec
-from atlas_edge.timm_config import WEIGHTS
+from atlas_edge.system.hardware import usable_cores
 
 Progress = Callable[[Path, int, int], None]
 

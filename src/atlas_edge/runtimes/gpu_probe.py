@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 
-from atlas_edge.child import run_module
+from atlas_edge.system.child import run_module
 
 TIMEOUT_S = 60.0
 # Attributes of CUdevice_attribute.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas_edge.hardware import cpu
+from atlas_edge.system.hardware import cpu
 
 _TERMS = 64
 

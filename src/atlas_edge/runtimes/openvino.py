@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from atlas_edge.encoder import check_graph, check_tiles, closed_error
 from atlas_edge.errors import InputError, RuntimeMissing
-from atlas_edge.hardware import usable_cores
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import encode_in_pieces, pieces
 from atlas_edge.runtimes.int8_sums import int8_properties, with_float_weights
 from atlas_edge.spec import EncoderSpec
+from atlas_edge.system.hardware import usable_cores
 
 InferencePrecision = Literal["f32", "f16", "bf16"]
 

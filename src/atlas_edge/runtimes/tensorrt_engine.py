@@ -6,10 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from atlas_edge.atomic import write_atomic
 from atlas_edge.errors import InputError
 from atlas_edge.runtimes.cuda import DeviceFault
 from atlas_edge.runtimes.tensorrt_library import TensorRTLibrary
+from atlas_edge.system.atomic import write_atomic
 
 _KEPT_MESSAGES = 20
 _log = logging.getLogger(__name__)

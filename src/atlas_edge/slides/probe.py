@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from atlas_edge.child import run_module
 from atlas_edge.errors import InputError
+from atlas_edge.system.child import run_module
 
 _MOST_CPU_S = 15  # opening takes a fraction of a second; a share that is slow takes no processor
 _MOST_S = 120

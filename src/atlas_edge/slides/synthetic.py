@@ -13,9 +13,9 @@ from PIL import Image
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import UsageError
-from atlas_edge.tiles.stain import SCANNERS, STAINS, render
-from atlas_edge.tiles.synthetic import MPP
-from atlas_edge.tiles.tissue import CLASSES, draw_tissue
+from atlas_edge.tiles.synthetic.source import MPP
+from atlas_edge.tiles.synthetic.stain import SCANNERS, STAINS, render
+from atlas_edge.tiles.synthetic.tissue import CLASSES, draw_tissue
 
 TILE_PX = 256
 MIN_SIDE_PX, MAX_SIDE_PX = 512, 200_000

@@ -13,7 +13,7 @@ from atlas_edge.tiles.pack import MANIFEST_CSV, Pack
 from atlas_edge.tiles.parquet import ParquetTiles, parquet_paths
 from atlas_edge.tiles.slide_tiles import SLIDE_SUFFIXES, SlideFolder, SlideTiles, slide_spec
 from atlas_edge.tiles.source import TileSource
-from atlas_edge.tiles.synthetic import DEFAULT_COUNT, SyntheticTiles
+from atlas_edge.tiles.synthetic.source import DEFAULT_COUNT, SyntheticTiles
 
 Role = Literal["calibration", "evaluation"]
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from atlas_edge.bench.cli import app
 from atlas_edge.cli import run_app
-from atlas_edge.models import load_encoder
+from atlas_edge.models.load import load_encoder
 from support import TINY_PX
 
 K = 5

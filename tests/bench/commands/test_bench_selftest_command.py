@@ -7,9 +7,9 @@ from atlas_edge.bench.commands.selftest import selftest
 from atlas_edge.bench.selftest.run import write_selftest
 from atlas_edge.bundle import write_manifest
 from atlas_edge.cli import make_app, run_app
-from atlas_edge.graph import export_onnx
 from atlas_edge.manifest import Execution, Manifest
-from atlas_edge.models import load_model
+from atlas_edge.models.graph import export_onnx
+from atlas_edge.models.load import load_model
 from atlas_edge.runtimes.torch import TorchEncoder
 from atlas_edge.spec import Precision, Target
 

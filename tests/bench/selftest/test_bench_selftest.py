@@ -11,9 +11,9 @@ from atlas_edge.bench.selftest.run import SELFTEST_FILE, run_selftest, selftest_
 from atlas_edge.bundle import write_manifest
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing
-from atlas_edge.graph import export_onnx
 from atlas_edge.manifest import Execution, Manifest
-from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.models.graph import export_onnx
+from atlas_edge.models.load import LoadedModel, load_model
 from atlas_edge.runtimes.onnxruntime import OnnxEncoder
 from atlas_edge.runtimes.torch import TorchEncoder
 from atlas_edge.spec import Precision, Target

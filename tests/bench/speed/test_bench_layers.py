@@ -12,7 +12,7 @@ from atlas_edge.bench.speed.operations import gop_per_tile
 from atlas_edge.bench.speed.roofline import gemm_model, roofline
 from atlas_edge.bench.speed.run import SpeedOptions, _roofline
 from atlas_edge.errors import InputError
-from atlas_edge.models import load_encoder
+from atlas_edge.models.load import load_encoder
 from atlas_edge.spec import EncoderSpec
 from support import RunCommand
 

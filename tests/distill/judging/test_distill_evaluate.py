@@ -9,7 +9,7 @@ from atlas_edge.bench.accuracy.tileset import pick_tiles
 from atlas_edge.distill.judging.evaluate import embed, evaluate, labelled_tiles, narrowed_score
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
-from atlas_edge.models import load_encoder
+from atlas_edge.models.load import load_encoder
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.tiles import open_tiles
 

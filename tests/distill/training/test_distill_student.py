@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from atlas_edge.distill.closed_form.inherit import _choose_heads, _Moments, inherit
 from atlas_edge.distill.training.student import build_student, inherit_from, save_student
 from atlas_edge.errors import UsageError
-from atlas_edge.models import load_model
+from atlas_edge.models.load import load_model
 
 _TINY: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
 

@@ -28,8 +28,8 @@ from atlas_edge.distill.training.metrics import read_metrics
 from atlas_edge.distill.training.run import distill
 from atlas_edge.distill.training.student import build_student, save_student, student_folder
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
-from atlas_edge.models import load_model
-from atlas_edge.students import EMBEDDED
+from atlas_edge.models.load import load_model
+from atlas_edge.models.students import EMBEDDED
 from support import ROOT
 
 

@@ -3,7 +3,7 @@ from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
 
-from atlas_edge.models import LoadedModel  # noqa: E402
+from atlas_edge.models.load import LoadedModel  # noqa: E402
 from atlas_edge.quantize.finetune.learned_ranges import PARAMETER, _Rounding, keep_ranges, learn_ranges  # noqa: E402
 from atlas_edge.quantize.onnx.fakequant import embed, fake_quantize  # noqa: E402
 from atlas_edge.quantize.recipe import Recipe  # noqa: E402

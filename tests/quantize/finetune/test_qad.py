@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.models import LoadedModel
+from atlas_edge.models.load import LoadedModel
 from atlas_edge.quantize.finetune.qad import CHECKPOINT, QadOptions, QadResult, _part, distill_quantized
 from atlas_edge.quantize.recipe import Recipe
 

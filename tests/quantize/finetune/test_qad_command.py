@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from atlas_edge.bundle import read_manifest
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.export.engine.build import build_engine
-from atlas_edge.graph import export_onnx
-from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.models.graph import export_onnx
+from atlas_edge.models.load import LoadedModel, load_model
 from atlas_edge.quantize.commands.finetune import distill_model
 from atlas_edge.quantize.finetune.qad import QadOptions
 from atlas_edge.quantize.finetune.trained_ranges import FILE, quantize_with_ranges, recipe_of_ranges

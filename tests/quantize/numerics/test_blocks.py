@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from atlas_edge.bench.accuracy.agreement import embedding_agreement
-from atlas_edge.models import LoadedModel
+from atlas_edge.models.load import LoadedModel
 from atlas_edge.quantize.numerics.blocks import FitOptions, fit_blocks
 from atlas_edge.quantize.onnx.fakequant import cosine_error, embed, fake_quantize
 from atlas_edge.quantize.recipe import Calibrator, Recipe

@@ -8,7 +8,7 @@ from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.errors import UsageError
 from atlas_edge.export.engine.graphs import engine_graphs
 from atlas_edge.export.graph.rules import check_graph
-from atlas_edge.models import LoadedModel
+from atlas_edge.models.load import LoadedModel
 from atlas_edge.quantize.onnx.attention_qdq import check_attention_fits
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.runtimes.onnxruntime import OnnxEncoder

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.models import LoadedModel
+from atlas_edge.models.load import LoadedModel
 from atlas_edge.quantize.onnx.fakequant import embed
 from atlas_edge.quantize.onnx.half import cast_onnx
 from atlas_edge.runtimes.onnxruntime import OnnxEncoder

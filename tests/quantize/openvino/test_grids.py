@@ -7,10 +7,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from atlas_edge.encoder_module import EncoderModule
 from atlas_edge.errors import UsageError
-from atlas_edge.folded_vit import FoldedVit, fold_vit
-from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.models.encoder_module import EncoderModule
+from atlas_edge.models.folded_vit import FoldedVit, fold_vit
+from atlas_edge.models.load import LoadedModel, load_model
 from atlas_edge.quantize.numerics import blocks
 from atlas_edge.quantize.openvino.graph import build_openvino, foldable
 from atlas_edge.quantize.openvino.grids import (

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.graph import export_onnx
-from atlas_edge.models import LoadedModel
+from atlas_edge.models.graph import export_onnx
+from atlas_edge.models.load import LoadedModel
 from atlas_edge.quantize.onnx.fakequant import embed
 from atlas_edge.quantize.openvino.nncf import quantize_openvino
 from atlas_edge.quantize.paths import path_sentence, unknown_part

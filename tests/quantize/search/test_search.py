@@ -18,7 +18,7 @@ from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.bench.judge.budgets import Budget
 from atlas_edge.bench.judge.gate import Verdict
 from atlas_edge.errors import InputError
-from atlas_edge.models import load_encoder
+from atlas_edge.models.load import load_encoder
 from atlas_edge.quantize.plan import Plan, load_plan
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.quantize.search import bench as plan_bench

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from atlas_edge.models import LoadedModel
+from atlas_edge.models.load import LoadedModel
 from atlas_edge.quantize.onnx.fakequant import cosine_error, embed
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.quantize.sensitivity.measure import measure_sensitivity

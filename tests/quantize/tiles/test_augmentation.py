@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from atlas_edge.models import LoadedModel
+from atlas_edge.models.load import LoadedModel
 from atlas_edge.quantize.openvino.graph import foldable
 from atlas_edge.quantize.openvino.grids import choose_grids
 from atlas_edge.quantize.openvino.nncf import quantize_openvino
 from atlas_edge.quantize.recipe import default_recipe
 from atlas_edge.quantize.tiles.augmentation import add_dab, add_glass, with_augmented
 from atlas_edge.spec import Target
-from atlas_edge.stain import mix_stains, stain_densities
 from atlas_edge.tiles import open_tiles
+from atlas_edge.tiles.shifts import mix_stains, stain_densities
 
 Tiles = NDArray[np.uint8]
 

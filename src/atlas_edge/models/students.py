@@ -58,7 +58,7 @@ class EmbeddedStudent:
     @property
     def folder(self) -> Path:
         """Its folder in timm's form."""
-        return Path(__file__).parent / "weights" / self.name
+        return Path(__file__).parents[1] / "weights" / self.name
 
 
 EMBEDDED: dict[str, EmbeddedStudent] = {

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("timm")
 
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.models import LoadedModel, load_model
+from atlas_edge.models.load import LoadedModel, load_model
 from support import timm_embedding, write_timm_folder
 
 VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3}

@@ -9,8 +9,7 @@ from atlas_edge.bundle import MANIFEST, open_bundle, sha256_file
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing, UsageError
 from atlas_edge.manifest import ModelProvenance
-from atlas_edge.spec import EncoderSpec, Pooling
-from atlas_edge.students import (
+from atlas_edge.models.students import (
     EMBEDDED,
     OWN_NAMES,
     STUDENT_MPP,
@@ -19,13 +18,14 @@ from atlas_edge.students import (
     EmbeddedStudent,
     find_student,
 )
-from atlas_edge.timm_config import CONFIG, IMAGENET_MEAN, IMAGENET_STD, WEIGHTS, read_config
-from atlas_edge.timm_folder import CONVERT, load_backbone, patch_side, timm_and_torch
+from atlas_edge.models.timm_config import CONFIG, IMAGENET_MEAN, IMAGENET_STD, WEIGHTS, read_config
+from atlas_edge.models.timm_folder import CONVERT, load_backbone, patch_side, timm_and_torch
+from atlas_edge.spec import EncoderSpec, Pooling
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from atlas_edge.encoder_module import EncoderModule
+    from atlas_edge.models.encoder_module import EncoderModule
 
 _LOGGER = logging.getLogger("atlas_edge")
 DEFAULT_MODEL = "atlas2-demo"
@@ -197,7 +197,7 @@ def _loaded(
     pooling: Pooling | None,
 ) -> LoadedModel:
     """Choose the pooling and run one tile: attributes of a network do not say how wide its embedding is."""
-    from atlas_edge.encoder_module import EncoderModule, has_class_token, own_pooling
+    from atlas_edge.models.encoder_module import EncoderModule, has_class_token, own_pooling
 
     own, assumptions = own_pooling(backbone), provenance.assumptions
     prefix, cls = int(getattr(backbone, "num_prefix_tokens", 0)), has_class_token(backbone)

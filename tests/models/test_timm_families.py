@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("timm")
 
 from atlas_edge.errors import InputError
-from atlas_edge.models import load_model
+from atlas_edge.models.load import load_model
 from support import timm_embedding, write_timm_folder
 
 _VIT: dict[str, Any] = {"img_size": 64, "embed_dim": 48, "depth": 1, "num_heads": 3}

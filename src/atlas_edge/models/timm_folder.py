@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_edge.errors import InputError, RuntimeMissing
-from atlas_edge.interrupts import held_interrupts
-from atlas_edge.timm_config import CONFIG, WEIGHTS, TimmConfig
+from atlas_edge.models.timm_config import CONFIG, WEIGHTS, TimmConfig
+from atlas_edge.system.interrupts import held_interrupts
 
 if TYPE_CHECKING:
     from torch import nn

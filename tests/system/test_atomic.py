@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from atlas_edge import atomic
-from atlas_edge.atomic import check_vacant, clear_leftovers, write_atomic
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.process import ProcessId
+from atlas_edge.system import atomic
+from atlas_edge.system.atomic import check_vacant, clear_leftovers, write_atomic
+from atlas_edge.system.process import ProcessId
 
 MARK = "manifest.json"
 HERE = ProcessId.current()
@@ -195,7 +195,7 @@ def test_next_run_clears_what_a_killed_run_left(tmp_path: Path, overwrite: bool)
     if overwrite:
         make_old(out)
     code = (
-        "import sys, time; from pathlib import Path; from atlas_edge.atomic import atomic_folder\n"
+        "import sys, time; from pathlib import Path; from atlas_edge.system.atomic import atomic_folder\n"
         "with atomic_folder(Path(sys.argv[1]), marks=(sys.argv[2],), overwrite=True) as partial:\n"
         "    (partial / 'a').write_text('1'); print('ready', flush=True); time.sleep(60)\n"
     )

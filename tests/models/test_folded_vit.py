@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from atlas_edge.encoder_module import EncoderModule
-from atlas_edge.folded_vit import FoldedVit, fold_vit
+from atlas_edge.models.encoder_module import EncoderModule
+from atlas_edge.models.folded_vit import FoldedVit, fold_vit
 from atlas_edge.spec import EncoderSpec, Pooling
 
 TILES = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas_edge.encoder_module import TOKEN_POOLINGS, EncoderModule
+from atlas_edge.models.encoder_module import TOKEN_POOLINGS, EncoderModule
 
 
 def fold_vit(module: nn.Module) -> "FoldedVit | None":

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from atlas_edge.process import ProcessId
+from atlas_edge.system.process import ProcessId
 
 
 def test_knows_itself_and_reads_its_own_text() -> None:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.tiles.source import TileRecord, TileSource
-from atlas_edge.tiles.stain import SCANNERS, STAINS, Scanner, Stain, render
-from atlas_edge.tiles.tissue import CLASSES, draw_tissue
+from atlas_edge.tiles.synthetic.stain import SCANNERS, STAINS, Scanner, Stain, render
+from atlas_edge.tiles.synthetic.tissue import CLASSES, draw_tissue
 
 DEFAULT_COUNT = 512
 MPP = 0.5

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from atlas_edge import hardware
+from atlas_edge.system import hardware
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from atlas_edge import graph, plain_runtimes
 from atlas_edge.cli import run_app
 from atlas_edge.export.cli import app
-from atlas_edge.plain_runtimes import NOTICE_KEY, plain_runtime_notice
+from atlas_edge.models import graph
 from atlas_edge.runtimes import int8_sums
+from atlas_edge.runtimes import plain as plain_runtimes
+from atlas_edge.runtimes.plain import NOTICE_KEY, plain_runtime_notice
 from atlas_edge.spec import Precision, Target
 
 

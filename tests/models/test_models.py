@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 pytest.importorskip("torch")
 
 from atlas_edge.errors import ChecksumError, InputError, UsageError
-from atlas_edge.models import DEFAULT_MODEL, load_encoder, load_model
-from atlas_edge.students import EMBEDDED, EmbeddedStudent
+from atlas_edge.models.load import DEFAULT_MODEL, load_encoder, load_model
+from atlas_edge.models.students import EMBEDDED, EmbeddedStudent
 from support import timm_embedding
 
 

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.tiles.nuclei import DIRECTIONS, STAMP_PX, nucleus_stamps
+from atlas_edge.tiles.synthetic.nuclei import DIRECTIONS, STAMP_PX, nucleus_stamps
 
 Map = NDArray[np.float32]
 

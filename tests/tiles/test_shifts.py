@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from atlas_edge.stain import SCANNERS, as_scanner, blur, recompress, shift_colour, shift_hed
+from atlas_edge.tiles.shifts import SCANNERS, as_scanner, blur, recompress, shift_colour, shift_hed
 
 TILE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 PURPLE = np.full((8, 8, 3), (120, 70, 150), np.uint8)

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.process import ProcessId
+from atlas_edge.system.process import ProcessId
 
 _LEFTOVER = re.compile(r"^\.(?P<name>.+)\.(?P<kind>partial|replaced)-\d+-(?P<process>\d+-\d+-.+)$")
 # Threads of one process may write the same name.
