@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.bench.interval import Interval, geometric_mean_interval
-from atlas_edge.embed.journal import Journal
 from atlas_edge.embed.pipeline import StageClock, StageSeconds, embedded
+from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.embed.slide_files import slide_files
 from atlas_edge.embed.workers import open_encoder
 from atlas_edge.encoder import Encoder

@@ -112,7 +112,7 @@ def test_goes_on_where_it_stopped(scan: Path, tmp_path: Path, monkeypatch: pytes
 def test_no_thread_reads_a_slide_that_is_closed(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_in: str
 ) -> None:
-    from atlas_edge.embed.journal import Journal
+    from atlas_edge.embed.resume.journal import Journal
     from atlas_edge.slides.openslide_reader import OpenSlideFile
 
     genuine, inside = OpenSlideFile.close, []

@@ -119,7 +119,7 @@ def test_one_worker_a_device(mean_bundle: Path, tmp_path: Path, run_command: Run
 
 
 def test_two_processes_on_one_output(scan: Path, mean_bundle: Path, tmp_path: Path, run_command: RunCommand) -> None:
-    from atlas_edge.embed.lock import output_lock
+    from atlas_edge.embed.output.lock import output_lock
 
     with output_lock(tmp_path / "out.h5"):
         done = run_command("atlas-embed", scan, "--bundle", mean_bundle, "--no-tissue", "--out", tmp_path / "out.h5")
@@ -129,10 +129,10 @@ def test_two_processes_on_one_output(scan: Path, mean_bundle: Path, tmp_path: Pa
 
 
 def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    from atlas_edge.embed.lock import output_lock
+    from atlas_edge.embed.output.lock import output_lock
 
     code = (
-        "import sys, time; from pathlib import Path; from atlas_edge.embed.lock import output_lock\n"
+        "import sys, time; from pathlib import Path; from atlas_edge.embed.output.lock import output_lock\n"
         "with output_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -254,7 +254,7 @@ def test_file_systems_without_locks(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int | None
 ) -> None:
     """NFS without its lock service, some SMB servers; None: neither fcntl nor msvcrt."""
-    from atlas_edge.embed.lock import OutputBusy, output_lock
+    from atlas_edge.embed.output.lock import OutputBusy, output_lock
     from atlas_edge.system.process import ProcessId
 
     fcntl = pytest.importorskip("fcntl")

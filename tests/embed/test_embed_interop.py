@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atlas_edge.embed import EmbedConfig, embed_slide
-from atlas_edge.embed.attributes import slide_attributes
+from atlas_edge.embed.output.attributes import slide_attributes
 from atlas_edge.embed.slide_files import SlideIdentity
 from atlas_edge.slides import open_slide, plan_grid
 from embed.test_embed import MeanEncoder

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from atlas_edge.embed.jobs import FoundSlide, expand, leave_out_done, name_outputs, one_or_many
-from atlas_edge.embed.plan import plan_of
+from atlas_edge.embed.resume.plan import plan_of
 from atlas_edge.embed.slide import EmbedConfig, embed_slide
 from atlas_edge.embed.slide_files import find_slides, slide_files, slide_identity
 from atlas_edge.errors import InputError, UsageError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_edge.embed.lock import OutputBusy, output_lock
+from atlas_edge.embed.output.lock import OutputBusy, output_lock
 from atlas_edge.errors import InputError
 from windows import windows
 

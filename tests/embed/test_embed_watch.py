@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from atlas_edge.embed.slide_files import SlideIdentity
-from atlas_edge.embed.status_page import render, status_page
-from atlas_edge.embed.watch_journal import State, Status, WatchJournal
+from atlas_edge.embed.watch.journal import State, Status, WatchJournal
+from atlas_edge.embed.watch.status_page import render, status_page
 from atlas_edge.system.process import ProcessId
 from embed.conftest import make_scan
 from embed.test_embed import KEEPS_EVERY_BATCH
@@ -260,7 +260,7 @@ def test_a_watcher_elsewhere_is_alive_as_long_as_it_counts(tmp_path: Path, monke
     journal, path = journal_with(tmp_path)
     elsewhere = f"container/{dataclasses.replace(ProcessId.current(), machine='elsewhere')}/0"
     other, clock = WatchJournal(tmp_path / "j.sqlite", owner=elsewhere), [100.0]
-    monkeypatch.setattr("atlas_edge.embed.watch_owners.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("atlas_edge.embed.watch.owners.time.monotonic", lambda: clock[0])
     assert other.claim(10.0) is not None
     for _ in range(3):
         other.beat()

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from atlas_edge.embed import EmbedConfig, embed_slide
-from atlas_edge.embed import watch as module
-from atlas_edge.embed.event_log import EventLog
 from atlas_edge.embed.jobs import SlideFailure
-from atlas_edge.embed.watch import Watcher, WatchOptions
-from atlas_edge.embed.watch_journal import WatchJournal
-from atlas_edge.embed.watch_schema import is_on_network
+from atlas_edge.embed.watch import watcher as module
+from atlas_edge.embed.watch.event_log import EventLog
+from atlas_edge.embed.watch.journal import WatchJournal
+from atlas_edge.embed.watch.schema import is_on_network
+from atlas_edge.embed.watch.watcher import Watcher, WatchOptions
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.system.process import ProcessId
 from embed.conftest import make_scan
@@ -197,7 +197,7 @@ def test_no_room_for_the_lock_is_no_fault_of_the_slide(drop: Path, monkeypatch: 
             raise OSError(errno.ENOSPC, "No space left on device")
         return genuine(descriptor, data)
 
-    monkeypatch.setattr("atlas_edge.embed.lock.os.write", write)
+    monkeypatch.setattr("atlas_edge.embed.output.lock.os.write", write)
     said = watch(drop)
     assert names(said, "done") == ["a.tif", "c.tif"]
     assert names(said, "failed") == []
@@ -205,7 +205,7 @@ def test_no_room_for_the_lock_is_no_fault_of_the_slide(drop: Path, monkeypatch: 
 
 
 def test_once_ends_where_the_disk_stays_full(drop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from atlas_edge.embed.output import DiskFull
+    from atlas_edge.embed.output.files import DiskFull
 
     monkeypatch.setattr(module, "_GIVE_UP_S", 0.5)
     breaks_on(monkeypatch, "a.tif", lambda: DiskFull("the disk is full"))
@@ -382,7 +382,7 @@ def test_no_shared_memory_on_a_network_share(tmp_path: Path, monkeypatch: pytest
 
     part = namedtuple("part", "mountpoint fstype opts")
     mounts = [part("/", "ext4", "rw"), part(str(tmp_path), "nfs4", "rw"), part(f"{tmp_path}/local", "xfs", "rw")]
-    monkeypatch.setattr("atlas_edge.embed.watch_schema.psutil.disk_partitions", lambda all: mounts)
+    monkeypatch.setattr("atlas_edge.embed.watch.schema.psutil.disk_partitions", lambda all: mounts)
     is_on_network.cache_clear()
     assert is_on_network(tmp_path / "out" / "j.sqlite")
     assert not is_on_network(tmp_path / "local" / "j.sqlite")

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from atlas_edge.embed import EmbedConfig, embed_slide, watch_owners, watch_scan
-from atlas_edge.embed import watch as module
-from atlas_edge.embed.output import DiskFull
-from atlas_edge.embed.watch_journal import WatchJournal
+from atlas_edge.embed import EmbedConfig, embed_slide
+from atlas_edge.embed.output.files import DiskFull
+from atlas_edge.embed.watch import owners as watch_owners
+from atlas_edge.embed.watch import scan as watch_scan
+from atlas_edge.embed.watch import watcher as module
+from atlas_edge.embed.watch.journal import WatchJournal
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.system.process import ProcessId
 from embed.test_embed import MeanEncoder

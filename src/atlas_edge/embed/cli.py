@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from atlas_edge.cli import console, make_app, print_json, run_app, set_verbosity
-from atlas_edge.embed.ray_command import ray
+from atlas_edge.embed.ray.command import ray
 from atlas_edge.embed.slide_files import printable
-from atlas_edge.embed.watch_command import watch
+from atlas_edge.embed.watch.command import watch
 from atlas_edge.errors import AtlasError, InputError, RuntimeMissing, UsageError
 from atlas_edge.options import Flag, Quiet, Verbose
 
@@ -79,8 +79,8 @@ def embed(
     """
     set_verbosity(quiet=quiet, verbose=verbose)
     from atlas_edge.embed.jobs import SlideFailure, SlideSkipped, expand, leave_out_done, one_or_many
-    from atlas_edge.embed.output import check_form
-    from atlas_edge.embed.plan import plan_of
+    from atlas_edge.embed.output.files import check_form
+    from atlas_edge.embed.resume.plan import plan_of
     from atlas_edge.embed.workers import read_spec
 
     jobs = one_or_many(expand(slides, out), slides, out, form)

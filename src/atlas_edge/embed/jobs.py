@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from atlas_edge.embed.plan import Plan, attributes_of, differences, is_current, is_of_slide, other_plan
+from atlas_edge.embed.resume.plan import Plan, attributes_of, differences, is_current, is_of_slide, other_plan
 from atlas_edge.embed.slide_files import (
     SLIDE_SUFFIXES,
     find_slides,

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from atlas_edge.embed.attributes import run_attributes, slide_attributes
-from atlas_edge.embed.journal import Journal
-from atlas_edge.embed.lock import output_lock
-from atlas_edge.embed.output import check_form, check_room, explained_disk_full, write_output
+from atlas_edge.embed.output.attributes import run_attributes, slide_attributes
+from atlas_edge.embed.output.files import check_form, check_room, explained_disk_full, write_output
+from atlas_edge.embed.output.lock import output_lock
 from atlas_edge.embed.pipeline import StageClock, StageSeconds, embedded, read_again
-from atlas_edge.embed.plan import plan_of
+from atlas_edge.embed.resume.journal import Journal
+from atlas_edge.embed.resume.plan import plan_of
 from atlas_edge.embed.slide_files import SlideIdentity, slide_identity
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError, NoTissue, UsageError

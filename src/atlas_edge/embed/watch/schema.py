@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from atlas_edge.embed.plan import Plan
+from atlas_edge.embed.resume.plan import Plan
 from atlas_edge.errors import InputError
 
 _VERSION = 1

@@ -11,16 +11,16 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from atlas_edge.embed.event_log import EventLog
 from atlas_edge.embed.jobs import not_its_output, output_names
-from atlas_edge.embed.lock import OutputBusy
-from atlas_edge.embed.output import DiskFull
-from atlas_edge.embed.plan import attributes_of, differences, is_current, is_of_slide, other_plan, plan_of
+from atlas_edge.embed.output.files import DiskFull
+from atlas_edge.embed.output.lock import OutputBusy
+from atlas_edge.embed.resume.plan import attributes_of, differences, is_current, is_of_slide, other_plan, plan_of
 from atlas_edge.embed.slide import EmbedConfig, SlideResult, embed_slide
 from atlas_edge.embed.slide_files import SlideIdentity, printable, slide_identity
-from atlas_edge.embed.watch_encoder import WatchedEncoder
-from atlas_edge.embed.watch_journal import Job, State, Status, WatchJournal
-from atlas_edge.embed.watch_scan import Scanner, Troubles
+from atlas_edge.embed.watch.encoder import WatchedEncoder
+from atlas_edge.embed.watch.event_log import EventLog
+from atlas_edge.embed.watch.journal import Job, State, Status, WatchJournal
+from atlas_edge.embed.watch.scan import Scanner, Troubles
 from atlas_edge.embed.workers import reason_of
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, UsageError

@@ -77,8 +77,8 @@ def watch(
     """
     set_verbosity(quiet=quiet, verbose=verbose)
     from atlas_edge.embed.cli import make_config
-    from atlas_edge.embed.output import check_form
-    from atlas_edge.embed.watch import Watcher, WatchOptions
+    from atlas_edge.embed.output.files import check_form
+    from atlas_edge.embed.watch.watcher import Watcher, WatchOptions
     from atlas_edge.embed.workers import open_encoder
 
     if attempts < 1 or min(settle_seconds, poll_seconds, retry_seconds) < 0 or not 0 <= port < 2**16:
@@ -118,7 +118,7 @@ def watch(
         watcher = Watcher(folder, out, encoder, config, options, bundle_sha256=sha256)
         address = ""
         if page:
-            from atlas_edge.embed.status_page import status_page
+            from atlas_edge.embed.watch.status_page import status_page
 
             address = stack.enter_context(status_page(watcher.status, port))
             watcher.log.write("page", address=address)

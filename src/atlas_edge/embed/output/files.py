@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.cli import require_module
-from atlas_edge.embed.attributes import Attributes, coords_attributes
-from atlas_edge.embed.journal import Journal
+from atlas_edge.embed.output.attributes import Attributes, coords_attributes
+from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides import TileGrid
 from atlas_edge.system.atomic import replace_file

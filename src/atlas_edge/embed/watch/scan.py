@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atlas_edge.embed.event_log import EventLog
 from atlas_edge.embed.slide_files import SlideIdentity, find_slides, slide_identity
-from atlas_edge.embed.watch_journal import WatchJournal
+from atlas_edge.embed.watch.event_log import EventLog
+from atlas_edge.embed.watch.journal import WatchJournal
 from atlas_edge.embed.workers import reason_of
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 
 if TYPE_CHECKING:
-    from atlas_edge.embed.watch import WatchOptions
+    from atlas_edge.embed.watch.watcher import WatchOptions
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0

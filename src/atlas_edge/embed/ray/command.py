@@ -65,8 +65,8 @@ def ray(
     set_verbosity(quiet=quiet, verbose=verbose)
     from atlas_edge.embed.cli import make_config, result_line
     from atlas_edge.embed.jobs import FoundSlide, SlideFailure, SlideSkipped, leave_out_done, name_outputs
-    from atlas_edge.embed.output import check_form
-    from atlas_edge.embed.plan import plan_of
+    from atlas_edge.embed.output.files import check_form
+    from atlas_edge.embed.resume.plan import plan_of
     from atlas_edge.embed.slide_files import find_slides
     from atlas_edge.embed.workers import read_spec
 
@@ -98,7 +98,7 @@ def ray(
     failures = [dataclasses.asdict(failure) for failure in failed]
     without_tissue: list[dict[str, Any]] = []
     if jobs and not dry_run:
-        from atlas_edge.embed.ray_data import embed_with_ray
+        from atlas_edge.embed.ray.data import embed_with_ray
 
         for item, actor in embed_with_ray(
             jobs, str(Path(bundle).resolve()), config, workers=workers, gpus_a_worker=gpus_a_worker, address=address

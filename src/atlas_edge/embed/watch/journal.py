@@ -11,10 +11,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from atlas_edge.embed.plan import Plan, differences
+from atlas_edge.embed.resume.plan import Plan, differences
 from atlas_edge.embed.slide_files import SlideIdentity
-from atlas_edge.embed.watch_owners import Owners
-from atlas_edge.embed.watch_schema import open_journal, read_plan, write_plan
+from atlas_edge.embed.watch.owners import Owners
+from atlas_edge.embed.watch.schema import open_journal, read_plan, write_plan
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.system.process import ProcessId
 

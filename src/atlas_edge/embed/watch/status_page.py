@@ -14,7 +14,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from atlas_edge.embed.watch_journal import Status
+from atlas_edge.embed.watch.journal import Status
 
 LOOPBACK = "127.0.0.1"
 

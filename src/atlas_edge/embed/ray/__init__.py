@@ -1,0 +1,1 @@
+"""Thousands of slides over several machines: `atlas-embed ray`."""
