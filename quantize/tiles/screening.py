@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from atlas_edge.slides.tissue import saturation_of
+from atlas_edge.slides.tissue.find import saturation_of
 from atlas_edge.tiles.shifts import stain_densities
 
 # The share of tissue from which atlas-embed embeds a tile, too: what is never embedded must not set a scale.

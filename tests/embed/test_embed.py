@@ -113,7 +113,7 @@ def test_no_thread_reads_a_slide_that_is_closed(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_in: str
 ) -> None:
     from atlas_edge.embed.resume.journal import Journal
-    from atlas_edge.slides.openslide_reader import OpenSlideFile
+    from atlas_edge.slides.readers.openslide import OpenSlideFile
 
     genuine, inside = OpenSlideFile.close, []
 
@@ -124,7 +124,7 @@ def test_no_thread_reads_a_slide_that_is_closed(
     def fails(self: Journal, features: object, unreadable: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("atlas_edge.slides.direct_reader.open_direct", lambda slide, cache_bytes: None)
+    monkeypatch.setattr("atlas_edge.slides.readers.direct.open_direct", lambda slide, cache_bytes: None)
     monkeypatch.setattr(OpenSlideFile, "close", close)
     if fails_in == "append":
         monkeypatch.setattr(Journal, "append", fails)
@@ -146,7 +146,7 @@ def test_notices_that_a_slide_grows(scan: Path, tmp_path: Path) -> None:
 
 
 def test_lists_unreadable_tiles_up_to_a_limit(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from atlas_edge.slides.openslide_reader import OpenSlideFile
+    from atlas_edge.slides.readers.openslide import OpenSlideFile
 
     genuine = OpenSlideFile._read
 

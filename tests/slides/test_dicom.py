@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from atlas_edge.errors import InputError
-from atlas_edge.slides.dicom import series_of, slide_in
 from atlas_edge.slides.open import check_file
+from atlas_edge.slides.readers.dicom import series_of, slide_in
 
 
 def write_header(path: Path, series: str) -> Path:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
 from atlas_edge.slides import Slide, TileReader, find_tissue, open_slide, plan_grid
-from atlas_edge.slides.openslide_reader import OpenSlideFile
+from atlas_edge.slides.readers.openslide import OpenSlideFile
 
 openslide = pytest.importorskip("openslide")
 tifffile = pytest.importorskip("tifffile")
@@ -82,7 +82,7 @@ def scan(request: pytest.FixtureRequest, tmp_path: Path) -> Slide:
         if "2.1" in request.param:
             file.write(image[:333, :523], tile=(128, 128), photometric="rgb", metadata=None, subfiletype=1)
     if request.param == "tifffile":
-        from atlas_edge.slides.tiff_reader import TiffSlide
+        from atlas_edge.slides.readers.tiff import TiffSlide
 
         slide: Slide = TiffSlide(path, cache_bytes=2**24)
     else:
@@ -104,7 +104,7 @@ def test_pixels_do_not_depend_on_what_else_is_read(scan: Slide, mpp: float) -> N
 
 
 def test_a_fault_that_passes_loses_no_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from atlas_edge.slides.tiff_reader import TiffSlide
+    from atlas_edge.slides.readers.tiff import TiffSlide
 
     slide = open_slide(write(tmp_path / "a.tif", noise(512, 512), compression="jpeg"))
     assert isinstance(slide, TiffSlide)

@@ -10,7 +10,7 @@ import pytest
 from PIL import ImageCms
 
 from atlas_edge.slides import Slide, open_slide
-from atlas_edge.slides.openslide_reader import OpenSlideFile
+from atlas_edge.slides.readers.openslide import OpenSlideFile
 from embed.conftest import make_mean_bundle
 from support import RunCommand
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from atlas_edge.errors import InputError
-from atlas_edge.slides import Level, open_slide, probe
+from atlas_edge.slides import Level, open_slide
+from atlas_edge.slides.readers import probe
 from support import RunCommand
 
 pytest.importorskip("openslide")

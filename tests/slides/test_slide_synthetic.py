@@ -86,7 +86,7 @@ def test_pale_tissue_beside_strong_is_tissue(tmp_path: Path) -> None:
 
 
 def test_the_shortcut_past_openslide_gives_its_pixels(made: SyntheticSlide) -> None:
-    from atlas_edge.slides.openslide_reader import OpenSlideFile
+    from atlas_edge.slides.readers.openslide import OpenSlideFile
 
     direct, slow = open_slide(made.path), OpenSlideFile(made.path, cache_bytes=2**24)
     assert not isinstance(direct, OpenSlideFile)
@@ -102,8 +102,8 @@ def test_the_shortcut_past_openslide_gives_its_pixels(made: SyntheticSlide) -> N
 
 
 def test_no_shortcut_where_the_pixels_would_differ(made: SyntheticSlide, monkeypatch: pytest.MonkeyPatch) -> None:
-    from atlas_edge.slides.openslide_reader import OpenSlideFile
-    from atlas_edge.slides.tiff_reader import TiffSlide
+    from atlas_edge.slides.readers.openslide import OpenSlideFile
+    from atlas_edge.slides.readers.tiff import TiffSlide
 
     genuine = TiffSlide.read
     monkeypatch.setattr(TiffSlide, "read", lambda *arguments: genuine(*arguments) ^ 1)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides import TileReader, find_tissue, open_slide, plan_grid
-from atlas_edge.slides.tissue import otsu_threshold
+from atlas_edge.slides.tissue.find import otsu_threshold
 
 pytest.importorskip("openslide")
 tifffile = pytest.importorskip("tifffile")
@@ -103,7 +103,7 @@ def test_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
 
 
 def test_closing_waits_for_a_read_and_refuses_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from atlas_edge.slides.openslide_reader import OpenSlideFile
+    from atlas_edge.slides.readers.openslide import OpenSlideFile
 
     slide = OpenSlideFile(write_tiff(tmp_path / "slide.tif", pixels(), 0.5), cache_bytes=2**20)
     genuine, entered, go_on, order = OpenSlideFile._read, threading.Event(), threading.Event(), []

@@ -4,6 +4,6 @@ from atlas_edge.slides.grid import TileGrid, plan_grid
 from atlas_edge.slides.open import open_slide
 from atlas_edge.slides.reader import TileReader
 from atlas_edge.slides.slide import Level, Slide
-from atlas_edge.slides.tissue import TissueMask, find_tissue
+from atlas_edge.slides.tissue.find import TissueMask, find_tissue
 
 __all__ = ["Level", "Slide", "TileGrid", "TileReader", "TissueMask", "find_tissue", "open_slide", "plan_grid"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
 from atlas_edge.slides.slide import Slide
-from atlas_edge.slides.tissue import TissueMask
+from atlas_edge.slides.tissue.find import TissueMask
 
 SAME_SCALE = 0.01
 """A level this close to the wanted µm per pixel is used as it is: 0.499 for 0.5 would only be blurred."""

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.slides.dicom import slide_in
-from atlas_edge.slides.foreign import foreign_errors, open_tiff
 from atlas_edge.slides.mpp import settle_mpp
-from atlas_edge.slides.probe import probe
+from atlas_edge.slides.readers.dicom import slide_in
+from atlas_edge.slides.readers.foreign import foreign_errors, open_tiff
+from atlas_edge.slides.readers.probe import probe
+from atlas_edge.slides.readers.tiff_chain import check_tiff
 from atlas_edge.slides.slide import Slide
-from atlas_edge.slides.tiff_chain import check_tiff
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -53,8 +53,8 @@ def check_file(path: Path) -> None:
 
 
 def _open(path: Path, cache_bytes: int) -> Slide:
-    from atlas_edge.slides.direct_reader import DIRECT_VENDORS, open_direct
-    from atlas_edge.slides.openslide_reader import GENERIC, OpenSlideFile, detect_format
+    from atlas_edge.slides.readers.direct import DIRECT_VENDORS, open_direct
+    from atlas_edge.slides.readers.openslide import GENERIC, OpenSlideFile, detect_format
 
     with path.open("rb") as file:
         is_tiff = file.read(4) in _TIFF_STARTS
@@ -67,7 +67,7 @@ def _open(path: Path, cache_bytes: int) -> Slide:
     # OpenSlide reads the first page of a tiled OME-TIFF, and neither its OME-XML nor its SubIFDs.
     if is_tiff and (form is None or (form == GENERIC and _is_ome(path))):
         require_module("tifffile", extra="slides")
-        from atlas_edge.slides.tiff_reader import TiffSlide
+        from atlas_edge.slides.readers.tiff import TiffSlide
 
         return TiffSlide(path, cache_bytes=cache_bytes)
     if form is None:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError
-from atlas_edge.slides.foreign import foreign_errors
 from atlas_edge.slides.mpp import described_mpp, is_plausible
+from atlas_edge.slides.readers.foreign import foreign_errors
 from atlas_edge.slides.slide import Level, Slide, is_same_shape, sha256_of
 
 GENERIC = "generic-tiff"

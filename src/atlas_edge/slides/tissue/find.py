@@ -9,8 +9,8 @@ from PIL import Image
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError
-from atlas_edge.slides.ink import find_ink
 from atlas_edge.slides.slide import Slide, Survey
+from atlas_edge.slides.tissue.ink import find_ink
 
 MASK_MPP = 8.0
 

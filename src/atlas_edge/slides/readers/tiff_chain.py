@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from atlas_edge.errors import InputError
-from atlas_edge.slides.foreign import foreign_errors
+from atlas_edge.slides.readers.foreign import foreign_errors
 
 LARGEST_TILE_BYTES = 2**30
 _MOST_PAGES = 100_000

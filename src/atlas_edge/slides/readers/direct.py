@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from atlas_edge.errors import InputError
-from atlas_edge.slides.openslide_reader import OpenSlideFile
+from atlas_edge.slides.readers.openslide import OpenSlideFile
+from atlas_edge.slides.readers.tiff import TiffSlide, check_segments, is_rgb
 from atlas_edge.slides.slide import Slide
-from atlas_edge.slides.tiff_reader import TiffSlide, check_segments, is_rgb
 
 DIRECT_VENDORS = ("generic-tiff", "aperio")
 _KNOWN_BY_OPENSLIDE = (

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
-from atlas_edge.slides.foreign import foreign_errors, one_line, open_tiff
-from atlas_edge.slides.ome import ome_images
+from atlas_edge.slides.readers.foreign import foreign_errors, one_line, open_tiff
+from atlas_edge.slides.readers.ome import ome_images
+from atlas_edge.slides.readers.tiff_chain import LARGEST_TILE_BYTES
 from atlas_edge.slides.slide import Level, Slide, is_same_shape, sha256_of
-from atlas_edge.slides.tiff_chain import LARGEST_TILE_BYTES
 
 _UM_A_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
 _NO_SLIDE = re.compile(r"label|macro|thumb|overview|barcode", re.IGNORECASE)

@@ -1,0 +1,1 @@
+"""Where tissue is: `find` draws the mask, `ink` tells pen from stain."""
