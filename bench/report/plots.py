@@ -55,7 +55,7 @@ def _latency(report: Report) -> Plot | None:
     if max(everything) > _WIDE_SPREAD * min(everything):
         axes.set_xscale("log")
         _plain_log_ticks(axes)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="best", fontsize=8)
     words = "; ".join(
         f"{name}: median {speed.latency.p50_ms:.1f} ms, p99 {speed.latency.p99_ms:.1f} ms"
         for name, speed in report.speed.encoders.items()
