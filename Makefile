@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Processes that run tests; a file of tests stays in one of them.
 WORKERS ?= 2
 
-.PHONY: demo test lint
+.PHONY: demo test lint docs
 demo: .venv/demo
 	$(BIN)/atlas-export --target openvino --precision int8 --overwrite
 	$(BIN)/atlas-export --target tensorrt --precision int8 --overwrite
@@ -20,6 +20,11 @@ lint: .venv/dev
 	$(BIN)/mypy --platform win32
 	$(BIN)/lint-imports
 
+# The pages and the Python interface as a site, on this machine only.
+docs: .venv/docs
+	$(BIN)/sphinx-build -q -W --keep-going -n docs docs/_build
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_build 8000
+
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -e '.[all]'
@@ -29,3 +34,8 @@ lint: .venv/dev
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -e '.[dev]'
 	touch $@ .venv/demo
+
+.venv/docs: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -e '.[docs]'
+	touch $@

@@ -64,7 +64,7 @@ def default_recipe(target: Target) -> Recipe:
     """The INT8 recipe of a target, tried on one model only."""
     if target is Target.OPENVINO:
         # Stronger smoothing, and clipping, win on tissue like the calibration tiles and lose on other tissue, which
-        # leaves ranges that fit every channel closely: docs/quantization.md has the figures.
+        # leaves ranges that fit every channel closely: docs/notes/2026-11-28-quantization.md has the figures.
         return Recipe(
             name="openvino-int8",
             smooth_alphas=(0.5, 0.7),

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from atlas_edge.slides.synthetic import make_slide
+from pages import shell_lines
 from support import ROOT, TINY_PX, RunCommand
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-SHELL = [line.strip() for kind, block in BLOCKS if kind in ("sh", "bat") for line in block.splitlines() if line.strip()]
+SHELL = shell_lines(README, "sh", "bat")
 # What the demo runs, on fewer tiles and without the clock.
 QUICK = {"CALIB": "synthetic:64", "CALIB_LIMIT": "8", "FIT_LIMIT": "16", "EVAL_LIMIT": "8", "SPEED": "false"}
 
@@ -59,7 +59,7 @@ def test_command_of_the_readme(
 
 
 def test_snippet_of_the_readme(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snippets = [block for kind, block in BLOCKS if kind == "python"]
+    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(snippets) == 1
     shutil.copytree(bundle, tmp_path / "BUNDLE")
     monkeypatch.chdir(tmp_path)
@@ -68,11 +68,15 @@ def test_snippet_of_the_readme(bundle: Path, tmp_path: Path, monkeypatch: pytest
     assert names["embeddings"].shape == (2, 64)
 
 
-def test_links_of_the_readme() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+def test_no_command_is_left_out(wheel: Path) -> None:
+    """Those that are not run above need a network, or are these very tests."""
+    made, extras = wheel.name, r"\[(?:[a-z]+,?)+\]"
+    others = [line for line in SHELL if not line.startswith(("atlas-", ".venv\\Scripts\\atlas-"))]
+    windows = ["py -3.11 -m venv .venv", r".venv\Scripts\pip install -e .[dev]", r".venv\Scripts\pytest"]
+    assert others[:5] == ["make demo", "make test", *windows]
+    assert len(others) == 6 and re.fullmatch(rf"pip install '\./{re.escape(made)}{extras}'", others[5]), others[5:]
 
 
 def test_make_knows_its_targets() -> None:
-    for target in ("demo", "test", "lint"):
+    for target in ("demo", "test", "lint", "docs"):
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)

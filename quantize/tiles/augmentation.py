@@ -2,7 +2,7 @@
 
 Tile sets are cut from the middle of H&E tissue. On a slide, tiles with an edge of tissue on bare glass and nuclei
 stained with DAB drive inputs of the first blocks to ten times the range that such sets show, and a range that was set
-without them clips there (docs/quantization.md has the figures).
+without them clips there (docs/notes/2026-11-28-quantization.md has the figures).
 """
 
 from collections.abc import Sequence
