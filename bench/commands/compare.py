@@ -57,7 +57,7 @@ def compare(
         headings = ("encoder", "figure", "verdict", "old", "new", "change, 95 %")
         print_rows(screen, [Rows(title="What moved", headings=headings, rows=rows, keys=2)])
     still = sum(not one.moved for one in found.movements)
-    screen.print(f"{len(found.movements) - still} figures moved beyond noise, {still} did not")
+    screen.print(f"moved beyond noise: {len(found.movements) - still} of {len(found.movements)} figures")
     for note in found.notes:
         screen.print(note, style="yellow", markup=False)
     if json:

@@ -60,12 +60,15 @@ def pace(
         )
         for name, rate, side, scale in rates
     }
+    from rich.padding import Padding
+    from rich.text import Text
+
     screen = console(quiet=quiet)
     for name, one in found.items():
         verdict = "keeps up with the scanner" if one.keeps_up else "does NOT keep up with the scanner"
         screen.print(f"{name}: {one.slides_per_hour:.1f} slides an hour, {verdict}", style="bold", markup=False)
         for line in one.arithmetic:
-            screen.print(f"  {line}", markup=False)
+            screen.print(Padding(Text(line), (0, 0, 0, 2)))
     if json:
         print_json({name: asdict(one) for name, one in found.items()})
 

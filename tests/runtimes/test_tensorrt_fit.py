@@ -7,8 +7,10 @@ import pytest
 from atlas_edge.bundle import open_bundle, write_manifest
 from atlas_edge.errors import RuntimeMissing
 from atlas_edge.manifest import Execution, Manifest, ModelProvenance
+from atlas_edge.runtimes import tensorrt_library
 from atlas_edge.runtimes.gpu_probe import Gpu, GpuProbe, probe_gpu
 from atlas_edge.runtimes.tensorrt_fit import check_fit
+from atlas_edge.runtimes.tensorrt_library import LIBRARIES, TensorRTLibrary, import_library
 from atlas_edge.spec import EncoderSpec, Precision, Target
 
 SPEC = EncoderSpec(
@@ -110,3 +112,18 @@ def test_a_bundle_opened_without_a_gpu_leaves_with_exit_code_4(tmp_path: Path) -
     with pytest.raises(RuntimeMissing) as missing:
         open_bundle(tmp_path)
     assert missing.value.exit_code == 4
+
+
+@pytest.mark.parametrize("library", LIBRARIES.values(), ids=LIBRARIES)
+def test_a_library_that_cannot_be_loaded_is_installed_anew_alone(
+    library: TensorRTLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str) -> None:
+        raise OSError(f"lib{name}.so: cannot open shared object file")
+
+    monkeypatch.setattr(tensorrt_library, "installed_version", lambda library: "11.1.0")
+    monkeypatch.setattr(tensorrt_library.importlib, "import_module", broken)
+    with pytest.raises(RuntimeMissing, match="cannot be loaded") as error:
+        import_library(library)
+    # Forced to install itself anew, atlas-edge would be looked for on an index that has none.
+    assert error.value.hint == f"pip install --force-reinstall {library.module.replace('_', '-')}"

@@ -128,7 +128,8 @@ def import_library(library: TensorRTLibrary) -> Any:
     except (ImportError, OSError) as error:
         raise RuntimeMissing(
             f"{library.title} {version} is installed but cannot be loaded: {' '.join(str(error).split())}",
-            hint=f"pip install --force-reinstall 'atlas-edge[{library.extra}]'",
+            # The extra is named as its library is; atlas-edge itself is on no index to be installed anew from.
+            hint=f"pip install --force-reinstall {library.extra}",
         ) from error
 
 
