@@ -249,11 +249,10 @@ class _Turns:
         options: SlideBenchOptions,
     ) -> None:
         self.encoder = encoder
-        self.streams = int(getattr(encoder, "streams", 1))
+        self.streams = encoder.capabilities.streams
         self._path, self._part, self._pixels, self._options = path, part, pixels, options
-        self._more_streams = None
-        if hasattr(encoder, "configure"):
-            self._more_streams = open_with(self.streams + 1)
+        configurable = encoder.capabilities.configure is not None
+        self._more_streams = open_with(self.streams + 1) if configurable else None
         self._rates: dict[str, list[float]] = {}
         self._stages: list[StageSeconds] = []
 

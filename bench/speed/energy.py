@@ -54,14 +54,8 @@ def find_counter(encoder: Encoder) -> EnergyCounter | None:
 
     None where it cannot be read: another device's joules would say nothing.
     """
-    gpu = gpu_of(encoder)
+    gpu = encoder.capabilities.gpu
     return RaplCounter.find() if gpu is None else NvmlCounter.find(gpu)
-
-
-def gpu_of(encoder: Encoder) -> int | None:
-    """CUDA's index of the GPU that an encoder runs on; None on the CPU."""
-    gpu: int | None = getattr(encoder, "gpu", None)
-    return gpu
 
 
 def measure_energies(

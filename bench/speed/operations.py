@@ -6,6 +6,7 @@ from typing import Any
 
 from atlas_edge.bundle import MANIFEST, read_manifest
 from atlas_edge.encoder import Encoder
+from atlas_edge.runtimes.torch import TorchEncoder
 from atlas_edge.spec import EncoderSpec, Target
 
 
@@ -25,7 +26,7 @@ def gop_per_tile(given: str, encoder: Encoder) -> float | None:
         if manifest.target not in (Target.OPENVINO, Target.ONNX):
             return None
         return _of_graph(folder / manifest.execution.model_file, encoder.spec)
-    return _of_module(getattr(encoder, "module", None), encoder.spec)
+    return _of_module(encoder.module, encoder.spec) if isinstance(encoder, TorchEncoder) else None
 
 
 def _of_graph(path: Path, spec: EncoderSpec) -> float | None:
@@ -53,8 +54,6 @@ def _operations(node: Any) -> float:
 
 
 def _of_module(module: Any, spec: EncoderSpec) -> float | None:
-    if module is None:
-        return None
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode

@@ -14,7 +14,7 @@ from atlas_edge.bench.progress import progress_bar
 from atlas_edge.bench.report.schema import Report
 from atlas_edge.bench.selftest.run import selftest_tiles
 from atlas_edge.bench.speed.cold_start import ColdStart, cold_start
-from atlas_edge.bench.speed.energy import Energy, find_counter, gpu_of, measure_energies
+from atlas_edge.bench.speed.energy import Energy, find_counter, measure_energies
 from atlas_edge.bench.speed.figures import SpeedReport
 from atlas_edge.bench.speed.layers import LayerTimes, layer_times
 from atlas_edge.bench.speed.operations import gop_per_tile
@@ -115,17 +115,17 @@ def _sweeps(opened: OpenedEncoders, options: SpeedOptions, screen: "Console") ->
     counts = sorted({1, *(2**power for power in range(1, 7) if 2**power <= most), most})
     found = {}
     for name, encoder in opened.encoders.items():
-        configurable = hasattr(encoder, "configure")
-        fixed = getattr(encoder, "fixed_batch", None)
-        batches = options.sweep_batches if fixed is None else (fixed,)
-        settings = settings_of(threads=counts, batches=batches, streams=configurable)
+        able = encoder.capabilities
+        batches = (able.batch,) if able.fixed_batch and able.batch else options.sweep_batches
+        settings = settings_of(threads=counts, batches=batches, streams=able.configure is not None)
         screen.print(f"sweeping {len(settings)} settings of {name}", style="dim", markup=False)
         given, spec = opened.facts[name].given, encoder.spec
 
         def open_setting(setting: Setting, given: str = given) -> Encoder:
             fresh = load_encoder(given, threads=setting.threads)
-            if hasattr(fresh, "configure"):
-                fresh.configure(batch=setting.batch, streams=setting.streams)
+            configure = fresh.capabilities.configure
+            if configure is not None:
+                configure(batch=setting.batch, streams=setting.streams)
             return fresh
 
         with progress_bar(screen) as progress:
@@ -158,7 +158,7 @@ def _energies(encoders: dict[str, Encoder], tiles: NDArray[np.uint8], screen: "C
 def _roofline(
     opened: OpenedEncoders, options: SpeedOptions, tiles: NDArray[np.uint8], screen: "Console"
 ) -> Roofline | None:
-    on_cpu = {name: encoder for name, encoder in opened.encoders.items() if gpu_of(encoder) is None}
+    on_cpu = {name: encoder for name, encoder in opened.encoders.items() if encoder.capabilities.gpu is None}
     left_out = ", ".join(name for name in opened.encoders if name not in on_cpu)
     if left_out:
         screen.print(f"the peaks are the processor's: no roofline of {left_out}", style="dim", markup=False)

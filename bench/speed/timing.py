@@ -112,10 +112,9 @@ def offline_batch(encoder: Encoder, batch: int) -> int:
 
     A graph with a fixed batch would otherwise compute padding, and a second stream would wait.
     """
-    graph = getattr(encoder, "batch", None) or getattr(encoder, "fixed_batch", None) or 1
-    streams = getattr(encoder, "streams", 1)
+    able = encoder.capabilities
     # Two batches a stream: while one is computed the next is queued, as when a slide is embedded.
-    unit = graph if streams == 1 else graph * 2 * streams
+    unit = (able.batch or 1) * (1 if able.streams == 1 else 2 * able.streams)
     return -(-batch // unit) * unit
 
 

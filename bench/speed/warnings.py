@@ -83,14 +83,10 @@ def _of_throttling(rounds: tuple[float, ...]) -> Iterable[str]:
 
 
 def _of_encoder(encoder: Encoder) -> Iterable[str]:
-    if getattr(encoder, "int8_in_float", False):
+    able = encoder.capabilities
+    yield from able.notes
+    if able.fixed_batch and able.batch != 1:
         yield (
-            "this processor has no exact 8-bit sums (no VNNI, no AMX), so its INT8 layers were computed in floating "
-            "point: right embeddings, not the speed of INT8; on such a processor, use --precision fp32"
-        )
-    fixed = getattr(encoder, "fixed_batch", None)
-    if fixed is not None and fixed > 1:
-        yield (
-            f"its graph takes {fixed} tiles at a time, so one tile costs as much as {fixed}: for latency, export it "
-            "without --batch"
+            f"its graph takes {able.batch} tiles at a time, so one tile costs as much as {able.batch}: for latency, "
+            "export it without --batch"
         )

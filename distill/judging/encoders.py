@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.bundle import MANIFEST, sha256_file
-from atlas_edge.encoder import Encoder
+from atlas_edge.encoder import Encoder, closed_error
 from atlas_edge.errors import UsageError
 from atlas_edge.models.load import load_encoder
 from atlas_edge.models.students import EMBEDDED
@@ -53,12 +53,15 @@ class StoredEncoder:
     """
 
     def __init__(self, encoder: Encoder, *, identity: str, folder: Path) -> None:
-        self.spec, self.runtime = encoder.spec, encoder.runtime
-        self._encoder, self._identity, self._folder = encoder, identity, folder
+        self.spec, self.runtime, self.capabilities = encoder.spec, encoder.runtime, encoder.capabilities
+        self._encoder: Encoder | None = encoder
+        self._identity, self._folder = identity, folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `Encoder.encode`."""
+        if self._encoder is None:
+            raise closed_error(self.spec)
         digest = hashlib.sha256(f"{self._identity}:{tiles.shape}".encode() + np.ascontiguousarray(tiles).tobytes())
         path = self._folder / f"{digest.hexdigest()}.npy"
         if path.is_file():
@@ -72,7 +75,9 @@ class StoredEncoder:
 
     def close(self) -> None:
         """See `Encoder.close`."""
-        self._encoder.close()
+        if self._encoder is not None:
+            self._encoder.close()
+            self._encoder = None
 
 
 def _untrained(name: str, threads: int | None) -> Encoder:

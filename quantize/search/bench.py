@@ -224,7 +224,7 @@ class PlanBench:
                 self._fitted = embed_tiles({"reference": self.reference}, self.fit)["reference"]
             count = len(self._expected) + (0 if self._fitted is None else len(self._fitted))
             self.say(f"reference: {count} tiles in full precision, {time.monotonic() - started:.0f} s")
-            self.reference.close()
+            self.reference.rest()
         return self._expected, self._fitted
 
     def _folder(self, plan: Plan) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.encoder import Encoder
+from atlas_edge.encoder import Capabilities, Encoder, closed_error
 from atlas_edge.spec import EncoderSpec
 
 _DIGEST_BYTES = 16
@@ -27,10 +27,12 @@ class RememberingEncoder:
         path: The file; it belongs to this encoder and no other.
     """
 
+    capabilities = Capabilities()
+
     def __init__(self, open_encoder: Callable[[], Encoder], spec: EncoderSpec, *, runtime: str, path: Path) -> None:
         self.spec = spec
         self.runtime = runtime
-        self._open = open_encoder
+        self._open: Callable[[], Encoder] | None = open_encoder
         self._encoder: Encoder | None = None
         self._path = path
         self._known: dict[bytes, NDArray[np.float32]] = {}
@@ -38,6 +40,8 @@ class RememberingEncoder:
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
+        if self._open is None:
+            raise closed_error(self.spec)
         keys = [hashlib.blake2b(tile.tobytes(), digest_size=_DIGEST_BYTES).digest() for tile in tiles]
         missing = [index for index, key in enumerate(keys) if key not in self._known]
         if missing:
@@ -52,11 +56,16 @@ class RememberingEncoder:
                 os.fsync(file.fileno())
         return np.stack([self._known[key] for key in keys])
 
-    def close(self) -> None:
-        """Close the encoder, if it was opened."""
+    def rest(self) -> None:
+        """Free the encoder until a tile comes that the file does not hold."""
         if self._encoder is not None:
             self._encoder.close()
             self._encoder = None
+
+    def close(self) -> None:
+        """See `Encoder.close`."""
+        self.rest()
+        self._open = None
 
     def _load(self) -> None:
         if not self._path.is_file():

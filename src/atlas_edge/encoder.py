@@ -1,6 +1,7 @@
 """The one protocol that every runtime implements."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -8,6 +9,35 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.spec import EncoderSpec
+
+
+class Configure(Protocol):
+    """Changes how an encoder runs, from its next call on."""
+
+    def __call__(self, *, batch: int | None = None, streams: int | None = None) -> None:
+        """Set tiles a call, and calls side by side; unchanged where None."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """How an encoder runs, and what can be changed of it.
+
+    Attributes:
+        gpu: CUDA's index of the GPU that computes; None on the processor.
+        batch: Tiles that it computes at a time, fewer are filled up; None where it takes them as they come.
+        fixed_batch: `batch` is the graph's own and cannot be changed.
+        streams: Calls that run side by side.
+        configure: Changes `batch` and `streams`; None where nothing can be changed.
+        notes: What must be read with its speed.
+    """
+
+    gpu: int | None = None
+    batch: int | None = None
+    fixed_batch: bool = False
+    streams: int = 1
+    configure: Configure | None = None
+    notes: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -21,6 +51,11 @@ class Encoder(Protocol):
 
     spec: EncoderSpec
     runtime: str
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """How it runs now."""
+        ...
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed a batch.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from atlas_edge.bench.machine import installed_versions, this_machine
 from atlas_edge.bench.speed.energy import NvmlCounter, RaplCounter, find_counter, measure_energies
 from atlas_edge.bench.speed.processor_load import ProcessorLoad
+from atlas_edge.encoder import Capabilities
 
 
 def test_this_machine_is_described() -> None:
@@ -55,7 +56,7 @@ class OnDevice:
     """An encoder of which only the device matters."""
 
     def __init__(self, gpu: int | None) -> None:
-        self.gpu = gpu
+        self.capabilities = Capabilities(gpu=gpu)
 
 
 class Nvml(ModuleType):

@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from atlas_edge.embed import EmbedConfig, embed_slide
+from atlas_edge.encoder import Capabilities
 from atlas_edge.errors import InputError
 from atlas_edge.slides import TileReader, open_slide
 from atlas_edge.slides.grid import plan_grid
@@ -40,6 +41,7 @@ class MeanEncoder:
     """Mean colour of each of 4 x 4 cells: an embedding that can be checked by hand."""
 
     runtime = "numpy"
+    capabilities = Capabilities()
     spec = EncoderSpec(
         name="mean",
         architecture="mean",

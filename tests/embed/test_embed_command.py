@@ -104,7 +104,9 @@ def test_one_worker_a_device(mean_bundle: Path, tmp_path: Path, run_command: Run
     assert not out.exists()
     # What every process of the command is told: that this runtime computes on a GPU.
     (tmp_path / "sitecustomize.py").write_text(
-        "from atlas_edge.runtimes.openvino import OpenVinoEncoder\nOpenVinoEncoder.gpu = 0\n"
+        "import dataclasses\nfrom atlas_edge.runtimes.openvino import OpenVinoEncoder as Encoder\n"
+        "own = Encoder.capabilities.fget\n"
+        "Encoder.capabilities = property(lambda self: dataclasses.replace(own(self), gpu=0))\n"
     )
     done = run_command("atlas-embed", *arguments, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT / "src")]))
     assert done.returncode == 0, done.stderr

@@ -40,7 +40,7 @@ def test_in_float_an_int8_model_computes_the_same_and_says_so(monkeypatch: pytes
     monkeypatch.setattr(runtime, "int8_properties", lambda: {"LP_TRANSFORMS_MODE": False})
     encoder = encoder_of_extremes()
     assert "i8" not in {node.get_element_type().get_type_name() for node in encoder._model.get_ops() if node.outputs()}
-    assert encoder.int8_in_float and encoder.runtime.endswith("+ int8 computed in float")
+    assert encoder.runtime.endswith("+ int8 computed in float")
     np.testing.assert_allclose(encoder.encode(np.full((1, SIDE, SIDE, 3), 255, np.uint8)), TERMS * 255, rtol=1e-6)
     assert any("use --precision fp32" in text for text in _of_encoder(encoder))
 

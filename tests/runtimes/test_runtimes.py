@@ -3,7 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,15 @@ from test_tensorrt_runtime import encoder as tensorrt_encoder
 pytest.importorskip("torch")
 
 from atlas_edge import open_bundle
-from atlas_edge.encoder import Encoder
+from atlas_edge.encoder import Capabilities, Encoder
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.models import graph
 from atlas_edge.models.graph import export_onnx, largest_difference
 from atlas_edge.models.load import LoadedModel, load_model
 from atlas_edge.runtimes.onnxruntime import OnnxEncoder
-from atlas_edge.runtimes.openvino import OpenVinoEncoder
+from atlas_edge.runtimes.openvino import DEFAULT_BATCH, OpenVinoEncoder
 from atlas_edge.runtimes.torch import TorchEncoder
+from atlas_edge.system.hardware import usable_cores
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,26 @@ def test_refuses_other_shapes(encoder: Encoder, change: tuple[int, ...]) -> None
     for wrong in (shape, shape[1:]):
         with pytest.raises(InputError, match=rf"expected \(B, {side}, {side}, 3\) uint8"):
             encoder.encode(np.zeros(wrong, dtype=np.uint8))
+
+
+def test_says_how_it_runs(runtime: str, encoder: Encoder) -> None:
+    able = encoder.capabilities
+    expected = {
+        "onnx, batch 4": Capabilities(batch=4, fixed_batch=True),
+        "tensorrt, stand-in": Capabilities(gpu=0),
+        "openvino, batch 4": replace(able, batch=4, streams=usable_cores()),
+        "openvino, two streams": replace(able, batch=4, streams=2),
+        "openvino, one thread": replace(able, batch=DEFAULT_BATCH, streams=1),
+    }
+    assert able == expected.get(runtime, able if "openvino" in runtime else Capabilities())
+    assert (able.configure is not None) == ("openvino" in runtime)
+    if able.configure is not None:
+        able.configure(batch=2, streams=3)
+        assert encoder.capabilities == replace(able, batch=2, streams=3)
+        able.configure(streams=1)
+        assert encoder.capabilities == replace(able, batch=2, streams=1)
+    encoder.close()
+    assert encoder.capabilities.gpu == able.gpu  # what is said of a closed one
 
 
 def test_a_closed_encoder_says_so(encoder: Encoder) -> None:

@@ -289,7 +289,7 @@ def _plan_of(
         "encoder": encoder.spec.model_dump(mode="json"),
         "runtime": encoder.runtime,
         "bundle": bundle_sha256,
-        "batch": [config.batch, getattr(encoder, "batch", None), getattr(encoder, "streams", 1)],
+        "batch": [config.batch, encoder.capabilities.batch, encoder.capabilities.streams],
         "coords": hashlib.sha256(grid.coords.tobytes()).hexdigest(),
         "grid": [grid.level, grid.scale_x, grid.scale_y],
     }

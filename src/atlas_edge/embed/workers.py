@@ -44,11 +44,11 @@ def open_encoder(bundle: str, *, batch: int, streams: int | None = None) -> tupl
         UsageError: `streams` for a runtime without them.
     """
     encoder = load_encoder(bundle)
-    configure = getattr(encoder, "configure", None)
-    if configure is not None:
+    able = encoder.capabilities
+    if able.configure is not None:
         # Two calls of one thread each wait less for one another, and for the decoder, than one call of two threads.
-        fills = max(batch // int(getattr(encoder, "batch", batch)), 1)
-        configure(streams=streams or min(usable_cores(), fills))
+        fills = max(batch // (able.batch or batch), 1)
+        able.configure(streams=streams or min(usable_cores(), fills))
     elif streams is not None:
         raise UsageError(f"--streams {streams}: {encoder.runtime} has no streams", hint="leave --streams out")
     return encoder, bundle_hash(bundle)
@@ -150,7 +150,7 @@ def _work(
     os.environ["CUDA_VISIBLE_DEVICES"] = device
     try:
         encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams)
-        if getattr(encoder, "gpu", None) is None:
+        if encoder.capabilities.gpu is None:
             raise UsageError(
                 f"--devices {device}: {bundle} runs on the processor here ({encoder.runtime})",
                 hint="leave --devices out, one process uses all cores; a TensorRT bundle takes CUDA devices, and an "

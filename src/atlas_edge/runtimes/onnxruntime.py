@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.encoder import check_graph, check_tiles, closed_error
+from atlas_edge.encoder import Capabilities, check_graph, check_tiles, closed_error
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import encode_in_pieces
@@ -26,9 +26,6 @@ class OnnxEncoder:
         spec: Shape and preprocessing.
         threads: Intra-op threads; one a physical core when None.
         precision: For `runtime` only: what the graph computes in.
-
-    Attributes:
-        fixed_batch: Tiles that the graph takes at a time, fewer are filled up; None where it takes any number.
 
     Raises:
         RuntimeMissing: ONNX Runtime is not installed.
@@ -61,9 +58,12 @@ class OnnxEncoder:
         check_graph(path.name, spec, [port.shape for port in graph_inputs], [port.shape for port in graph_outputs])
         self._input = graph_inputs[0].name
         batch = graph_inputs[0].shape[0]
-        self.fixed_batch = batch if isinstance(batch, int) else None
         provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")
-        self.gpu = 0 if provider == "CUDA" else None
+        self.capabilities = Capabilities(
+            gpu=0 if provider == "CUDA" else None,
+            batch=batch if isinstance(batch, int) else None,
+            fixed_batch=isinstance(batch, int),
+        )
         parts = [f"ONNX Runtime {onnxruntime.__version__}", provider]
         self.runtime = " ".join(parts + ([precision] if precision else []))
 
@@ -90,10 +90,8 @@ class OnnxEncoder:
                 ) from error
             return result
 
-        piece = self.fixed_batch or _PIECE
-        return encode_in_pieces(
-            tiles, infer, piece=piece, embed_dim=self.spec.embed_dim, fixed=self.fixed_batch is not None
-        )
+        piece, fixed = self.capabilities.batch or _PIECE, self.capabilities.fixed_batch
+        return encode_in_pieces(tiles, infer, piece=piece, embed_dim=self.spec.embed_dim, fixed=fixed)
 
     def close(self) -> None:
         """See `Encoder.close`. ONNX Runtime frees a session with the last call that uses it."""

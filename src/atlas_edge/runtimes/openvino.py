@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.encoder import check_graph, check_tiles, closed_error
+from atlas_edge.encoder import Capabilities, check_graph, check_tiles, closed_error
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import encode_in_pieces, pieces
@@ -19,6 +19,10 @@ InferencePrecision = Literal["f32", "f16", "bf16"]
 
 # With one stream a core, four tiles of a ViT-S are enough to fill it, and their activations stay in its cache.
 DEFAULT_BATCH = 4
+_IN_FLOAT = (
+    "this processor has no exact 8-bit sums (no VNNI, no AMX), so its INT8 layers were computed in floating point: "
+    "right embeddings, not the speed of INT8; on such a processor, use --precision fp32"
+)
 
 
 class OpenVinoEncoder:
@@ -27,10 +31,6 @@ class OpenVinoEncoder:
     OpenVINO runs a static batch faster than a dynamic one, so the model is compiled once for `batch` and once for a
     single tile, each at first use; other numbers of tiles are cut or filled up to these two. Threads may share it:
     they take turns, and `close` waits for the call that is under way.
-
-    Attributes:
-        int8_in_float: Whether the model is an INT8 one and computed in floating point, because 8-bit sums saturate in
-            OpenVINO on this processor: same embeddings, without the speed.
 
     Args:
         model: File (`.xml` or `.onnx`), or a model in memory.
@@ -82,12 +82,12 @@ class OpenVinoEncoder:
         self._model: Any = _read(self._core, model) if isinstance(model, str | Path) else model.clone()
         check_graph("the model", spec, _shapes(self._model.inputs), _shapes(self._model.outputs))
         self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]} CPU {self.inference_precision}"
-        self.int8_in_float = False
+        self._notes: tuple[str, ...] = ()
         if any(node.get_type_name() == "FakeQuantize" for node in self._model.get_ops()):
             changed = int8_properties()
             self._properties |= changed
-            self.int8_in_float = bool(changed)
             if changed:
+                self._notes = (_IN_FLOAT,)
                 self._model = with_float_weights(self._model)
             self.runtime += " + int8 computed in float" if changed else " + int8"
         self._lock = threading.Lock()
@@ -107,6 +107,11 @@ class OpenVinoEncoder:
             batch=manifest.execution.batch,
             cache_dir=cache_dir,
         )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See `Encoder.capabilities`."""
+        return Capabilities(batch=self.batch, streams=self.streams, configure=self.configure, notes=self._notes)
 
     def configure(self, *, batch: int | None = None, streams: int | None = None) -> None:
         """Change how many tiles a call takes and how many calls run side by side; compiled again at the next use.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.encoder import check_graph, check_tiles, closed_error
+from atlas_edge.encoder import Capabilities, check_graph, check_tiles, closed_error
 from atlas_edge.errors import RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.cuda import Cuda, DeviceFault
@@ -44,7 +44,7 @@ class TensorRTEncoder:
         self.runtime = runtime
         self._engine: TensorRTEngine | None = engine
         self._cuda = cuda
-        self.gpu = cuda.index
+        self.capabilities = Capabilities(gpu=cuda.index)
         self._smallest, self._optimum, self._largest = engine.batch_profile()
         self._own_graphs = own_graphs and self._smallest == self._largest
         self._lanes: list[_Lane] = []

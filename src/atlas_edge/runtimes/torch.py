@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.encoder import check_tiles, closed_error
+from atlas_edge.encoder import Capabilities, check_tiles, closed_error
 from atlas_edge.runtimes.batching import encode_in_pieces
 from atlas_edge.spec import EncoderSpec
 
@@ -35,7 +35,7 @@ class TorchEncoder:
         self._set_threads()
         self.spec = spec
         self.device = torch.device(device)
-        self.gpu = None if self.device.type == "cpu" else self.device.index or 0
+        self.capabilities = Capabilities(gpu=None if self.device.type == "cpu" else self.device.index or 0)
         self.module: nn.Module | None = module.eval().to(self.device)
         self.runtime = f"PyTorch {torch.__version__.partition('+')[0]} eager f32, {torch.get_num_threads()} threads"
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.accuracy.measure import AccuracyOptions, AccuracyReport, accuracy_report
 from atlas_edge.bench.accuracy.tileset import TileSet
+from atlas_edge.encoder import Capabilities
 from atlas_edge.errors import InputError
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.tiles import TileRecord, TileSource
@@ -57,6 +58,7 @@ class Projection:
     width: int = 16
     runtime: str = "numpy"
     calls: int = field(default=0)
+    capabilities = Capabilities()
 
     @property
     def spec(self) -> EncoderSpec:

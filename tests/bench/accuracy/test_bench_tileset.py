@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.accuracy.plism import Scan
 from atlas_edge.bench.accuracy.tileset import TileSet, embed_tiles, pick_tiles
+from atlas_edge.encoder import Capabilities
 from atlas_edge.errors import InputError
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.tiles import TileRecord, TileSource
@@ -39,6 +40,7 @@ class Mean:
     """Embeds a tile as its mean, and counts."""
 
     runtime = "mean"
+    capabilities = Capabilities()
 
     def __init__(self, tile_px: int = 4) -> None:
         self.spec = EncoderSpec(

@@ -9,7 +9,7 @@ from atlas_edge.bench.interval import Interval
 from atlas_edge.bench.selftest import run as under_test
 from atlas_edge.bench.selftest.run import SELFTEST_FILE, run_selftest, selftest_markdown, selftest_tiles, write_selftest
 from atlas_edge.bundle import write_manifest
-from atlas_edge.encoder import Encoder
+from atlas_edge.encoder import Capabilities, Encoder
 from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing
 from atlas_edge.manifest import Execution, Manifest
 from atlas_edge.models.graph import export_onnx
@@ -77,6 +77,8 @@ def test_an_openvino_bundle_passes(model: LoadedModel, graph: Path, tmp_path: Pa
 
 class Distorted:
     """An encoder that is off by a fixed vector."""
+
+    capabilities = Capabilities()
 
     def __init__(self, encoder: Encoder, amount: float) -> None:
         self.spec, self.runtime, self._encoder, self._amount = encoder.spec, "distorted", encoder, amount

@@ -11,6 +11,7 @@ from atlas_edge.bench.speed.layers import GROUPS, Layer, group_layers, layer_tim
 from atlas_edge.bench.speed.operations import gop_per_tile
 from atlas_edge.bench.speed.roofline import gemm_model, roofline
 from atlas_edge.bench.speed.run import SpeedOptions, _roofline
+from atlas_edge.encoder import Capabilities
 from atlas_edge.errors import InputError
 from atlas_edge.models.load import load_encoder
 from atlas_edge.spec import EncoderSpec
@@ -110,7 +111,7 @@ def test_a_fraction_is_what_was_reached_over_the_peak(tiny_model: Path) -> None:
 
 def test_a_processor_s_peak_is_no_gpu_s_roofline(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encoder = load_encoder(str(tiny_model))
-    encoder.gpu = 0  # type: ignore[attr-defined]
+    encoder.capabilities = Capabilities(gpu=0)  # type: ignore[misc]
     opened = OpenedEncoders(encoders={"on a card": encoder}, facts={}, reference=None)
     found = _roofline(opened, SpeedOptions(), np.zeros((8, 32, 32, 3), np.uint8), Console(stderr=True))
     assert found is None and "no roofline of on a card" in capsys.readouterr().err

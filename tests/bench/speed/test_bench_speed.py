@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.interval import geometric_mean_interval
 from atlas_edge.bench.speed.timing import _turns, paired_speed
+from atlas_edge.encoder import Capabilities
 from atlas_edge.errors import UsageError
 from atlas_edge.spec import EncoderSpec
 
@@ -16,6 +17,7 @@ class SlowEncoder:
     """Sleeps a fixed time a tile: its true speed is known."""
 
     runtime = "sleep"
+    capabilities = Capabilities()
     spec = EncoderSpec(
         name="slow", architecture="none", embed_dim=2, tile_px=4, mean=(0, 0, 0), std=(1, 1, 1), pooling="cls"
     )

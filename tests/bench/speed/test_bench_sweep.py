@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from atlas_edge.bench.speed.sweep import Setting, Sweep, SweepPoint, settings_of, sweep
+from atlas_edge.encoder import Capabilities
 from atlas_edge.errors import UsageError
 from atlas_edge.spec import EncoderSpec
 
@@ -21,11 +22,11 @@ class Sleeper:
     open = 0
 
     def __init__(self, setting: Setting) -> None:
-        self.setting, self.batch = setting, setting.batch
+        self.setting, self.capabilities = setting, Capabilities(batch=setting.batch)
         Sleeper.open += 1
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        calls = -(-len(tiles) // self.batch)
+        calls = -(-len(tiles) // self.setting.batch)
         time.sleep((0.004 * calls + 0.001 * len(tiles)) / self.setting.threads)
         return np.zeros((len(tiles), 1), np.float32)
 

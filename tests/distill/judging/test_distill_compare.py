@@ -11,13 +11,17 @@ from atlas_edge.cli import run_app
 from atlas_edge.distill.cli import app
 from atlas_edge.distill.judging.compare import compare
 from atlas_edge.distill.judging.encoders import StoredEncoder, open_judged
+from atlas_edge.encoder import Capabilities
+from atlas_edge.errors import RuntimeMissing
 
 
 class Colour:
     """Sees the mean colour; with `noise`, hardly."""
 
+    capabilities = Capabilities()
+
     def __init__(self, noise: float = 0.0, seed: int = 0) -> None:
-        self.spec = SimpleNamespace(tile_px=32, embed_dim=8)
+        self.spec = SimpleNamespace(name="colour", tile_px=32, embed_dim=8)
         self.runtime = "fake"
         self.calls = 0
         self._noise, self._random = noise, np.random.default_rng(seed)
@@ -56,6 +60,10 @@ def test_kept_embeddings_are_not_computed_again(tmp_path: Path) -> None:
     kept.encode(255 - pixels)
     StoredEncoder(inner, identity="b", folder=tmp_path).encode(pixels)
     assert inner.calls == 3
+    kept.close()
+    kept.close()
+    with pytest.raises(RuntimeMissing, match="the encoder is closed"):
+        kept.encode(pixels)
 
 
 def test_kept_embeddings_are_of_the_same_preparation_of_tiles(tiny_model: Path, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.bench.judge.budgets import Budget
 from atlas_edge.bench.judge.gate import Verdict
-from atlas_edge.errors import InputError
+from atlas_edge.encoder import Capabilities
+from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.models.load import load_encoder
 from atlas_edge.quantize.plan import Plan, load_plan
 from atlas_edge.quantize.recipe import Recipe
@@ -46,6 +47,7 @@ class CountingEncoder:
 
     spec = SPEC
     runtime = "counting"
+    capabilities = Capabilities()
 
     def __init__(self) -> None:
         self.tiles = 0
@@ -91,8 +93,15 @@ def test_a_tile_is_embedded_once_even_across_runs(tmp_path: Path) -> None:
     again = remembering()
     np.testing.assert_array_equal(again.encode(tiles[::-1])[2:], first[::-1])
     assert counting.tiles == 6
-    assert remembering().encode(tiles).shape == (6, 3)
+    last = remembering()
+    assert last.encode(tiles).shape == (6, 3)
     assert counting.tiles == 6
+    last.rest()
+    assert last.encode(255 - tiles).shape == (6, 3)
+    last.close()
+    last.close()
+    with pytest.raises(RuntimeMissing, match="the encoder is closed"):
+        last.encode(tiles)
 
 
 def test_a_journal_survives_and_another_context_drops_it(tmp_path: Path) -> None:

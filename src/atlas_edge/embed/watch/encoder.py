@@ -1,11 +1,9 @@
 """Whose fault it was: an encoder that is broken, or a slide that it cannot embed."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.encoder import Encoder
+from atlas_edge.encoder import Capabilities, Encoder
 
 
 class WatchedEncoder:
@@ -24,8 +22,10 @@ class WatchedEncoder:
         self.raised: Exception | None = None
         self._encoder, self._batch = encoder, batch
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._encoder, name)
+    @property
+    def capabilities(self) -> Capabilities:
+        """See `Encoder.capabilities`."""
+        return self._encoder.capabilities
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
