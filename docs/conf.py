@@ -24,6 +24,9 @@ myst_links_external_new_tab = True
 
 html_theme = "furo"
 html_title = f"atlas-edge {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
 html_show_sourcelink = False
 html_copy_source = False
 
