@@ -9,7 +9,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ import numpy as np
 from atlas_edge.errors import AtlasError
 
 MOST_SECONDS = 20
+_MOST_WALL_SECONDS = 6 * MOST_SECONDS  # other processes may have the processor
 
 _ODD_VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 1, 3, 2**31, 2**63, 1e308, float("nan"), 0.3, "", "x", "0.5", "x" * 10_000, "../../etc/passwd",
@@ -103,7 +103,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Exit code, `traceback`, `hang` or `signal N`, and what it took."""
+    """Exit code, `traceback`, `hang` or `signal N`, and what it took; `seconds` are the processor's."""
 
     result: str
     seconds: float
@@ -196,12 +196,10 @@ _IN_MEANING = {".json": _odd_json, ".csv": _odd_csv, ".ini": _odd_ini, ".vms": _
 
 def _in_child(use: Callable[[Path], int], folder: Path, limits: Limits) -> Outcome:
     with tempfile.TemporaryFile() as said:
-        begun = time.monotonic()
         process = os.fork()
         if process == 0:
             _become(use, folder, said.fileno(), limits.address_mib)
         _, status, used = os.wait4(process, 0)
-        seconds = time.monotonic() - begun
         said.seek(0)
         before, _, text = said.read().decode(errors="replace").partition("\n")
     if os.WIFSIGNALED(status):
@@ -210,7 +208,7 @@ def _in_child(use: Callable[[Path], int], folder: Path, limits: Limits) -> Outco
     else:
         code = os.WEXITSTATUS(status)
         result = "traceback" if code == 1 else str(code)
-    return Outcome(result, seconds, used.ru_maxrss / 1024 - float(before), text)
+    return Outcome(result, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024 - float(before), text)
 
 
 def _become(use: Callable[[Path], int], folder: Path, said: int, address_mib: int) -> None:
@@ -218,7 +216,7 @@ def _become(use: Callable[[Path], int], folder: Path, said: int, address_mib: in
     os.dup2(said, 2)
     pages, resident = (int(found) for found in Path("/proc/self/statm").read_text().split()[:2])
     print(resident * resource.getpagesize() / 2**20, flush=True)
-    signal.alarm(MOST_SECONDS)
+    signal.alarm(_MOST_WALL_SECONDS)
     limit = pages * resource.getpagesize() + address_mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     code = 1

@@ -3,8 +3,8 @@
     python tests/slides/fuzz_slides.py --count 1000 --seed 0 [--kinds NDPI DICOM] [--keep FOLDER]
 
 Every slide must be read, or refused in one line with exit code 4 or 5: no traceback, no crash, nothing printed by a
-library, at most 20 s and 4 GiB. Exit 1 where one was not; `--keep` then holds those slides. The real slides below
-`../shared/data/wsi` are tried, too, where they are there. POSIX only.
+library, at most 20 s of the processor and 4 GiB. Exit 1 where one was not; `--keep` then holds those slides. The real
+slides below `../shared/data/wsi` are tried, too, where they are there. POSIX only.
 """
 
 import functools

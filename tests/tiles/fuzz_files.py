@@ -2,8 +2,8 @@
 
     python tests/tiles/fuzz_files.py --count 1000 --seed 0 [--kinds parquet config.json] [--keep FOLDER]
 
-Every file must be read, or refused with an exit code that says why (2, 4, 5): no traceback, no crash, at most 20 s and
-1 GiB. Exit 1 where one was not; `--keep` then holds those files. POSIX only.
+Every file must be read, or refused with an exit code that says why (2, 4, 5): no traceback, no crash, at most 20 s of
+the processor and 1 GiB. Exit 1 where one was not; `--keep` then holds those files. POSIX only.
 """
 
 import csv
