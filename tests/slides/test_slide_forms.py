@@ -1,6 +1,7 @@
 """Each form of slide is read as it was written, and one that would end OpenSlide is refused instead."""
 
 import os
+import struct
 import subprocess
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def test_a_slide_that_would_end_the_process_is_refused(tmp_path: Path, run_comma
     )
     assert done.returncode == 5, done.stderr
     assert "a.mrxs is damaged: what it says of itself ends OpenSlide" in done.stderr
+
+
+def test_tiles_that_say_they_lie_far_off_are_not_waited_for(tmp_path: Path) -> None:
+    path = write_mrxs(tmp_path / "a.mrxs")
+    pixels = path.with_suffix("") / "Data0000.dat"
+    data = bytearray(pixels.read_bytes())
+    data[1:9] = struct.pack("<2i", 2**30, 2**30)  # where the first camera position lies
+    pixels.write_bytes(data)
+    with pytest.raises(InputError, match="keeps it busy"):
+        probe.probe(path)
 
 
 def test_only_what_the_slide_did_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
