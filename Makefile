@@ -18,6 +18,7 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32
+	$(BIN)/mypy tools
 	$(BIN)/lint-imports
 
 # The pages and the Python interface as a site, on this machine only.

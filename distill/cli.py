@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from atlas_edge.cli import console, make_app, print_json, require_module, run_app, set_verbosity
-from atlas_edge.distill.commands.judging import compare, evaluate, throughput
+from atlas_edge.distill.commands.judging import compare, evaluate
 from atlas_edge.distill.options import AugmentationName, Many, train_config
 from atlas_edge.distill.reporting.display import Display
 from atlas_edge.errors import UsageError
@@ -281,7 +281,6 @@ def fit(
 
 app.command(evaluate)
 app.command(compare)
-app.command(throughput)
 
 
 def main() -> None:

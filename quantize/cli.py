@@ -5,7 +5,7 @@ from typing import Literal
 
 from atlas_edge.cli import console, make_app, print_json, run_app, set_verbosity
 from atlas_edge.options import Flag, Json, Quiet, Verbose
-from atlas_edge.quantize.commands.measuring import TileFit, search, table
+from atlas_edge.quantize.commands.measuring import TileFit, search
 
 HELP = """Choose calibration tiles and quantization recipes, and find the cheapest precision that keeps the accuracy.
 
@@ -194,7 +194,6 @@ def sensitivity(
 
 
 app.command(search)
-app.command(table)
 
 
 @app.command

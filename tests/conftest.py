@@ -58,14 +58,26 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Our wheel, built from a copy of the tree: a build writes beside the sources, and other tests run meanwhile."""
-    scratch = tmp_path_factory.mktemp("wheel")
+def linkless_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources as a ZIP or a Windows clone has them: symbolic links are files that hold the target's name."""
+    tree = tmp_path_factory.mktemp("linkless") / "tree"
     kept_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "bundles", "dist", "reports", "tests")
-    shutil.copytree(ROOT, scratch / "tree", symlinks=True, ignore=kept_out)
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", scratch, scratch / "tree"]
+    shutil.copytree(ROOT, tree, symlinks=True, ignore=kept_out)
+    links = [path for path in tree.rglob("*") if path.is_symlink()]
+    for link in links:
+        target = str(link.readlink())
+        link.unlink()
+        link.write_text(target)
+    return tree
+
+
+@pytest.fixture(scope="session")
+def wheel(linkless_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our wheel, made of an sdist that was made without symbolic links."""
+    out = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, linkless_tree]
     subprocess.run(build, check=True, capture_output=True)
-    return next(scratch.glob("*.whl"))
+    return next(out.glob("*.whl"))
 
 
 @pytest.fixture

@@ -1,9 +1,15 @@
 """The wheel, its files, and who may import whom."""
 
+import os
+import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
+
+import pytest
 
 from support import ROOT
 
@@ -25,8 +31,33 @@ def test_wheel_holds_the_tree(wheel: Path) -> None:
 
 
 def test_stages_are_links_into_the_package() -> None:
+    """For type checkers and editors; no install needs them."""
     for name in STAGES:
         assert (ROOT / "src" / "atlas_edge" / name).resolve() == ROOT / name
+
+
+def test_an_editable_install_needs_no_links(linkless_tree: Path, tmp_path: Path) -> None:
+    tree = shutil.copytree(linkless_tree, tmp_path / "tree")
+    venv.create(tmp_path / "venv", with_pip=False)
+    scripts = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    # The packages of this environment, but not its own installation of ours, which is a .pth file.
+    environ = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}
+    install = [scripts / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", tree]
+    subprocess.run(install, check=True, capture_output=True, env=environ)
+    for stage in (*STAGES, "embed"):
+        done = subprocess.run([scripts / f"atlas-{stage}", "--help"], capture_output=True, text=True, env=environ)
+        assert done.returncode == 0 and f"atlas-{stage}" in done.stdout, done.stderr
+    where = "import atlas_edge.bench.report.html as one; print(one.__file__)"
+    done = subprocess.run([scripts / "python", "-c", where], capture_output=True, text=True, env=environ)
+    assert Path(done.stdout.strip()) == tree / "bench" / "report" / "html.py", done.stderr
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_build_without_a_stage_fails(linkless_tree: Path, tmp_path: Path, stage: str) -> None:
+    tree = shutil.copytree(linkless_tree, tmp_path / "tree")
+    shutil.rmtree(tree / stage)
+    done = subprocess.run([sys.executable, "setup.py", "--version"], cwd=tree, capture_output=True, text=True)
+    assert done.returncode == 1 and "is missing: this copy of the sources is not whole" in done.stderr
 
 
 def test_dependencies_point_one_way() -> None:

@@ -28,6 +28,8 @@ SCAN_S_A_MM2 = 156 / 15**2
 """A fast scanner: 156 s for 15 x 15 mm (NanoZoomer S360; Genis et al. 2021)."""
 
 _PAUSE_S = 0.05
+# Prepares another program on the tiles of a grid; what it returns runs it once and gives its tiles per second.
+Rival = Callable[[Path, TileGrid], Callable[[], float]]
 _STAGES = ("read", "decode", "resample", "inference", "write")
 
 
@@ -44,7 +46,6 @@ class SlideBenchOptions:
         mpp: µm per pixel of a slide that does not say it.
         tile_mpp: µm per pixel of tiles; the encoder's own when None.
         scanner_s: Seconds that the scanner takes for a slide; by its area when None.
-        script_model: timm folder for the obvious script; left out when None.
     """
 
     tiles: int = 256
@@ -55,7 +56,6 @@ class SlideBenchOptions:
     mpp: float | None = None
     tile_mpp: float | None = None
     scanner_s: float | None = None
-    script_model: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class BundleOnSlide:
         bottleneck: The stage that holds the rest up.
         one_more_thread: End to end with one more decode thread, over end to end.
         one_more_stream: The same with one more stream; None for a runtime without streams.
-        over_script: End to end over the obvious script; None where it was not run.
+        over_rival: End to end over the rival; None where there was none.
         turnaround_s: Opening and finding tissue, and all tiles at the end-to-end rate; copying the journal into the
             file of features is not in it.
         keeps_up: Whether that is within the scanner's time.
@@ -90,7 +90,7 @@ class BundleOnSlide:
     bottleneck: str
     one_more_thread: Interval
     one_more_stream: Interval | None
-    over_script: Interval | None
+    over_rival: Interval | None
     turnaround_s: float
     keeps_up: bool
     rounds_tiles_per_s: dict[str, tuple[float, ...]]
@@ -109,7 +109,7 @@ class SlideBench:
         level: Level that was read.
         setup_s: Opening it and finding tissue.
         scanner_s: What the scanner takes for it.
-        script_tiles_per_s: The obvious script's mean rate; None where it was not run.
+        rival_tiles_per_s: The rival's mean rate; None where there was none.
         bundles: By name.
         notes: What the figures hold and do not hold.
     """
@@ -122,13 +122,15 @@ class SlideBench:
     level: int
     setup_s: float
     scanner_s: float
-    script_tiles_per_s: float | None
+    rival_tiles_per_s: float | None
     bundles: dict[str, BundleOnSlide]
     notes: tuple[str, ...]
 
 
-def bench_slide(path: Path, bundles: list[str], options: SlideBenchOptions) -> SlideBench:
-    """Measure bundles on a slide, all taking turns in one run.
+def bench_slide(
+    path: Path, bundles: list[str], options: SlideBenchOptions, *, rival: Rival | None = None
+) -> SlideBench:
+    """Measure bundles on a slide, all taking turns in one run, with another program where one is given.
 
     Raises:
         UsageError: No bundle, too few rounds, or bundles that want different tiles.
@@ -139,10 +141,12 @@ def bench_slide(path: Path, bundles: list[str], options: SlideBenchOptions) -> S
             "nothing to compare: one --bundle and --rounds 2 at least", hint="see atlas-bench slide --help"
         )
     with ExitStack() as opened:
-        return _bench(opened, path, bundles, options)
+        return _bench(opened, path, bundles, options, rival)
 
 
-def _bench(opened: ExitStack, path: Path, bundles: list[str], options: SlideBenchOptions) -> SlideBench:
+def _bench(
+    opened: ExitStack, path: Path, bundles: list[str], options: SlideBenchOptions, rival: Rival | None
+) -> SlideBench:
     def open_one(name: str, streams: int | None) -> Encoder:
         encoder = open_encoder(name, batch=options.batch, streams=streams)[0]
         opened.callback(encoder.close)
@@ -165,8 +169,7 @@ def _bench(opened: ExitStack, path: Path, bundles: list[str], options: SlideBenc
         name: _Turns(encoder, partial(open_one, name), path, part, pixels, options)
         for name, encoder in encoders.items()
     }
-    script = _script(options, path, part)
-    script_rates = _take_turns(turns, script, options.rounds)
+    rival_rates = _take_turns(turns, None if rival is None else rival(path, part), options.rounds)
     return SlideBench(
         slide=str(path),
         vendor=vendor,
@@ -176,9 +179,9 @@ def _bench(opened: ExitStack, path: Path, bundles: list[str], options: SlideBenc
         level=grid.level,
         setup_s=setup_s,
         scanner_s=scanner_s,
-        script_tiles_per_s=float(np.mean(script_rates)) if script_rates else None,
+        rival_tiles_per_s=float(np.mean(rival_rates)) if rival_rates else None,
         bundles={
-            name: turn.summary(script_rates, tiles=len(grid.coords), setup_s=setup_s, scanner_s=scanner_s)
+            name: turn.summary(rival_rates, tiles=len(grid.coords), setup_s=setup_s, scanner_s=scanner_s)
             for name, turn in turns.items()
         },
         notes=_notes(options, len(part.coords), len(grid.coords)),
@@ -209,21 +212,13 @@ def _middle(grid: TileGrid, tiles: int) -> TileGrid:
     return dataclasses.replace(grid, coords=grid.coords[first : first + tiles])
 
 
-def _script(options: SlideBenchOptions, path: Path, part: TileGrid) -> Callable[[], float] | None:
-    if options.script_model is None:
-        return None
-    from atlas_edge.bench.slides.obvious_script import obvious_script
-
-    return obvious_script(options.script_model, path, part)
-
-
-def _take_turns(turns: dict[str, "_Turns"], script: Callable[[], float] | None, rounds: int) -> list[float]:
-    """One discarded turn of everything, then the rounds, in an order that rotates; returns the script's rates."""
+def _take_turns(turns: dict[str, "_Turns"], rival: Callable[[], float] | None, rounds: int) -> list[float]:
+    """One discarded turn of everything, then the rounds, in an order that rotates; returns the rival's rates."""
     rates: list[float] = []
     for number in range(-1, rounds):
         calls = [call for turn in turns.values() for call in turn.calls()]
-        if script is not None:
-            calls.append(lambda: rates.append(script()))
+        if rival is not None:
+            calls.append(lambda: rates.append(rival()))
         shift = max(number, 0) % len(calls)
         for call in calls[shift:] + calls[:shift]:
             # Threads of the one before may still spin.
@@ -274,7 +269,7 @@ class _Turns:
         self._rates.clear()
         self._stages.clear()
 
-    def summary(self, script_rates: list[float], *, tiles: int, setup_s: float, scanner_s: float) -> BundleOnSlide:
+    def summary(self, rival_rates: list[float], *, tiles: int, setup_s: float, scanner_s: float) -> BundleOnSlide:
         """The figures."""
         rates = {name: np.array(values) for name, values in self._rates.items()}
         end_to_end = rates["end to end"]
@@ -294,7 +289,7 @@ class _Turns:
             bottleneck=_bottleneck(capacity),
             one_more_thread=geometric_mean_interval(rates["one more thread"] / end_to_end),
             one_more_stream=None if more_streams is None else geometric_mean_interval(more_streams / end_to_end),
-            over_script=geometric_mean_interval(end_to_end / np.array(script_rates)) if script_rates else None,
+            over_rival=geometric_mean_interval(end_to_end / np.array(rival_rates)) if rival_rates else None,
             turnaround_s=turnaround_s,
             keeps_up=turnaround_s <= scanner_s,
             rounds_tiles_per_s={name: tuple(round(float(v), 3) for v in values) for name, values in rates.items()},

@@ -1,14 +1,14 @@
-"""`atlas-distill evaluate`, `compare` and `throughput`: what a student is worth, and how fast it trains."""
+"""`atlas-distill evaluate` and `compare`: what a student is worth."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from atlas_edge.cli import console, print_json, require_module, set_verbosity
-from atlas_edge.distill.options import Many, train_config
-from atlas_edge.distill.reporting.display import Display, print_comparison, print_evaluation, print_throughput
+from atlas_edge.cli import console, print_json, set_verbosity
+from atlas_edge.distill.options import Many
+from atlas_edge.distill.reporting.display import print_comparison, print_evaluation
 from atlas_edge.errors import UsageError
 from atlas_edge.options import Json, Quiet, Verbose
 
@@ -115,55 +115,3 @@ def compare(
         print_json([asdict(item) for item in found])
     elif not quiet:
         print_comparison(console(), found)
-
-
-def throughput(
-    *teachers: str,
-    tiles: Many,
-    student: str = "atlas2-s",
-    online: Many = (),
-    batch: int = 32,
-    steps: int = 8,
-    rounds: int = 5,
-    precision: Literal["bf16", "fp32"] = "bf16",
-    threads: int | None = None,
-    workers: int = 1,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Time training on this machine against a plain timm and PyTorch loop of the same model and batch.
-
-    Args:
-        teachers: As for training; cached features are what is usually timed.
-        tiles: Tile sets.
-        student: Registry name, timm architecture, or a folder.
-        online: Teachers to time running beside the student, too, as if there were no cache.
-        batch: Views a step.
-        steps: Timed steps of each arm in a round.
-        rounds: Rounds; the arms take turns.
-        precision: Autocast of the student.
-        threads: PyTorch's threads.
-        workers: Decoding threads (of ours) and processes (of the plain loop's DataLoader).
-        json: Print the figures as JSON on stdout.
-        quiet: Print errors only.
-        verbose: Print what the libraries say, too.
-    """
-    set_verbosity(quiet=quiet, verbose=verbose)
-    require_module("timm", extra="torch")
-    given = {"teachers": teachers, "tiles": tiles, "student": student, "batch": batch, "threads": threads}
-    config = train_config({**given, "workers": workers, "precision": precision, "out": Path("unused")})
-    if steps < 1 or rounds < 2:
-        raise UsageError(
-            "expected --steps of 1 or more and --rounds of 2 or more", hint="see atlas-distill throughput --help"
-        )
-    from atlas_edge.distill.judging.throughput import measure
-
-    with Display(console(quiet=quiet), 0) as display:
-        found = measure(config, online=online, steps=steps, rounds=rounds, progress=display.arms)
-    if json:
-        others = [name for name in found.images_per_s if name != "distill"]
-        ratios = {name: asdict(found.ratio("distill", name)) for name in others}
-        print_json(asdict(found) | {"ratios": ratios, "loss_difference": found.loss_difference()})
-    elif not quiet:
-        print_throughput(console(), found)

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 
     from atlas_edge.distill.judging.compare import Comparison
     from atlas_edge.distill.judging.evaluate import Evaluation
-    from atlas_edge.distill.judging.throughput import Throughput
     from atlas_edge.distill.training.loop import Progress
 
 
@@ -126,22 +125,3 @@ def print_comparison(screen: "Console", found: "Sequence[Comparison]") -> None:
         texts = [f"{gain.estimate:+.1f} ({gain.low:+.1f} … {gain.high:+.1f})" for gain in gains]
         table.add_row(item.method, *scores, *texts)
     screen.print(table)
-
-
-def print_throughput(screen: "Console", found: "Throughput") -> None:
-    """Table of the timed loops."""
-    from rich.table import Table
-
-    table = Table("loop", "images/s, median", "waits for data", "distill over it (95 % interval)")
-    for name, rates in found.images_per_s.items():
-        ratio = None if name == "distill" else found.ratio("distill", name)
-        text = "" if ratio is None else f"{ratio.estimate:.2f}x ({ratio.low:.2f} … {ratio.high:.2f})"
-        table.add_row(name, f"{sorted(rates)[len(rates) // 2]:.1f}", f"{found.waiting_share[name]:.1%}", text)
-    screen.print(table)
-    screen.print(f"{found.cpu_threads} threads; the loops took turns in one process; data: batches without training")
-    difference = found.loss_difference()
-    if difference is not None:
-        screen.print(
-            f"losses of {len(found.losses['online'])} steps with stored features and with the running teacher differ "
-            f"by at most {difference:.2%}"
-        )

@@ -1,6 +1,5 @@
-"""`atlas-quantize search` and `table`: plans and recipes of a model, measured on a target."""
+"""`atlas-quantize search`: precision plans of a model, measured on a target."""
 
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -85,61 +84,3 @@ def search(
     if json:
         print_json(shown)
     check_found(shown)
-
-
-def table(
-    file: Path,
-    model: str,
-    tiles: str,
-    /,
-    *,
-    target: Literal["openvino", "onnx"] = "openvino",
-    eval: str | None = None,
-    recipe: list[Path] | None = None,
-    calib_limit: int = 300,
-    fit_limit: int = 1500,
-    eval_limit: int = 2000,
-    threads: int | None = None,
-    seed: int = 0,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Measure a model's recipes on a target and put the table into a Markdown file. A killed run goes on when repeated.
-
-    Args:
-        file: Markdown file; the section of this model and target is replaced, others stay.
-        model: Registry name, model folder, or hf-hub:organisation/name.
-        tiles: Tiles that calibrate and fit the probe; the train split where there are splits.
-        target: Whose runtime measures.
-        eval: Tiles that judge; the test split of TILES when left out.
-        recipe: Saved recipes to measure beside the default. May be given several times.
-        calib_limit: Most tiles to calibrate on.
-        fit_limit: Most tiles to fit the probe on.
-        eval_limit: Most tiles to judge on.
-        threads: Inference threads; the runtime's own choice when left out.
-        seed: Seed of every random choice.
-        quiet: Print errors only.
-        verbose: Print what the libraries say, too.
-    """
-    from atlas_edge.quantize.commands.search import judged_on
-    from atlas_edge.quantize.recipe import load_recipe
-    from atlas_edge.quantize.search.bench import MeasureConfig
-    from atlas_edge.quantize.table import write_section
-    from atlas_edge.spec import Target
-
-    set_verbosity(quiet=quiet, verbose=verbose)
-    config = MeasureConfig(
-        model=model,
-        tiles=tiles,
-        evaluation=judged_on(tiles, eval),
-        target=Target(target),
-        out=file.with_name(f"{file.name}-{Path(model).name}-{target}"),
-        calib_limit=calib_limit,
-        fit_limit=fit_limit,
-        eval_limit=eval_limit,
-        threads=threads,
-        seed=seed,
-    )
-    command = ("atlas-quantize", *sys.argv[1:])
-    recipes = [load_recipe(path) for path in recipe or ()]
-    print(write_section(file, config, command=" ".join(command), recipes=recipes, screen=console(quiet=quiet)))

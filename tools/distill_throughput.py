@@ -1,15 +1,18 @@
 """How fast the student trains here: against a plain timm and PyTorch loop, and with cached against running teachers.
 
-The arms take turns within one process, a few steps each, because machines drift; what counts is the ratio of a round.
+The arms take turns within one process, a few steps each, because machines drift; what counts is the ratio of a round:
+
+    python tools/distill_throughput.py TEACHER --tiles TILES --student atlas2-s
 """
 
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,19 +22,81 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from atlas_edge.bench.interval import Interval, geometric_mean_interval
+from atlas_edge.cli import console, make_app, print_json, require_module, run_app, set_verbosity
 from atlas_edge.distill.data.augment import Augmentation
 from atlas_edge.distill.data.cache import FeatureCache
 from atlas_edge.distill.data.stream import TrainingBatch, ViewStream
 from atlas_edge.distill.data.tileset import TrainingTiles
+from atlas_edge.distill.options import Many, train_config
+from atlas_edge.distill.reporting.display import Display
 from atlas_edge.distill.training.config import AugmentationName, TrainConfig
 from atlas_edge.distill.training.device import own_device
 from atlas_edge.distill.training.loop import train_step
 from atlas_edge.distill.training.run import open_stream, training_tiles
 from atlas_edge.distill.training.state import start
 from atlas_edge.distill.training.student import build_student
+from atlas_edge.errors import UsageError
+from atlas_edge.options import Json, Quiet, Verbose
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Trains for one turn, given its number; returns the seconds that were waited for data.
 _Turn = Callable[[int], float]
+
+
+app = make_app("distill_throughput", __doc__ or "")
+
+
+@app.default
+def throughput(
+    *teachers: str,
+    tiles: Many,
+    student: str = "atlas2-s",
+    online: Many = (),
+    batch: int = 32,
+    steps: int = 8,
+    rounds: int = 5,
+    precision: Literal["bf16", "fp32"] = "bf16",
+    threads: int | None = None,
+    workers: int = 1,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Time training on this machine against a plain timm and PyTorch loop of the same model and batch.
+
+    Args:
+        teachers: As for training; cached features are what is usually timed.
+        tiles: Tile sets.
+        student: Registry name, timm architecture, or a folder.
+        online: Teachers to time running beside the student, too, as if there were no cache.
+        batch: Views a step.
+        steps: Timed steps of each arm in a round.
+        rounds: Rounds; the arms take turns.
+        precision: Autocast of the student.
+        threads: PyTorch's threads.
+        workers: Decoding threads (of ours) and processes (of the plain loop's DataLoader).
+        json: Print the figures as JSON on stdout.
+        quiet: Print errors only.
+        verbose: Print what the libraries say, too.
+    """
+    set_verbosity(quiet=quiet, verbose=verbose)
+    require_module("timm", extra="torch")
+    given = {"teachers": teachers, "tiles": tiles, "student": student, "batch": batch, "threads": threads}
+    config = train_config({**given, "workers": workers, "precision": precision, "out": Path("unused")})
+    if steps < 1 or rounds < 2:
+        raise UsageError(
+            "expected --steps of 1 or more and --rounds of 2 or more", hint="see tools/distill_throughput.py --help"
+        )
+    with Display(console(quiet=quiet), 0) as display:
+        found = measure(config, online=online, steps=steps, rounds=rounds, progress=display.arms)
+    if json:
+        others = [name for name in found.images_per_s if name != "distill"]
+        ratios = {name: asdict(found.ratio("distill", name)) for name in others}
+        print_json(asdict(found) | {"ratios": ratios, "loss_difference": found.loss_difference()})
+    elif not quiet:
+        print_throughput(console(), found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,3 +291,26 @@ class _Views(Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return self._augment(self._tiles.read(index))
+
+
+def print_throughput(screen: "Console", found: Throughput) -> None:
+    """Table of the timed loops."""
+    from rich.table import Table
+
+    table = Table("loop", "images/s, median", "waits for data", "distill over it (95 % interval)")
+    for name, rates in found.images_per_s.items():
+        ratio = None if name == "distill" else found.ratio("distill", name)
+        text = "" if ratio is None else f"{ratio.estimate:.2f}x ({ratio.low:.2f} … {ratio.high:.2f})"
+        table.add_row(name, f"{sorted(rates)[len(rates) // 2]:.1f}", f"{found.waiting_share[name]:.1%}", text)
+    screen.print(table)
+    screen.print(f"{found.cpu_threads} threads; the loops took turns in one process; data: batches without training")
+    difference = found.loss_difference()
+    if difference is not None:
+        screen.print(
+            f"losses of {len(found.losses['online'])} steps with stored features and with the running teacher differ "
+            f"by at most {difference:.2%}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_app(app))

@@ -8,8 +8,8 @@ from atlas_edge.errors import InputError
 from atlas_edge.quantize.recipe import Recipe, default_recipe
 from atlas_edge.quantize.search.accuracy import Range
 from atlas_edge.quantize.search.timing import PlanSpeed
-from atlas_edge.quantize.table import _compared, replace_section, table_plans
 from atlas_edge.spec import Precision, Target
+from quantization_table import _compared, replace_section, table_plans
 from support import RunCommand
 
 
@@ -26,12 +26,12 @@ def test_a_section_replaces_its_own_only() -> None:
 
 
 def test_what_cannot_take_the_section_is_refused_before_anything_is_measured(
-    tiny_model: Path, tiles: Path, tmp_path: Path, run_command: RunCommand
+    tiny_model: Path, tiles: Path, tmp_path: Path, run_tool: RunCommand
 ) -> None:
     half = tmp_path / "half.md"
     half.write_text("<!-- begin tiny-vit openvino -->\n", encoding="utf-8")
     for file, message in ((tmp_path, "is a folder"), (half, "one of <!-- begin")):
-        done = run_command("atlas-quantize", "table", file, tiny_model, tiles)
+        done = run_tool("quantization_table", file, tiny_model, tiles)
         assert done.returncode == 5
         assert message in done.stderr and "fix:" in done.stderr
         assert "cosine" not in done.stdout + done.stderr

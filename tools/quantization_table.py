@@ -1,14 +1,23 @@
-"""`docs/quantization.md`: every recipe on every target, measured, between markers that the next run replaces."""
+"""Every recipe of a model on a target, measured, as a table between markers that the next run replaces.
+
+The tables in docs/ are made by it; a killed run goes on when repeated:
+
+    python tools/quantization_table.py FILE MODEL TILES --target openvino
+"""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from atlas_edge.cli import console, make_app, run_app, set_verbosity
 from atlas_edge.errors import InputError
+from atlas_edge.options import Quiet, Verbose
+from atlas_edge.quantize.commands.search import judged_on
 from atlas_edge.quantize.plan import Plan
-from atlas_edge.quantize.recipe import Recipe, default_recipe, nncf_as_it_comes
+from atlas_edge.quantize.recipe import Recipe, default_recipe, load_recipe, nncf_as_it_comes
 from atlas_edge.quantize.search.accuracy import PlanAccuracy
 from atlas_edge.quantize.search.bench import REFERENCE, MeasureConfig, PlanBench
 from atlas_edge.quantize.search.build import check_target, float_precisions
@@ -23,6 +32,62 @@ if TYPE_CHECKING:
 _HEAD = (
     "| recipe | throughput over f32 | cosine median | p1 | probe drop, 95 % | flips |\n|---|---:|---:|---:|---:|---:|"
 )
+
+
+app = make_app("quantization_table", __doc__ or "")
+
+
+@app.default
+def table(
+    file: Path,
+    model: str,
+    tiles: str,
+    /,
+    *,
+    target: Literal["openvino", "onnx"] = "openvino",
+    eval: str | None = None,
+    recipe: list[Path] | None = None,
+    calib_limit: int = 300,
+    fit_limit: int = 1500,
+    eval_limit: int = 2000,
+    threads: int | None = None,
+    seed: int = 0,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure a model's recipes on a target and put the table into a Markdown file. A killed run goes on when repeated.
+
+    Args:
+        file: Markdown file; the section of this model and target is replaced, others stay.
+        model: Registry name, model folder, or hf-hub:organisation/name.
+        tiles: Tiles that calibrate and fit the probe; the train split where there are splits.
+        target: Whose runtime measures.
+        eval: Tiles that judge; the test split of TILES when left out.
+        recipe: Saved recipes to measure beside the default. May be given several times.
+        calib_limit: Most tiles to calibrate on.
+        fit_limit: Most tiles to fit the probe on.
+        eval_limit: Most tiles to judge on.
+        threads: Inference threads; the runtime's own choice when left out.
+        seed: Seed of every random choice.
+        quiet: Print errors only.
+        verbose: Print what the libraries say, too.
+    """
+    set_verbosity(quiet=quiet, verbose=verbose)
+    config = MeasureConfig(
+        model=model,
+        tiles=tiles,
+        evaluation=judged_on(tiles, eval),
+        target=Target(target),
+        out=file.with_name(f"{file.name}-{Path(model).name}-{target}"),
+        calib_limit=calib_limit,
+        fit_limit=fit_limit,
+        eval_limit=eval_limit,
+        threads=threads,
+        seed=seed,
+    )
+    command = ("python tools/quantization_table.py", *sys.argv[1:])
+    recipes = [load_recipe(path) for path in recipe or ()]
+    print(write_section(file, config, command=" ".join(command), recipes=recipes, screen=console(quiet=quiet)))
 
 
 def write_section(
@@ -164,3 +229,7 @@ def _row(plan: Plan, accuracy: PlanAccuracy, speed: PlanSpeed) -> str:
         "" if flips is None else f"{flips.estimate:.1f} %",
     )
     return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(run_app(app))

@@ -1,8 +1,8 @@
-"""Build engines of several encoders in every precision and write a table: `python -m atlas_edge.export.engine_table`.
+"""Build engines of several encoders in every precision and write a table: `python tools/engine_table.py`.
 
 The table goes between two marks in a Markdown file, so that the figures in docs/tensorrt.md can be made again:
 
-    python -m atlas_edge.export.engine_table docs/tensorrt.md --teacher MODEL --tiles TILES
+    python tools/engine_table.py docs/tensorrt.md --teacher MODEL --tiles TILES
 """
 
 import sys
@@ -37,7 +37,7 @@ HELP = """Build engines of several encoders in every precision, here, and write 
 
 Example:
 
-    python -m atlas_edge.export.engine_table docs/tensorrt.md --teacher ../shared/models/dinov2-vits14
+    python tools/engine_table.py docs/tensorrt.md --teacher ../shared/models/dinov2-vits14
 """
 
 app = make_app("atlas-engine-table", HELP)
@@ -93,7 +93,7 @@ def engine_table(
     rows: list[Row] = []
     if teacher is not None:
         rows += _rows(load_model(str(teacher)), teacher.name, choice, labelled)
-    for patch in map(int, patches.split(",")):
+    for patch in map(int, filter(None, patches.split(","))):
         rows += _rows(load_model("atlas2-s", patch=patch), f"atlas2-s, patch {patch} (random weights)", choice, None)
     _write(document, _markdown(rows, choice, labelled))
 

@@ -1,15 +1,51 @@
-"""The script that anyone would write first, to compare with: OpenSlide, Pillow, timm in eager PyTorch."""
+"""Bundles on a slide against the script that anyone would write first: OpenSlide, Pillow, timm in eager PyTorch.
 
+The comparison in docs/slides.md is made by it:
+
+    python tools/slide_script.py SLIDE --model MODEL --bundle BUNDLE --tiles 128 --rounds 4
+"""
+
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from atlas_edge.cli import require_module
+from atlas_edge.bench.commands.slide import show
+from atlas_edge.bench.slides.end_to_end import SlideBenchOptions, bench_slide
+from atlas_edge.cli import console, make_app, require_module, run_app
 from atlas_edge.errors import UsageError
 from atlas_edge.slides import TileGrid
 from atlas_edge.system.hardware import usable_cores
 
 BATCH = 32
+
+app = make_app("slide_script", __doc__ or "")
+
+
+@app.default
+def compare(
+    slide: Path,
+    /,
+    *,
+    model: str,
+    bundle: list[str],
+    tile_mpp: float | None = None,
+    tiles: int = 256,
+    rounds: int = 4,
+) -> None:
+    """Time bundles and the script on a slide, taking turns in one run.
+
+    Args:
+        slide: Slide that OpenSlide reads.
+        model: timm folder for the script, or the name of a timm architecture (random weights).
+        bundle: Bundle folder; give it again for another one.
+        tile_mpp: µm per pixel of tiles; the bundle's own when left out.
+        tiles: Tiles a turn.
+        rounds: Turns of everything.
+    """
+    options = SlideBenchOptions(tiles=tiles, rounds=rounds, tile_mpp=tile_mpp)
+    show(bench_slide(slide, bundle, options, rival=partial(obvious_script, model)), console())
 
 
 def obvious_script(model_folder: str, path: Path, grid: TileGrid) -> Callable[[], float]:
@@ -39,7 +75,7 @@ def obvious_script(model_folder: str, path: Path, grid: TileGrid) -> Callable[[]
     from torchvision import transforms
 
     if openslide.OpenSlide.detect_format(path) is None:
-        raise UsageError(f"{path}: OpenSlide does not read it, so the obvious script cannot", hint="leave --script out")
+        raise UsageError(f"{path}: OpenSlide does not read it, nor can the script", hint="take an SVS or another slide")
     torch.set_num_threads(usable_cores())
     name = f"local-dir:{model_folder}" if Path(model_folder).is_dir() else model_folder
     model = timm.create_model(name, pretrained=Path(model_folder).is_dir(), num_classes=0).eval()
@@ -66,3 +102,7 @@ def obvious_script(model_folder: str, path: Path, grid: TileGrid) -> Callable[[]
         return len(grid.coords) / elapsed
 
     return run
+
+
+if __name__ == "__main__":
+    sys.exit(run_app(app))

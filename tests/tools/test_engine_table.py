@@ -1,0 +1,31 @@
+"""The committed table of engines, on one small engine."""
+
+from pathlib import Path
+
+import pytest
+
+import engine_table as tool
+from atlas_edge.errors import InputError
+from atlas_edge.spec import Precision
+
+
+def test_a_row_goes_between_the_marks(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(tool, "PRECISIONS", (Precision.FP16,))
+    document = tmp_path / "page.md"
+    document.write_text(f"# Page\n\n{tool.BEGIN}\nold\n{tool.END}\n\nThe end.\n")
+    tool.engine_table(document, teacher=tiny_model, patches="")
+    text = document.read_text()
+    assert text.startswith("# Page\n") and text.endswith("\n\nThe end.\n") and "old" not in text
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| {tiny_model.name} | fp16 |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert float(cells[8]) > 0.999  # cosine median
+    assert 0 < float(cells[3]) < 5  # engine MB
+
+
+def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("# Page\n")
+    with pytest.raises(InputError, match="lacks the marks"):
+        tool._write(document, "table")
+    assert document.read_text() == "# Page\n"
