@@ -258,7 +258,7 @@ class Hour:
 
     def other_plan(self) -> None:
         process = self.start(bundle=self.other_bundle)
-        code = process.wait(timeout=120)
+        code = process.wait(timeout=600)  # other processes may have the processor
         self.note("second watcher with another bundle", f"refused, exit {code}" if code == 2 else f"exit {code}")
 
     def two_watchers(self) -> None:
