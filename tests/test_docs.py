@@ -74,6 +74,14 @@ def test_the_map_is_of_this_country() -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_pictures_are_small_and_shown() -> None:
+    shown = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    pictures = sorted((ROOT / "docs/pictures").iterdir())
+    assert len(pictures) > 3
+    for picture in pictures:
+        assert picture.stat().st_size < 150_000 and f"pictures/{picture.name})" in shown, picture.name
+
+
 def anchors(page: Path) -> set[str]:
     """As GitHub and the site make them from headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)

@@ -66,25 +66,31 @@ def _latency(report: Report) -> Plot | None:
 def _throughput_by_batch(report: Report) -> Plot | None:
     if not report.sweeps:
         return None
+    from matplotlib.lines import Line2D
+
     figure, axes = _canvas()
     words = []
+    # Colour tells the encoder, the line its threads and streams: a legend of every pair of them would hide the curves.
+    encoders: dict[str, Line2D] = {}
+    settings: dict[str, Line2D] = {}
     for colour, (name, sweep) in zip(_cycle(), report.sweeps.items(), strict=False):
-        lines: dict[tuple[int, int], list[tuple[int, float]]] = {}
+        encoders[name] = Line2D([], [], color=colour, marker="o")
+        lines: dict[tuple[int, int, str], list[tuple[int, float]]] = {}
         for point in sweep.points:
-            key = (point.setting.threads, point.setting.streams)
+            key = (point.setting.threads, point.setting.streams, point.setting.words.partition(", ")[2])
             lines.setdefault(key, []).append((point.setting.batch, point.tiles_per_s))
-        for (threads, streams), points in lines.items():
-            style = "-" if streams == 1 else "--"
-            width = 1.0 + 0.6 * (threads - 1)
-            label = f"{name}, {threads} threads, {streams} streams"
-            axes.plot(*zip(*sorted(points), strict=True), style, color=colour, linewidth=width, marker="o", label=label)
+        for (threads, streams, label), points in sorted(lines.items()):
+            look = {"linestyle": "-" if streams == 1 else "--", "linewidth": 1.0 + 0.6 * (threads - 1)}
+            axes.plot(*zip(*sorted(points), strict=True), color=colour, marker="o", markersize=4, **look)
+            settings[label] = Line2D([], [], color="0.4", **look)
         axes.plot(sweep.best.setting.batch, sweep.best.tiles_per_s, "*", color=colour, markersize=14)
         words.append(f"{name}: best {sweep.best.tiles_per_s:.0f} tiles/s with {sweep.best.setting.words}")
     axes.set_xscale("log", base=2)
     batches = sorted({point.setting.batch for sweep in report.sweeps.values() for point in sweep.points})
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.set(xlabel="batch, tiles", ylabel="throughput, tiles/s", ylim=(0, None))
-    axes.legend(fontsize=7)
+    legend = encoders | settings
+    figure.legend(list(legend.values()), list(legend), fontsize=8, loc="outside upper center", ncols=2, frameon=False)
     return _plot("Throughput against batch (star: best)", figure, "; ".join(words))
 
 
