@@ -25,7 +25,7 @@ def shell_lines(text: str, *kinds: str) -> list[str]:
     blocks = [
         block for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if kind in kinds
     ]
-    blocks += re.findall(r"(?:^    atlas-.*\n(?:^    .*\n)*)", text, re.MULTILINE)
+    blocks += re.findall(r"(?:^    (?:atlas-|python tools/).*\n(?:^    .*\n)*)", text, re.MULTILINE)
     joined = re.sub(r"\\\n\s*", " ", "\n".join(blocks))
     lines = (re.sub(r"\s+# .*", "", line).strip() for line in joined.splitlines())
     return [line for line in lines if line]
@@ -35,15 +35,16 @@ def spans(text: str) -> list[str]:
     """Commands that stand in running text, between backticks."""
     text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     found = (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text))
-    return [span for span in found if span.split()[:1] and span.split()[0] in COMMANDS]
+    return [span for span in found if span.startswith(("python tools/", *COMMANDS))]
 
 
 def own_words(line: str) -> list[str]:
     """The words of one of our commands, also where a launcher starts it; empty for any other command."""
     line = re.sub(r"^accelerate launch .*-m atlas_edge\.", "atlas-", line)
+    line = re.sub(r"^python (tools/\w+\.py)", r"\1", line)
     line = re.sub(r"^\.venv\\Scripts\\", "", line)
     words = shlex.split(line)
-    return words if words and words[0] in COMMANDS else []
+    return words if words and (words[0] in COMMANDS or words[0].startswith("tools/")) else []
 
 
 def misfit(words: list[str], *, whole: bool = True) -> str | None:
@@ -55,7 +56,9 @@ def misfit(words: list[str], *, whole: bool = True) -> str | None:
     """
     import cyclopts
 
-    app = import_module(f"atlas_edge.{words[0].removeprefix('atlas-')}.cli").app
+    # Tests find the modules of tools by their names.
+    tool = re.fullmatch(r"tools/(\w+)\.py", words[0])
+    app = import_module(tool[1] if tool else f"atlas_edge.{words[0].removeprefix('atlas-')}.cli").app
     try:
         app.parse_args([word for word in words[1:] if word != "…"], exit_on_error=False, print_error=False)
     except (cyclopts.MissingArgumentError, cyclopts.CoercionError) as error:

@@ -3,7 +3,7 @@
 import io
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def _throughput_by_batch(report: Report) -> Plot | None:
             key = (point.setting.threads, point.setting.streams, point.setting.words.partition(", ")[2])
             lines.setdefault(key, []).append((point.setting.batch, point.tiles_per_s))
         for (threads, streams, label), points in sorted(lines.items()):
-            look = {"linestyle": "-" if streams == 1 else "--", "linewidth": 1.0 + 0.6 * (threads - 1)}
+            look: dict[str, Any] = {"linestyle": "-" if streams == 1 else "--", "linewidth": 1.0 + 0.6 * (threads - 1)}
             axes.plot(*zip(*sorted(points), strict=True), color=colour, marker="o", markersize=4, **look)
             settings[label] = Line2D([], [], color="0.4", **look)
         axes.plot(sweep.best.setting.batch, sweep.best.tiles_per_s, "*", color=colour, markersize=14)

@@ -194,8 +194,9 @@ def test_benchmark_lists_have_the_form_that_the_action_takes() -> None:
 
 
 def test_ticks_of_logarithmic_axes_do_not_run_into_one_another() -> None:
-    from atlas_edge.bench.plots import _canvas, _plain_log_ticks
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from atlas_edge.bench.report.plots import _canvas, _plain_log_ticks
 
     for low, high in ((3e-4, 7e-3), (1e-7, 0.3), (20, 900)):
         figure, axes = _canvas()
