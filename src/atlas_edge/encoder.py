@@ -79,6 +79,11 @@ class Encoder(Protocol):
         ...
 
 
+def capabilities_of(encoder: Encoder) -> Capabilities:
+    """How it runs; nothing can be changed of an encoder that does not say it, such as one written for a script."""
+    return getattr(encoder, "capabilities", None) or Capabilities()
+
+
 def closed_error(spec: EncoderSpec) -> RuntimeMissing:
     """For `encode` after `close`."""
     return RuntimeMissing(f"{spec.name}: the encoder is closed", hint="open it again")

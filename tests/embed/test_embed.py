@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from atlas_edge.embed import EmbedConfig, embed_slide
+from atlas_edge.embed.watch.encoder import WatchedEncoder
 from atlas_edge.encoder import Capabilities
 from atlas_edge.errors import InputError
 from atlas_edge.slides import TileReader, open_slide
@@ -90,6 +91,13 @@ class FailsLate(MeanEncoder):
         if self.calls < 0:
             raise KeyboardInterrupt
         return super().encode(tiles)
+
+
+def test_an_encoder_need_not_say_how_it_runs(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(MeanEncoder, "capabilities")
+    encoder = WatchedEncoder(MeanEncoder(), batch=8)
+    assert encoder.capabilities == Capabilities()
+    assert embed_slide(scan, MeanEncoder(), tmp_path / "out.h5", EmbedConfig(tissue=False)).tiles > 0
 
 
 def test_goes_on_where_it_stopped(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

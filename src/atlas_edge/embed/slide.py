@@ -17,7 +17,7 @@ from atlas_edge.embed.pipeline import StageClock, StageSeconds, embedded, read_a
 from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.embed.resume.plan import plan_of
 from atlas_edge.embed.slide_files import SlideIdentity, slide_identity
-from atlas_edge.encoder import Encoder
+from atlas_edge.encoder import Encoder, capabilities_of
 from atlas_edge.errors import InputError, NoTissue, UsageError
 from atlas_edge.slides import Slide, TileGrid, TileReader, TissueMask, find_tissue, open_slide, plan_grid
 from atlas_edge.slides.open import check_file
@@ -283,13 +283,14 @@ def _too_many_unreadable(journal: Journal, limit: int, reader: TileReader) -> In
 def _plan_of(
     identity: SlideIdentity, encoder: Encoder, grid: TileGrid, config: EmbedConfig, bundle_sha256: str
 ) -> dict[str, Any]:
+    able = capabilities_of(encoder)
     # Through JSON unchanged: lists, strings and numbers only.
     return {
         "slide": [identity.size_bytes, identity.mtime_ns],
         "encoder": encoder.spec.model_dump(mode="json"),
         "runtime": encoder.runtime,
         "bundle": bundle_sha256,
-        "batch": [config.batch, encoder.capabilities.batch, encoder.capabilities.streams],
+        "batch": [config.batch, able.batch, able.streams],
         "coords": hashlib.sha256(grid.coords.tobytes()).hexdigest(),
         "grid": [grid.level, grid.scale_x, grid.scale_y],
     }

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.encoder import Capabilities, Encoder
+from atlas_edge.encoder import Capabilities, Encoder, capabilities_of
 
 
 class WatchedEncoder:
@@ -25,7 +25,7 @@ class WatchedEncoder:
     @property
     def capabilities(self) -> Capabilities:
         """See `Encoder.capabilities`."""
-        return self._encoder.capabilities
+        return capabilities_of(self._encoder)
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
