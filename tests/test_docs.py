@@ -1,6 +1,9 @@
 """Every command that the pages show is one that the programs take; every link leads somewhere."""
 
 import re
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,19 @@ def test_every_installation_says_from_what() -> None:
             if "atlas-edge" in line:
                 # What is installed already may be added to; then the page says so beside it.
                 assert "installed already" in page.read_text(encoding="utf-8").partition(line)[0][-200:], line
+
+
+def test_hints_add_to_what_is_installed() -> None:
+    """`pip install 'atlas-edge[onnx]'`, as errors put it, asks no index for atlas-edge itself."""
+    pytest.importorskip("onnxruntime")
+    try:
+        metadata.distribution("atlas-edge")
+    except metadata.PackageNotFoundError:
+        pytest.skip("atlas-edge is not installed, only imported from its folder")
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--disable-pip-version-check"]
+    done = subprocess.run([*command, "atlas-edge[onnx]"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Would install" not in done.stdout
 
 
 def test_the_map_is_of_this_country() -> None:
