@@ -1,6 +1,7 @@
 """Which slides are meant, where their embeddings go, and what is done already."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,8 @@ def test_done_by_the_same_plan_is_left_out_and_another_plan_refused(scan: Path, 
     assert leave_out_done(jobs, plan, overwrite=True, re_embed=False)[0] == jobs
     others = {
         "bundle_sha256 aaaaaaaaaaaa, now bbbbbbbbbbbb": plan_of(encoder.spec, config, "b" * 64),
-        "tile_mpp 0.5, now 0.25": plan_of(encoder.spec, config.model_copy(update={"tile_mpp": 0.25}), "a" * 64),
-        "min_tissue 0.1, now 0.5": plan_of(encoder.spec, config.model_copy(update={"min_tissue": 0.5}), "a" * 64),
+        "tile_mpp 0.5, now 0.25": plan_of(encoder.spec, replace(config, tile_mpp=0.25), "a" * 64),
+        "min_tissue 0.1, now 0.5": plan_of(encoder.spec, replace(config, min_tissue=0.5), "a" * 64),
     }
     for said, other in others.items():
         with pytest.raises(UsageError, match=said) as raised:
@@ -111,7 +112,7 @@ def test_another_scale_given_to_the_slide_is_another_plan(scan: Path, tmp_path: 
         leave_out_done(jobs, plan_of(encoder.spec, alone, ""), overwrite=False, re_embed=False)
     embed_slide(scan, encoder, jobs[0][1], alone)
     assert is_left_out(alone)
-    assert not is_left_out(alone.model_copy(update={"mpp": 0.4}))
+    assert not is_left_out(replace(alone, mpp=0.4))
     assert not is_left_out(says)
 
 

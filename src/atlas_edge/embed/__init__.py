@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atlas_edge.embed.slide import EmbedConfig, SlideResult, embed_slide
+    from atlas_edge.embed.config import EmbedConfig
+    from atlas_edge.embed.slide import SlideResult, embed_slide
 
 __all__ = ["EmbedConfig", "SlideResult", "embed_slide"]
 

@@ -7,12 +7,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from atlas_edge.cli import console, make_app, print_json, run_app, set_verbosity
+from atlas_edge.cli import make_app, print_json, run_app
+from atlas_edge.embed.config import EmbedConfig
 from atlas_edge.embed.ray.command import ray
 from atlas_edge.embed.slide_files import printable
 from atlas_edge.embed.watch.command import watch
 from atlas_edge.errors import AtlasError, InputError, RuntimeMissing, UsageError
-from atlas_edge.options import Flag, Quiet, Verbose
+from atlas_edge.options import Flag, Output
 
 HELP = """Embed the tissue of whole slides with a bundle.
 
@@ -36,22 +37,13 @@ def embed(
     bundle: str,
     out: Path,
     form: str = "h5",
-    mpp: float | None = None,
-    tile_mpp: float | None = None,
-    min_tissue: float = 0.1,
-    tissue: bool = True,
-    pen: bool = True,
-    max_unreadable: float = 0.01,
-    threads: int = 1,
+    config: EmbedConfig = EmbedConfig(),
     streams: int | None = None,
-    batch: int = 64,
     devices: str = "",
     overwrite: Flag = False,
     re_embed: Flag = False,
     dry_run: Flag = False,
-    json: Flag = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    output: Output = Output(),
 ) -> None:
     """Embed slides.
 
@@ -60,52 +52,33 @@ def embed(
         bundle: Bundle folder (or a model, which then runs in PyTorch).
         out: For one slide the file: .h5, .parquet, or .zarr, a folder. For several a folder.
         form: Form of the files in that folder: h5, zarr or parquet.
-        mpp: µm per pixel of slides that do not say it; of a slide that is named alone, whatever it says.
-        tile_mpp: µm per pixel of tiles; the encoder's own by default.
-        min_tissue: Least share of tissue in a tile, 0-1.
-        tissue: Look for tissue; --no-tissue embeds all that was scanned.
-        pen: Leave out strokes of pen and black borders; --no-pen takes them for tissue.
-        max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
-        threads: Decode threads.
+        config: How slides are embedded.
+        config.mpp: µm per pixel of slides that do not say it; of a slide that is named alone, whatever it says.
         streams: Calls side by side in OpenVINO; chosen by the cores when left out.
-        batch: Tiles a batch.
         devices: CUDA devices such as 0,1: one worker process each.
         overwrite: Embed all slides, also those whose output is there.
         re_embed: Embed again what another bundle, scale or tissue limit embedded; refused when left out.
         dry_run: Find the tissue, say what would be embedded, and write nothing.
-        json: Results as JSON on stdout.
-        quiet: Say nothing but errors.
-        verbose: Say more.
+        output: What is printed.
     """
-    set_verbosity(quiet=quiet, verbose=verbose)
+    # One console: a second one would print into the bar of the first.
+    screen = output.screen()
     from atlas_edge.embed.jobs import SlideFailure, SlideSkipped, expand, leave_out_done, one_or_many
     from atlas_edge.embed.output.files import check_form
     from atlas_edge.embed.resume.plan import plan_of
     from atlas_edge.embed.workers import read_spec
 
     jobs = one_or_many(expand(slides, out), slides, out, form)
-    config = make_config(
-        mpp=mpp,
-        override_mpp=[slide for slide, _ in jobs] == slides and len(jobs) == 1,
-        tile_mpp=tile_mpp,
-        min_tissue=min_tissue,
-        tissue=tissue,
-        pen=pen,
-        max_unreadable=max_unreadable,
-        threads=threads,
-        batch=batch,
-    )
+    config = dataclasses.replace(config, override_mpp=[slide for slide, _ in jobs] == slides and len(jobs) == 1)
     for _, target in jobs:
         check_form(target)
     spec, sha256 = read_spec(bundle)
     plan = plan_of(spec, config, sha256)
     to_do, skipped, failures = leave_out_done(jobs, plan, overwrite=overwrite, re_embed=re_embed)
-    # One console: a second one would print into the bar of the first.
-    screen = console(quiet=quiet)
     for item in (*skipped, *(failures if len(jobs) > 1 else ())):
         screen.print(result_line(item), markup=False, soft_wrap=not screen.is_terminal)
     if dry_run:
-        _show_plans(to_do, spec, config, screen, json=json)
+        _show_plans(to_do, spec, config, screen, json=output.json)
         _raise_first(failures, len(jobs))
         return
     results: list[Any] = []
@@ -115,7 +88,7 @@ def embed(
             (failures if failed else skipped if isinstance(item, SlideSkipped) else results).append(item)
             if not failed or len(jobs) > 1:
                 screen.print(result_line(item), markup=False, soft_wrap=not screen.is_terminal)
-    if json:
+    if output.json:
         kinds = {"slides": results, "skipped": skipped, "failed": failures}
         print_json({name: [dataclasses.asdict(item) for item in items] for name, items in kinds.items()})
     _raise_first(failures, len(jobs))
@@ -124,20 +97,6 @@ def embed(
 def main() -> None:
     """Run the command."""
     sys.exit(run_app(app))
-
-
-def make_config(**options: Any) -> Any:
-    """An `EmbedConfig`, or a UsageError that names the option."""
-    from pydantic import ValidationError
-
-    from atlas_edge.embed.slide import EmbedConfig
-
-    try:
-        return EmbedConfig(**options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        raise UsageError(f"--{option} {first['input']}: {first['msg']}", hint="see atlas-embed --help") from error
 
 
 def result_line(item: Any) -> str:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from atlas_edge.embed.config import EmbedConfig
 from atlas_edge.embed.output.attributes import run_attributes, slide_attributes
 from atlas_edge.embed.output.files import check_form, check_room, explained_disk_full, write_output
 from atlas_edge.embed.output.lock import output_lock
@@ -27,35 +26,6 @@ from atlas_edge.system.atomic import write_atomic
 _CHECKPOINT_S = 2.0
 _LISTED = 3
 _SCANNER_TILE = 4
-
-
-class EmbedConfig(BaseModel):
-    """How slides are embedded.
-
-    Attributes:
-        mpp: µm per pixel of slides that do not say it.
-        override_mpp: `mpp` holds for slides that say another, too.
-        tile_mpp: µm per pixel of tiles; the encoder's own when None.
-        min_tissue: Least share of tissue in a tile.
-        tissue: Look for tissue; False embeds the whole grid.
-        pen: Leave out strokes of pen and black borders.
-        max_unreadable: Largest share of unreadable tiles that a slide may have; a small slide may have a few all the
-            same, unless it is 0.
-        threads: Decode threads.
-        batch: Tiles a batch.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mpp: float | None = Field(default=None, gt=0)
-    override_mpp: bool = False
-    tile_mpp: float | None = Field(default=None, gt=0)
-    min_tissue: float = Field(default=0.1, ge=0, le=1)
-    tissue: bool = True
-    pen: bool = True
-    max_unreadable: float = Field(default=0.01, ge=0, le=1)
-    threads: int = Field(default=1, ge=1, le=64)
-    batch: int = Field(default=64, ge=1, le=4096)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from atlas_edge.bundle import MANIFEST, read_manifest, sha256_file
+from atlas_edge.embed.config import EmbedConfig
 from atlas_edge.embed.jobs import SlideFailure, SlideSkipped
-from atlas_edge.embed.slide import EmbedConfig, SlideResult, embed_slide
+from atlas_edge.embed.slide import SlideResult, embed_slide
 from atlas_edge.embed.slide_files import printable
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, UsageError

@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from atlas_edge.cli import console, print_json, set_verbosity
+from atlas_edge.cli import existing_folder, print_json
+from atlas_edge.embed.config import EmbedConfig
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.options import Flag, Quiet, Verbose
+from atlas_edge.options import Flag, Output
 
 
 def ray(
@@ -19,19 +20,10 @@ def ray(
     gpus_a_worker: float = 0.0,
     address: str | None = None,
     form: str = "h5",
-    mpp: float | None = None,
-    tile_mpp: float | None = None,
-    min_tissue: float = 0.1,
-    tissue: bool = True,
-    pen: bool = True,
-    max_unreadable: float = 0.01,
-    threads: int = 1,
-    batch: int = 64,
+    config: EmbedConfig = EmbedConfig(),
     re_embed: Flag = False,
     dry_run: Flag = False,
-    json: Flag = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    output: Output = Output(),
 ) -> None:
     """Embed a folder of slides over the machines of a Ray cluster.
 
@@ -48,44 +40,23 @@ def ray(
         gpus_a_worker: GPUs for each of them.
         address: Ray cluster, auto for the one that this machine belongs to; a local one is started when left out.
         form: Form of the embeddings: h5, zarr or parquet.
-        mpp: µm per pixel of slides that do not say it.
-        tile_mpp: µm per pixel of tiles; the encoder's own by default.
-        min_tissue: Least share of tissue in a tile, 0-1.
-        tissue: Look for tissue; --no-tissue embeds all that was scanned.
-        pen: Leave out strokes of pen and black borders; --no-pen takes them for tissue.
-        max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
-        threads: Decode threads of each worker.
-        batch: Tiles a batch.
+        config: How slides are embedded; threads are each worker's.
         re_embed: Embed again what another bundle, scale or tissue limit embedded; refused when left out.
         dry_run: List what would be embedded, and start nothing.
-        json: Results as JSON on stdout.
-        quiet: Say nothing but errors.
-        verbose: Say more.
+        output: What is printed.
     """
-    set_verbosity(quiet=quiet, verbose=verbose)
-    from atlas_edge.embed.cli import make_config, result_line
+    screen = output.screen()
+    from atlas_edge.embed.cli import result_line
     from atlas_edge.embed.jobs import FoundSlide, SlideFailure, SlideSkipped, leave_out_done, name_outputs
     from atlas_edge.embed.output.files import check_form
     from atlas_edge.embed.resume.plan import plan_of
     from atlas_edge.embed.slide_files import find_slides
     from atlas_edge.embed.workers import read_spec
 
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder, expected a folder of slides")
+    existing_folder(folder, "a folder of slides")
     if workers < 1:
         raise UsageError(f"--workers {workers}: expected at least 1", hint="use --workers 2")
     check_form(out / f"x.{form}")
-    config = make_config(
-        mpp=mpp,
-        tile_mpp=tile_mpp,
-        min_tissue=min_tissue,
-        tissue=tissue,
-        pen=pen,
-        max_unreadable=max_unreadable,
-        threads=threads,
-        batch=batch,
-    )
-    screen = console(quiet=quiet)
     root, out = folder.resolve(), out.resolve()
     found = [FoundSlide(path, root) for path in find_slides(root, out)]
     spec, sha256 = read_spec(bundle)
@@ -108,7 +79,7 @@ def ray(
                 kept = without_tissue
             kept.append({**dataclasses.asdict(item), "actor": actor})
             screen.print(result_line(item), markup=False, soft_wrap=True)
-    if json:
+    if output.json:
         to_do = [str(slide) for slide, _ in jobs] if dry_run else []
         print_json({"slides": results, "skipped": without_tissue, "failed": failures, "to_do": to_do})
     if failures:

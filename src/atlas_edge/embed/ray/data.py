@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from atlas_edge.cli import require_module
+from atlas_edge.embed.config import EmbedConfig
 from atlas_edge.embed.jobs import SlideFailure, SlideSkipped
-from atlas_edge.embed.slide import EmbedConfig, SlideResult
+from atlas_edge.embed.slide import SlideResult
 from atlas_edge.embed.workers import SlideOutcome, attempt, open_encoder
 
 
@@ -52,7 +53,7 @@ def embed_with_ray(
         items = [{"slide": str(slide), "out": str(out)} for slide, out in jobs]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
             _SlideEmbedder,
-            fn_constructor_kwargs={"bundle": bundle, "config": config.model_dump()},
+            fn_constructor_kwargs={"bundle": bundle, "config": config.as_json()},
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,
             num_gpus=gpus_a_worker or None,

@@ -10,7 +10,7 @@ from atlas_edge.errors import UsageError
 from atlas_edge.spec import EncoderSpec
 
 if TYPE_CHECKING:
-    from atlas_edge.embed.slide import EmbedConfig
+    from atlas_edge.embed.config import EmbedConfig
 
 Plan = dict[str, Any]
 

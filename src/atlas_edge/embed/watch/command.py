@@ -5,11 +5,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from atlas_edge.cli import console, print_json, set_verbosity
-from atlas_edge.errors import UsageError
-from atlas_edge.options import Flag, Quiet, Verbose
+from cyclopts import Parameter, validators
+
+from atlas_edge.cli import existing_folder, print_json
+from atlas_edge.embed.config import EmbedConfig, WatchOptions
+from atlas_edge.options import Flag, Output
 
 
 def watch(
@@ -18,28 +20,13 @@ def watch(
     *,
     bundle: str,
     out: Path,
-    form: str = "h5",
-    settle_seconds: float = 30.0,
-    marker_only: Flag = False,
-    poll_seconds: float = 5.0,
-    attempts: int = 3,
-    retry_seconds: float = 60.0,
-    mpp: float | None = None,
-    tile_mpp: float | None = None,
-    min_tissue: float = 0.1,
-    pen: bool = True,
-    max_unreadable: float = 0.01,
-    threads: int = 1,
+    options: WatchOptions = WatchOptions(),
+    config: EmbedConfig = EmbedConfig(),
     streams: int | None = None,
-    batch: int = 64,
-    re_embed: Flag = False,
     page: bool = True,
-    port: int = 8777,
-    once: Flag = False,
+    port: Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**16))] = 8777,
     dry_run: Flag = False,
-    json: Flag = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    output: Output = Output(),
 ) -> None:
     """Embed every slide that a scanner puts into a folder, once.
 
@@ -52,69 +39,31 @@ def watch(
         folder: Drop folder, with its subfolders. Nothing is written there.
         bundle: Bundle folder.
         out: Folder for the embeddings, the journal (SQLite), the log (JSON lines) and the quarantine's reports.
-        form: Form of the embeddings: h5, zarr or parquet.
-        settle_seconds: A slide is finished when none of its files has changed for so long, or NAME.done is there.
-        marker_only: A slide is finished only when NAME.done is there.
-        poll_seconds: Pause between looks at the folder.
-        attempts: After so many failures a slide is quarantined: left alone until it changes.
-        retry_seconds: Pause before the second attempt; it doubles each time.
-        mpp: µm per pixel of slides that do not say it.
-        tile_mpp: µm per pixel of tiles; the encoder's own by default.
-        min_tissue: Least share of tissue in a tile, 0-1.
-        pen: Leave out strokes of pen and black borders; --no-pen takes them for tissue.
-        max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
-        threads: Decode threads.
+        options: How the folder is watched.
+        config: How slides are embedded.
         streams: Calls side by side in OpenVINO; chosen by the cores when left out.
-        batch: Tiles a batch.
-        re_embed: Embed again what another bundle, scale or tissue limit embedded; refused when left out.
         page: Serve a status page on 127.0.0.1; --no-page does not.
         port: Port of the page; another free one where it is taken.
-        once: End when every slide is embedded or quarantined; after a minute without folder or room, too.
         dry_run: List the slides that are there, and do nothing.
-        json: Print the slides and their states at the end as JSON on stdout.
-        quiet: Say nothing but errors.
-        verbose: Say more.
+        output: What is printed.
     """
-    set_verbosity(quiet=quiet, verbose=verbose)
-    from atlas_edge.embed.cli import make_config
+    screen = output.screen()
     from atlas_edge.embed.output.files import check_form
-    from atlas_edge.embed.watch.watcher import Watcher, WatchOptions
+    from atlas_edge.embed.watch.watcher import Watcher
     from atlas_edge.embed.workers import open_encoder
 
-    if attempts < 1 or min(settle_seconds, poll_seconds, retry_seconds) < 0 or not 0 <= port < 2**16:
-        raise UsageError("--attempts, a pause or --port is out of range", hint="see atlas-embed watch --help")
-    check_form(out / f"x.{form}")
-    config = make_config(
-        mpp=mpp,
-        tile_mpp=tile_mpp,
-        min_tissue=min_tissue,
-        pen=pen,
-        max_unreadable=max_unreadable,
-        threads=threads,
-        batch=batch,
-    )
-    options = WatchOptions(
-        settle_s=settle_seconds,
-        marker_only=marker_only,
-        poll_s=poll_seconds,
-        most_attempts=attempts,
-        retry_s=retry_seconds,
-        form=form,
-        once=once,
-        re_embed=re_embed,
-    )
+    check_form(out / f"x.{options.form}")
     if dry_run:
-        _list(folder, out, json=json, quiet=quiet)
+        _list(folder, out, screen, json=output.json)
         return
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder, expected the scanner's drop folder")
+    existing_folder(folder, "the scanner's drop folder")
 
     with ExitStack() as stack:
         stack.enter_context(_terminated_like_interrupted())
-        encoder, sha256 = open_encoder(bundle, batch=batch, streams=streams)
+        encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams)
         stack.callback(encoder.close)
         if encoder.spec.notice:
-            console(quiet=quiet).print(f"WARNING: {encoder.spec.notice}")
+            screen.print(f"WARNING: {encoder.spec.notice}")
         watcher = Watcher(folder, out, encoder, config, options, bundle_sha256=sha256)
         address = ""
         if page:
@@ -123,22 +72,21 @@ def watch(
             address = stack.enter_context(status_page(watcher.status, port))
             watcher.log.write("page", address=address)
             if port and not address.endswith(f":{port}/"):
-                console(quiet=quiet).print(f"port {port} is taken: the status page is at {address}")
-        stack.enter_context(_live_table(watcher.status, address, quiet=quiet))
+                screen.print(f"port {port} is taken: the status page is at {address}")
+        stack.enter_context(_live_table(watcher.status, address, screen))
         watcher.run()
-    if json:
+    if output.json:
         status = watcher.status()
         print_json({"counts": status.counts, "slides": status.rows})
 
 
-def _list(folder: Path, out: Path, *, json: bool, quiet: bool) -> None:
+def _list(folder: Path, out: Path, screen: Any, *, json: bool) -> None:
     from atlas_edge.embed.slide_files import find_slides, printable
 
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder, expected the scanner's drop folder")
+    existing_folder(folder, "the scanner's drop folder")
     found = [str(path) for path in find_slides(folder.resolve(), out.resolve())]
     for path in found:
-        console(quiet=quiet).print(printable(path), markup=False, soft_wrap=True)
+        screen.print(printable(path), markup=False, soft_wrap=True)
     if json:
         print_json({"slides": found})
 
@@ -160,8 +108,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 
 @contextmanager
-def _live_table(status: Any, address: str, *, quiet: bool) -> Iterator[None]:
-    screen = console(quiet=quiet)
+def _live_table(status: Any, address: str, screen: Any) -> Iterator[None]:
     if not screen.is_terminal:
         if address:
             screen.print(f"status page: {address}")

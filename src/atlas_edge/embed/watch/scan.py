@@ -15,7 +15,7 @@ from atlas_edge.embed.workers import reason_of
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 
 if TYPE_CHECKING:
-    from atlas_edge.embed.watch.watcher import WatchOptions
+    from atlas_edge.embed.config import WatchOptions
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0

@@ -8,14 +8,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from atlas_edge.embed.config import EmbedConfig, WatchOptions
 from atlas_edge.embed.jobs import not_its_output, output_names
 from atlas_edge.embed.output.files import DiskFull
 from atlas_edge.embed.output.lock import OutputBusy
 from atlas_edge.embed.resume.plan import attributes_of, differences, is_current, is_of_slide, other_plan, plan_of
-from atlas_edge.embed.slide import EmbedConfig, SlideResult, embed_slide
+from atlas_edge.embed.slide import SlideResult, embed_slide
 from atlas_edge.embed.slide_files import SlideIdentity, printable, slide_identity
 from atlas_edge.embed.watch.encoder import WatchedEncoder
 from atlas_edge.embed.watch.event_log import EventLog
@@ -36,31 +37,6 @@ _BEAT_S = 5.0
 _JOIN_S = 10.0
 _GIVE_UP_S = 60.0
 """With `once`, so long without journal, folder or room on the disk, and there is no point in waiting on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WatchOptions:
-    """How a folder is watched.
-
-    Attributes:
-        settle_s: A slide is finished once the sizes and times of its files have not changed for so long.
-        marker_only: A slide is finished only when NAME.done lies beside it.
-        poll_s: Pause between two looks at the folder.
-        most_attempts: After so many failures a slide is quarantined.
-        retry_s: Pause before the second attempt; it doubles.
-        form: Form of the outputs: `h5`, `zarr`, `parquet`.
-        once: End when everything is embedded or quarantined.
-        re_embed: Embed again what another plan embedded.
-    """
-
-    settle_s: float = 30.0
-    marker_only: bool = False
-    poll_s: float = 5.0
-    most_attempts: int = 3
-    retry_s: float = 60.0
-    form: str = "h5"
-    once: bool = False
-    re_embed: bool = False
 
 
 class Watcher:

@@ -1,0 +1,63 @@
+"""How slides are embedded: the options that one slide, a drop folder and a cluster share."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+from cyclopts import Parameter
+
+from atlas_edge.options import Flag, NotTyped, Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(Options):
+    """How slides are embedded.
+
+    A small slide may have a few unreadable tiles all the same, unless `max_unreadable` is 0.
+
+    Attributes:
+        mpp: µm per pixel of slides that do not say it.
+        override_mpp: `mpp` holds for slides that say another, too.
+        tile_mpp: µm per pixel of tiles; the encoder's own by default.
+        min_tissue: Least share of tissue in a tile, 0-1.
+        tissue: Look for tissue; --no-tissue embeds all that was scanned.
+        pen: Leave out strokes of pen and black borders; --no-pen takes them for tissue.
+        max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
+        threads: Decode threads.
+        batch: Tiles a batch.
+    """
+
+    mpp: Annotated[float | None, Gt(0)] = None
+    override_mpp: Annotated[bool, NotTyped] = False
+    tile_mpp: Annotated[float | None, Gt(0)] = None
+    min_tissue: Annotated[float, Ge(0), Le(1)] = 0.1
+    tissue: bool = True
+    pen: bool = True
+    max_unreadable: Annotated[float, Ge(0), Le(1)] = 0.01
+    threads: Annotated[int, Ge(1), Le(64)] = 1
+    batch: Annotated[int, Ge(1), Le(4096)] = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchOptions(Options):
+    """How a folder is watched.
+
+    Attributes:
+        form: Form of the embeddings: h5, zarr or parquet.
+        settle_s: A slide is finished when none of its files has changed for so long, or NAME.done is there.
+        marker_only: A slide is finished only when NAME.done is there.
+        poll_s: Pause between looks at the folder.
+        most_attempts: After so many failures a slide is quarantined: left alone until it changes.
+        retry_s: Pause before the second attempt; it doubles each time.
+        re_embed: Embed again what another bundle, scale or tissue limit embedded; refused when left out.
+        once: End when every slide is embedded or quarantined; after a minute without folder or room, too.
+    """
+
+    form: str = "h5"
+    settle_s: Annotated[float, Ge(0), Parameter(name="--settle-seconds")] = 30.0
+    marker_only: Flag = False
+    poll_s: Annotated[float, Ge(0), Parameter(name="--poll-seconds")] = 5.0
+    most_attempts: Annotated[int, Ge(1), Parameter(name="--attempts")] = 3
+    retry_s: Annotated[float, Ge(0), Parameter(name="--retry-seconds")] = 60.0
+    re_embed: Flag = False
+    once: Flag = False
