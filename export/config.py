@@ -1,18 +1,18 @@
 """What `atlas-export` was asked for, checked before any work is done."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from annotated_types import Ge
 
 from atlas_edge.errors import UsageError
+from atlas_edge.export.options import Choices
 from atlas_edge.models.load import DEFAULT_MODEL
 from atlas_edge.quantize.plan import load_plan
 from atlas_edge.quantize.recipe import Recipe, default_recipe, load_recipe
 from atlas_edge.spec import Precision, Target
 from atlas_edge.unnamed import LEFT_OUT, last_name
-
-TileFit = Literal["exact", "crop", "resize"]
 
 # Why a target cannot have a precision, and what to take instead.
 _IMPOSSIBLE = {
@@ -21,7 +21,8 @@ _IMPOSSIBLE = {
 }
 
 
-class ExportConfig(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Choices):
     """The resolved configuration of one export; a copy goes into the bundle.
 
     Attributes:
@@ -29,85 +30,46 @@ class ExportConfig(BaseModel):
         target: What the bundle is built for.
         precision: Number format of the compute-heavy layers.
         recipe: How INT8 or FP8 is made; the target's default when None.
-        calib: Tiles that set the quantization scales and fit the probes; the synthetic sample when None.
-        eval: Tiles that the bundle is compared on; the other split of `calib`, or the synthetic sample, when None.
-        out: Bundle folder; `bundles/<model>-<target>-<precision>` when None.
         batch: `(n,)` fixes the batch of the graph; `(min, opt, max)` is TensorRT's profile; empty is dynamic.
-        max_drop_pp: Budget on the upper end of the drop's interval, percentage points; no gate when None.
         calib_limit: Tiles to calibrate on.
         fit_limit: Labelled calibration tiles to fit the probes on.
         eval_limit: Tiles to evaluate on.
-        tile_fit: What to do with tiles of another size than the encoder takes.
-        pooling: Pooling of the tokens; the model's own when None.
-        tile_px: Side of the tiles that the encoder is built for, pixels; its own when None.
-        patch: Patch side of a registry student, pixels.
-        registers: Register tokens of a registry student.
         compute_capabilities: CUDA compute capabilities that a TensorRT-RTX engine is built for; its default when empty.
-        hardware_compatible, version_compatible: An enterprise engine that also runs on later GPUs, or later versions.
-        batch_independent: An embedding does not depend on the rest of its batch.
-        quantize_attention: Quantize the two products of attention, too, where INT8 attention fuses.
-        refit, strip: An engine whose weights can be replaced, or that leaves them in its ONNX.
-        timing_cache: File that keeps enterprise TensorRT's build-time measurements.
         seed: Seed of every random choice.
-        threads: Inference threads; the runtime's choice when None.
-        speed: Whether to time the bundle against the reference.
-        overwrite: Replace an existing bundle.
-        keep_paths: Whether the bundle says how files, folders and tiles are called here.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = DEFAULT_MODEL
     target: Target
     precision: Precision
     recipe: Recipe | None = None
-    calib: str | None = None
-    eval: str | None = None
-    out: Path | None = None
     batch: tuple[int, ...] = ()
-    max_drop_pp: float | None = Field(default=None, ge=0)
-    calib_limit: int = Field(default=300, ge=8)
-    fit_limit: int = Field(default=600, ge=8)
-    eval_limit: int = Field(default=2000, ge=8)
-    tile_fit: TileFit = "exact"
-    pooling: Literal["cls", "cls+mean", "avg"] | None = None
-    tile_px: int | None = Field(default=None, ge=1, le=4096)
-    patch: int | None = None
-    registers: int | None = None
+    calib_limit: Annotated[int, Ge(8)] = 300
+    fit_limit: Annotated[int, Ge(8)] = 600
+    eval_limit: Annotated[int, Ge(8)] = 2000
     compute_capabilities: tuple[str, ...] = ()
-    hardware_compatible: bool = False
-    version_compatible: bool = False
-    batch_independent: bool = False
-    quantize_attention: bool = False
-    refit: bool = False
-    strip: bool = False
-    timing_cache: Path | None = None
     seed: int = 0
-    threads: int | None = Field(default=None, ge=1)
-    speed: bool = True
-    overwrite: bool = False
-    keep_paths: bool = False
 
-    @model_validator(mode="after")
-    def _possible(self) -> "ExportConfig":
-        why = _IMPOSSIBLE.get((self.target, self.precision))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        why = self._contradiction()
         if why is not None:
-            raise ValueError(f"--target {self.target} --precision {self.precision}: {why}")
+            raise UsageError(why, hint="see atlas-export --help")
+
+    def _contradiction(self) -> str | None:
         engine = self.target in (Target.TENSORRT, Target.TENSORRT_RTX)
+        if (self.target, self.precision) in _IMPOSSIBLE:
+            return f"--target {self.target} --precision {self.precision}: {_IMPOSSIBLE[self.target, self.precision]}"
         if self.quantize_attention and not (engine and self.precision is Precision.INT8):
-            raise ValueError("--quantize-attention is for --target tensorrt or tensorrt-rtx in --precision int8")
+            return "--quantize-attention is for --target tensorrt or tensorrt-rtx in --precision int8"
         if self.recipe is not None and self.precision not in (Precision.INT8, Precision.FP8):
-            raise ValueError(f"--recipe says how INT8 is made, --precision {self.precision} has no use for it")
+            return f"--recipe says how INT8 is made, --precision {self.precision} has no use for it"
         if any(size < 1 for size in self.batch):
-            raise ValueError("--batch: sizes start at 1")
-        if len(self.batch) == 3:
-            if not engine:
-                raise ValueError(f"--batch min,opt,max is TensorRT's; --target {self.target} takes one size")
-            if list(self.batch) != sorted(self.batch):
-                raise ValueError("--batch min,opt,max must not fall")
-        elif len(self.batch) > 1:
-            raise ValueError("--batch takes one size, or min,opt,max")
-        return self
+            return "--batch: sizes start at 1"
+        if len(self.batch) == 3 and not engine:
+            return f"--batch min,opt,max is TensorRT's; --target {self.target} takes one size"
+        if len(self.batch) == 3 and list(self.batch) != sorted(self.batch):
+            return "--batch min,opt,max must not fall"
+        return "--batch takes one size, or min,opt,max" if len(self.batch) not in (0, 1, 3) else None
 
     @property
     def output(self) -> Path:
@@ -123,7 +85,7 @@ class ExportConfig(BaseModel):
 
     def for_manifest(self) -> dict[str, Any]:
         """The options as they stand in a bundle; paths as names of what was given, unless `keep_paths`."""
-        options = self.model_dump(mode="json", exclude={"out", "overwrite"})
+        options = self.as_json(exclude=("out", "overwrite"))
         if not self.keep_paths:
             options |= {name: LEFT_OUT for name in ("calib", "eval", "timing_cache") if options[name] is not None}
             options["model"] = last_name(self.model)
@@ -140,7 +102,7 @@ class ExportConfig(BaseModel):
         return self.batch[0] if len(self.batch) == 1 else None
 
 
-def resolve(*, plan: Path | None = None, recipe: Path | None = None, **values: object) -> ExportConfig:
+def resolve(*, plan: Path | None = None, recipe: Path | None = None, **values: Any) -> ExportConfig:
     """Build the configuration.
 
     Args:
@@ -160,17 +122,10 @@ def resolve(*, plan: Path | None = None, recipe: Path | None = None, **values: o
     for option in ("target", "precision"):
         if values.get(option) is None:
             raise UsageError(f"--{option} is missing", hint=f"give --{option}, or --plan with one in it")
-    try:
-        return ExportConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_pp", "").replace("_", "-") + ": " if first["loc"] else ""
-        raise UsageError(
-            f"{option}{first['msg'].removeprefix('Value error, ')}", hint="see atlas-export --help"
-        ) from error
+    return ExportConfig(**values)
 
 
-def _planned(path: Path, recipe: Path | None, values: dict[str, object]) -> dict[str, object]:
+def _planned(path: Path, recipe: Path | None, values: dict[str, Any]) -> dict[str, Any]:
     saved = load_plan(path)
     own = {"target": saved.plan.target.value, "precision": saved.plan.precision.value}
     for option, value in own.items():

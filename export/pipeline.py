@@ -173,7 +173,7 @@ def _as_trained(config: ExportConfig) -> tuple[ExportConfig, Path | None]:
     ranges = None if config.recipe is not None or config.precision is not Precision.INT8 else ranges_of(config.model)
     if ranges is None or config.target is Target.OPENVINO:
         return config, None
-    return config.model_copy(update={"recipe": recipe_of_ranges(ranges)}), ranges
+    return replace(config, recipe=recipe_of_ranges(ranges)), ranges
 
 
 def _load(config: ExportConfig, steps: Steps) -> LoadedModel:

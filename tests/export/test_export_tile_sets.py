@@ -10,6 +10,7 @@ from PIL import Image
 from atlas_edge.errors import AtlasError, InputError, UsageError
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.export.tile_sets import TileSets, open_tile_sets
+from atlas_edge.spec import Precision, Target
 
 
 def _folder(root: Path, *, tiles: int = 8) -> Path:
@@ -23,7 +24,7 @@ def _folder(root: Path, *, tiles: int = 8) -> Path:
 
 def _open(**options: Any) -> TileSets:
     return open_tile_sets(
-        ExportConfig.model_validate({"model": "tiny", "target": "onnx", "precision": "int8"} | options)
+        ExportConfig(**{"model": "tiny", "target": Target.ONNX, "precision": Precision.INT8} | options)
     )
 
 
