@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,12 +22,11 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from atlas_edge.bench.interval import Interval, geometric_mean_interval
-from atlas_edge.cli import console, make_app, print_json, require_module, run_app, set_verbosity
+from atlas_edge.cli import make_app, print_json, require_module, run_app
 from atlas_edge.distill.data.augment import Augmentation
 from atlas_edge.distill.data.cache import FeatureCache
 from atlas_edge.distill.data.stream import TrainingBatch, ViewStream
 from atlas_edge.distill.data.tileset import TrainingTiles
-from atlas_edge.distill.options import Many, train_config
 from atlas_edge.distill.reporting.display import Display
 from atlas_edge.distill.training.config import AugmentationName, TrainConfig
 from atlas_edge.distill.training.device import own_device
@@ -36,7 +35,7 @@ from atlas_edge.distill.training.run import open_stream, training_tiles
 from atlas_edge.distill.training.state import start
 from atlas_edge.distill.training.student import build_student
 from atlas_edge.errors import UsageError
-from atlas_edge.options import Json, Quiet, Verbose
+from atlas_edge.options import Many, Output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,9 +59,7 @@ def throughput(
     precision: Literal["bf16", "fp32"] = "bf16",
     threads: int | None = None,
     workers: int = 1,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    output: Output = Output(),
 ) -> None:
     """Time training on this machine against a plain timm and PyTorch loop of the same model and batch.
 
@@ -77,26 +74,32 @@ def throughput(
         precision: Autocast of the student.
         threads: PyTorch's threads.
         workers: Decoding threads (of ours) and processes (of the plain loop's DataLoader).
-        json: Print the figures as JSON on stdout.
-        quiet: Print errors only.
-        verbose: Print what the libraries say, too.
+        output: What is printed.
     """
-    set_verbosity(quiet=quiet, verbose=verbose)
+    screen = output.screen()
     require_module("timm", extra="torch")
-    given = {"teachers": teachers, "tiles": tiles, "student": student, "batch": batch, "threads": threads}
-    config = train_config({**given, "workers": workers, "precision": precision, "out": Path("unused")})
+    config = TrainConfig(
+        teachers=teachers,
+        tiles=tiles,
+        student=student,
+        batch=batch,
+        threads=threads,
+        workers=workers,
+        precision=precision,
+        out=Path("unused"),
+    )
     if steps < 1 or rounds < 2:
         raise UsageError(
             "expected --steps of 1 or more and --rounds of 2 or more", hint="see tools/distill_throughput.py --help"
         )
-    with Display(console(quiet=quiet), 0) as display:
+    with Display(screen, 0) as display:
         found = measure(config, online=online, steps=steps, rounds=rounds, progress=display.arms)
-    if json:
+    if output.json:
         others = [name for name in found.images_per_s if name != "distill"]
         ratios = {name: asdict(found.ratio("distill", name)) for name in others}
         print_json(asdict(found) | {"ratios": ratios, "loss_difference": found.loss_difference()})
-    elif not quiet:
-        print_throughput(console(), found)
+    elif not output.quiet:
+        print_throughput(screen, found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +161,7 @@ def measure(
             "data": _data(config, tiles, steps),
         }
         if online:
-            other = config.model_copy(update={"teachers": online, **_drawn(config, tiles)})
+            other = replace(config, teachers=online, **_drawn(config, tiles))
             arms["online"] = _ours(other, tiles, Path(scratch) / "b", steps, losses["online"])
         rates: dict[str, list[float]] = {name: [] for name in arms}
         waits: dict[str, list[float]] = {name: [] for name in arms}
@@ -218,7 +221,7 @@ def _batches(
             yield batch, time.perf_counter() - begun
 
 
-def _drawn(config: TrainConfig, tiles: TrainingTiles) -> dict[str, object]:
+def _drawn(config: TrainConfig, tiles: TrainingTiles) -> dict[str, Any]:
     """The options that make a running teacher see the views that the first cache holds."""
     folder = Path(config.teachers[0])
     if not (folder / "cache.json").is_file():

@@ -4,15 +4,13 @@ The heads exist during training only. Targets are normalised before the loss (se
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlas_edge.distill.targets.phis import TargetTransform
-
-LossName = Literal["cosine", "l1"]
+from atlas_edge.distill.training.config import LossName
 
 
 class Target(nn.Module):

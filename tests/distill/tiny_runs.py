@@ -62,7 +62,7 @@ def run_two(*configs: TrainConfig, **environment: str) -> list[Ended]:
     }  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, *(config.model_dump_json() for config in configs)],
+            [sys.executable, __file__, *(json.dumps(config.as_json()) for config in configs)],
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), **environment},
             stderr=subprocess.PIPE,
             text=True,
@@ -152,4 +152,4 @@ def _write_what_is_held(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    _main([TrainConfig.model_validate_json(given) for given in sys.argv[1:]], int(os.environ["RANK"]))
+    _main([TrainConfig(**json.loads(given)) for given in sys.argv[1:]], int(os.environ["RANK"]))

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,7 @@ def test_a_student_carries_the_strictest_licence_of_teachers_start_and_tiles(
         config = tiny_config(
             tmp_path / "first", tiles, tmp_path / "start", tmp_path / "out", steps=1, fit_heads=False, patch_weight=0
         )
-        report = distill(
-            config.model_copy(update={"teachers": (str(tmp_path / "first"), str(tmp_path / "second"))}), overwrite=True
-        )
+        report = distill(replace(config, teachers=(str(tmp_path / "first"), str(tmp_path / "second"))), overwrite=True)
         written = json.loads((tmp_path / "out/config.json").read_text())["pretrained_cfg"]["license"]
         card = ModelCard((tmp_path / "out/README.md").read_text(encoding="utf-8"))
         return written, str(card.data.license), list(report.warnings)

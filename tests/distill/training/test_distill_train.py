@@ -196,7 +196,7 @@ def test_memory_that_runs_out_is_explained(
     monkeypatch.setattr(where, no_memory)
     config = tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "student", evaluate_every=1)
     with pytest.raises(RuntimeMissing, match=f"memory ran out {said}"):
-        distill(config.model_copy(update={"held_out": str(held_out_folder)}))
+        distill(replace(config, held_out=str(held_out_folder)))
 
 
 def test_a_fit_that_memory_does_not_hold_is_explained(
@@ -273,7 +273,7 @@ def test_heads_are_fitted_to_every_teacher(
     for fit in (True, False):
         out = tmp_path / str(fit)
         config = tiny_config(tiny_model, tile_folder, tiny_student, out, steps=1, lr=1e-9, fit_heads=fit)
-        distill(config.model_copy(update={"teachers": (str(tiny_model), str(tiny_student))}))
+        distill(replace(config, teachers=(str(tiny_model), str(tiny_student))))
         first[fit] = losses_of(out)[1]
     assert first[True] < 0.5 * first[False]
 
@@ -347,7 +347,7 @@ def test_several_teachers_teach_together_and_each_term_is_a_mean_over_them(
     for teachers in ((tiny_model, tiny_student), (tiny_model,), (tiny_student,)):
         out = tmp_path / str(len(losses))
         config = tiny_config(tiny_model, tile_folder, tiny_student, out, relational_weight=100.0, steps=1, lr=1e-9)
-        report = distill(config.model_copy(update={"teachers": tuple(map(str, teachers))}))
+        report = distill(replace(config, teachers=tuple(map(str, teachers))))
         assert [teacher.name for teacher in report.teachers] == [teacher.name for teacher in teachers]
         losses[teachers] = losses_of(out)[1]
     both, *each = losses.values()
@@ -364,8 +364,8 @@ def test_patch_tokens_that_no_teacher_gives_are_an_error(
     config = tiny_config(cache, tile_folder, tiny_student, tmp_path / "student", steps=2)
     with pytest.raises(UsageError, match=r"no teacher gives patch tokens[\s\S]*--grid 4.*--patch-weight 0"):
         distill(config)
-    report = distill(config.model_copy(update={"teachers": (str(cache), str(tiny_model))}))
+    report = distill(replace(config, teachers=(str(cache), str(tiny_model))))
     assert report.warnings == ("tiny-vit teaches no patch tokens: its features hold none",)
     assert read_metrics(config.out)[0]["patch_loss"] is not None
-    distill(config.model_copy(update={"patch_weight": 0.0}), overwrite=True)
+    distill(replace(config, patch_weight=0.0), overwrite=True)
     assert read_metrics(config.out)[0]["patch_loss"] is None
