@@ -113,7 +113,7 @@ def test_quantize(tiny_model: Path, tiles: Path, tmp_path: Path, monkeypatch: py
     out = tmp_path / "quantized"
     with windows(monkeypatch):
         run(quantize, "recipe", "onnx", "--out", tmp_path / "recipe.json")
-        run(quantize, "distill", tiny_model, tiles, out, "--steps", 2, "--limit", 48)
+        run(quantize, "finetune", tiny_model, tiles, out, "--steps", 2, "--limit", 48)
         run(quantize, "sensitivity", tiny_model, tiles, "--out", tmp_path / "layers", "--count", 2, "--calib-limit", 8)
     assert (out / "quantized.onnx").is_file()
     assert (tmp_path / "layers" / "sensitivity.json").is_file()

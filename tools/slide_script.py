@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from atlas_edge.bench.commands.slide import show
-from atlas_edge.bench.slides.end_to_end import SlideBenchOptions, bench_slide
+from atlas_edge.bench.options import SlideBenchOptions
+from atlas_edge.bench.slides.end_to_end import bench_slide
 from atlas_edge.cli import console, make_app, require_module, run_app
 from atlas_edge.errors import UsageError
 from atlas_edge.slides import TileGrid

@@ -12,7 +12,6 @@ from atlas_edge.bench.accuracy.drop import AccuracyDrop, balanced_accuracy, cali
 from atlas_edge.bench.accuracy.plism import PlismBench, plism_bench
 from atlas_edge.bench.accuracy.probe import Probe, ProbeMethod, fit_probe
 from atlas_edge.bench.accuracy.robustness import (
-    DEFAULT_K,
     NeighbourCounts,
     RobustnessIndex,
     pathorob_tiles,
@@ -21,6 +20,7 @@ from atlas_edge.bench.accuracy.robustness import (
 from atlas_edge.bench.accuracy.stress import STRESSES, StressResult, stress_result
 from atlas_edge.bench.accuracy.tileset import TileSet, embed_tiles
 from atlas_edge.bench.interval import Interval, share_difference_interval
+from atlas_edge.bench.options import AccuracyOptions
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.tiles.overlap import find_overlap
@@ -28,23 +28,6 @@ from atlas_edge.tiles.overlap import find_overlap
 Progress = Callable[[str, int, int], None]
 
 _METHODS: tuple[ProbeMethod, ...] = ("linear", "knn")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccuracyOptions:
-    """What to measure.
-
-    Attributes:
-        stress_tiles: Tiles for the stain and scanner stress test; 0 leaves it out.
-        robustness_k: Neighbours of the robustness index.
-        robustness_paired: Neighbours within paired 2 x 2 subsets, pooled, as PathoROB has them on TCGA.
-        seed: Seed of every bootstrap.
-    """
-
-    stress_tiles: int = 48
-    robustness_k: int = DEFAULT_K
-    robustness_paired: bool = False
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from atlas_edge.cli import console, print_json, set_verbosity
+from atlas_edge.cli import print_json
 from atlas_edge.errors import GateFailed
-from atlas_edge.options import Flag, Quiet, Verbose
+from atlas_edge.options import Flag, Output
 
 
 def compare(
@@ -15,9 +15,7 @@ def compare(
     *,
     all: Flag = False,
     fail: Flag = False,
-    json: Flag = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    output: Output = Output(),
 ) -> None:
     """Print what moved beyond noise between two reports.
 
@@ -29,18 +27,15 @@ def compare(
         new: The same from after.
         all: Print the figures that did not move, too.
         fail: Exit 3 where a figure moved to the worse.
-        json: Print every figure as JSON on stdout.
-        quiet: Print errors only.
-        verbose: Print what the libraries say, too.
+        output: What is printed.
     """
     from atlas_edge.bench.report.compare import compare_reports
     from atlas_edge.bench.report.rows import Rows, interval_text
     from atlas_edge.bench.report.schema import read_report
     from atlas_edge.bench.report.terminal import print_rows
 
-    set_verbosity(quiet=quiet, verbose=verbose)
+    screen = output.screen()
     found = compare_reports(read_report(old), read_report(new))
-    screen = console(quiet=quiet)
     shown = [one for one in found.movements if one.moved or all]
     rows = tuple(
         (
@@ -60,7 +55,7 @@ def compare(
     screen.print(f"moved beyond noise: {len(found.movements) - still} of {len(found.movements)} figures")
     for note in found.notes:
         screen.print(note, style="yellow", markup=False)
-    if json:
+    if output.json:
         print_json(asdict(found))
     worse = [f"{one.encoder}: {one.figure}" for one in found.movements if one.worse]
     if fail and worse:

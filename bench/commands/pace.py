@@ -2,10 +2,10 @@
 
 from dataclasses import asdict
 
-from atlas_edge.bench.defaults import MPP, SCANNER_SECONDS, SLIDE_MM2
-from atlas_edge.cli import console, print_json, set_verbosity
+from atlas_edge.bench.options import MPP, SCANNER_SECONDS, SLIDE_MM2
+from atlas_edge.cli import print_json
 from atlas_edge.errors import UsageError
-from atlas_edge.options import Flag, Quiet, Verbose
+from atlas_edge.options import Output
 
 
 def pace(
@@ -18,9 +18,7 @@ def pace(
     scanner_seconds: float = SCANNER_SECONDS,
     rounds: int = 5,
     threads: int | None = None,
-    json: Flag = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    output: Output = Output(),
 ) -> None:
     """Say in the lab's terms how fast an encoder is: tiles a slide, slides an hour, and whether it keeps up.
 
@@ -40,13 +38,11 @@ def pace(
         scanner_seconds: Seconds that the scanner takes for a slide.
         rounds: Turns of every encoder.
         threads: Inference threads; the runtime's own choice when left out.
-        json: Print the figures as JSON on stdout.
-        quiet: Print errors only.
-        verbose: Print what the libraries say, too.
+        output: What is printed.
     """
     from atlas_edge.bench.speed.pace import pace as work_out
 
-    set_verbosity(quiet=quiet, verbose=verbose)
+    screen = output.screen()
     if bool(encoders) == (tiles_per_s is not None):
         raise UsageError(
             "give encoders to time, or --tiles-per-s, one of the two", hint="atlas-bench pace --tiles-per-s 145"
@@ -63,13 +59,12 @@ def pace(
     from rich.padding import Padding
     from rich.text import Text
 
-    screen = console(quiet=quiet)
     for name, one in found.items():
         verdict = "keeps up with the scanner" if one.keeps_up else "does NOT keep up with the scanner"
         screen.print(f"{name}: {one.slides_per_hour:.1f} slides an hour, {verdict}", style="bold", markup=False)
         for line in one.arithmetic:
             screen.print(Padding(Text(line), (0, 0, 0, 2)))
-    if json:
+    if output.json:
         print_json({name: asdict(one) for name, one in found.items()})
 
 

@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from atlas_edge.cli import console, print_json, set_verbosity
+from atlas_edge.cli import print_json
 from atlas_edge.errors import GateFailed
-from atlas_edge.options import Flag, Quiet, Verbose
+from atlas_edge.options import Output
 
 
 def selftest(
@@ -16,9 +16,7 @@ def selftest(
     speed: bool = True,
     rounds: int = 6,
     batch: int = 32,
-    json: Flag = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    output: Output = Output(),
 ) -> None:
     """Run a bundle on this machine against the full-precision embeddings stored in it, and time its precisions.
 
@@ -33,9 +31,7 @@ def selftest(
         speed: Time the bundle, and FP16 beside INT8 where the bundle holds both.
         rounds: Turns of each precision.
         batch: Tiles a call in the throughput scenario.
-        json: Print the report as JSON on stdout.
-        quiet: Print errors only.
-        verbose: Print what the libraries say, too.
+        output: What is printed.
     """
     import json as json_module
 
@@ -44,17 +40,16 @@ def selftest(
     from atlas_edge.bench.selftest.run import run_selftest, selftest_markdown
     from atlas_edge.system.atomic import write_atomic
 
-    set_verbosity(quiet=quiet, verbose=verbose)
+    screen = output.screen()
     report = run_selftest(bundle, speed=speed, rounds=rounds, batch=batch)
     data = asdict(report)
     text = selftest_markdown(report)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out.with_suffix(".json"), (json_module.dumps(data, indent=2, default=str) + "\n").encode())
     write_atomic(out.with_suffix(".md"), text.encode())
-    screen = console(quiet=quiet)
     print_rows(screen, selftest_rows(report))
     screen.print(f"written: {out.with_suffix('.json')} and {out.with_suffix('.md')}; please send them back")
-    if json:
+    if output.json:
         print_json(data)
     if not report.passed:
         failed = [name for name, case in report.cases.items() if not case.passed]

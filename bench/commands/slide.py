@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas_edge.cli import console, print_json, set_verbosity
+from atlas_edge.bench.options import SlideBenchOptions
+from atlas_edge.cli import print_json
 from atlas_edge.errors import UsageError
-from atlas_edge.options import Flag, Quiet, Verbose
+from atlas_edge.options import Output
 
 if TYPE_CHECKING:
     from atlas_edge.bench.interval import Interval
@@ -24,17 +25,8 @@ def slide(
     bundle: list[str],
     synthetic: str | None = None,
     keep: Path | None = None,
-    tiles: int = 256,
-    rounds: int = 4,
-    threads: int = 1,
-    streams: int | None = None,
-    batch: int = 64,
-    mpp: float | None = None,
-    tile_mpp: float | None = None,
-    scanner_seconds: float | None = None,
-    json: Flag = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    options: SlideBenchOptions = SlideBenchOptions(),
+    output: Output = Output(),
 ) -> None:
     """Time bundles on a whole slide: end to end, by stage, and whether they keep up with the scanner.
 
@@ -47,36 +39,16 @@ def slide(
         bundle: Bundle folder; give it again for another one.
         synthetic: WIDTHxHEIGHT of a slide to draw, pixels of 0.5 µm.
         keep: File to keep the drawn slide in; it is deleted otherwise.
-        tiles: Tiles a turn.
-        rounds: Turns of everything.
-        threads: Decode threads.
-        streams: Calls side by side in OpenVINO; chosen by the cores when left out.
-        batch: Tiles a batch.
-        mpp: µm per pixel of a slide that does not say it.
-        tile_mpp: µm per pixel of tiles; the bundle's own when left out.
-        scanner_seconds: Seconds that the scanner takes for a slide; 156 s for 15 x 15 mm when left out.
-        json: Print the report as JSON on stdout.
-        quiet: Print errors only.
-        verbose: Print what the libraries say, too.
+        options: How the bench runs.
+        output: What is printed.
     """
-    set_verbosity(quiet=quiet, verbose=verbose)
-    from atlas_edge.bench.slides.end_to_end import SlideBenchOptions, bench_slide
+    screen = output.screen()
+    from atlas_edge.bench.slides.end_to_end import bench_slide
 
-    options = SlideBenchOptions(
-        tiles=tiles,
-        rounds=rounds,
-        threads=threads,
-        streams=streams,
-        batch=batch,
-        mpp=mpp,
-        tile_mpp=tile_mpp,
-        scanner_s=scanner_seconds,
-    )
-    screen = console(quiet=quiet)
     with _slide(slide, synthetic, keep, screen) as path:
         report = bench_slide(path, bundle, options)
     show(report, screen)
-    if json:
+    if output.json:
         print_json(asdict(report))
 
 

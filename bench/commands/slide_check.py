@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from atlas_edge.cli import console, print_json, set_verbosity
+from atlas_edge.cli import print_json
 from atlas_edge.errors import GateFailed, UsageError
-from atlas_edge.options import Flag, Quiet
+from atlas_edge.options import Output
 
 
 def slide_check(
@@ -15,8 +15,7 @@ def slide_check(
     tiles: int = 256,
     min_cosine: float | None = None,
     outlines: Path | None = None,
-    json: Flag = False,
-    quiet: Quiet = False,
+    output: Output = Output(),
 ) -> None:
     """Compare the features of slides with those of a full-precision encoder on the same tiles; draw the tiles.
 
@@ -31,10 +30,9 @@ def slide_check(
         tiles: Most tiles of each slide.
         min_cosine: Budget on the lower end of the 1st percentile of the cosine; on fewer than 36 slides nothing passes.
         outlines: Folder for thumbnails with the outlines of all tiles.
-        json: Print the report as JSON on stdout.
-        quiet: Print errors only.
+        output: What is printed.
     """
-    set_verbosity(quiet=quiet, verbose=False)
+    screen = output.screen()
     if not features:
         raise UsageError("no features to check", hint="atlas-bench slide-check out/*.h5 --slides scans --reference M")
     from atlas_edge.bench.judge.gate import Verdict
@@ -44,7 +42,6 @@ def slide_check(
     files = [read_features(path) for path in features]
     encoder = load_encoder(reference)
     report = check_slides(files, slides, encoder, most_tiles=tiles, min_cosine=min_cosine, outlines=outlines)
-    screen = console(quiet=quiet)
     for name, median in report.cosine_median.items():
         screen.print(f"{name}: {report.tiles[name]} tiles, cosine median {median:.5f}", soft_wrap=True)
     whole = report.agreement
@@ -57,13 +54,13 @@ def slide_check(
     )
     for path in report.outlines:
         screen.print(f"drawn: {path}", soft_wrap=True)
-    if json:
+    if output.json:
         print_json(asdict(report))
     if report.verdict not in (None, Verdict.PASS):
         raise GateFailed(f"cosine, 1st percentile: {report.verdict}", hint=report.advice)
 
 
-def slide_pair(one: Path, two: Path, /, *, json: Flag = False, quiet: Quiet = False) -> None:
+def slide_pair(one: Path, two: Path, /, *, output: Output = Output()) -> None:
     """Compare the embeddings of one region on two scanners at the same physical places.
 
     Both files were embedded with --no-tissue and the same --tile-mpp, and the scans begin at the same place. Example:
@@ -73,17 +70,16 @@ def slide_pair(one: Path, two: Path, /, *, json: Flag = False, quiet: Quiet = Fa
     Args:
         one: HDF5 file that atlas-embed wrote.
         two: The other scanner's.
-        json: Print the report as JSON on stdout.
-        quiet: Print errors only.
+        output: What is printed.
     """
-    set_verbosity(quiet=quiet, verbose=False)
+    screen = output.screen()
     from atlas_edge.bench.slides.check import compare_scans, read_features
 
     found = compare_scans(read_features(one), read_features(two))
     shares = ", ".join(f"top-{k} {share:.0%}" for k, share in found.top_k.items())
-    console(quiet=quiet).print(
+    screen.print(
         f"{found.positions} places on both: mean cosine of twins {found.cosine:.4f}; twin among the nearest: {shares}",
         soft_wrap=True,
     )
-    if json:
+    if output.json:
         print_json(asdict(found))

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -13,30 +13,9 @@ from atlas_edge.bench.accuracy.agreement import P1, Agreement
 from atlas_edge.bench.accuracy.measure import AccuracyReport
 from atlas_edge.bench.interval import FEWEST_GROUPS, Interval
 from atlas_edge.bench.judge.gate import Verdict, judge, units_to_settle, units_to_settle_quantile, worst
+from atlas_edge.bench.options import Budget
 from atlas_edge.bench.speed.figures import SpeedReport
-from atlas_edge.errors import InputError, UsageError
-
-
-class Budget(BaseModel):
-    """What a candidate may cost; None is not judged.
-
-    Attributes:
-        max_drop_pp: Linear probe, fitted on the reference: balanced accuracy lost, percentage points.
-        max_knn_drop_pp: The same with the kNN probe.
-        max_flip_percent: Predictions of the linear probe that change, per cent.
-        min_cosine: 1st percentile of the cosine to the reference.
-        max_robustness_drop: Robustness index lost, 0-1.
-        min_throughput_ratio: Throughput over the reference's, where speed was measured.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_drop_pp: float | None = Field(default=None, ge=0)
-    max_knn_drop_pp: float | None = Field(default=None, ge=0)
-    max_flip_percent: float | None = Field(default=None, ge=0, le=100)
-    min_cosine: float | None = Field(default=None, ge=-1, le=1)
-    max_robustness_drop: float | None = Field(default=None, ge=0, le=1)
-    min_throughput_ratio: float | None = Field(default=None, gt=0)
+from atlas_edge.errors import InputError
 
 
 class Budgets(BaseModel):
@@ -61,23 +40,22 @@ class Budgets(BaseModel):
 
     def overridden(self, options: Budget) -> "Budgets":
         """These budgets with the values of `options` in place of the file's, for every candidate."""
-        given = options.model_dump(exclude_none=True)
         return Budgets(
-            default=self.default.model_copy(update=given),
-            candidate={pattern: budget.model_copy(update=given) for pattern, budget in self.candidate.items()},
+            default=replace(self.default, **options.limits),
+            candidate={pattern: replace(budget, **options.limits) for pattern, budget in self.candidate.items()},
         )
 
     @property
     def empty(self) -> bool:
         """Whether nothing at all is judged."""
-        return not any(budget.model_dump(exclude_none=True) for budget in (self.default, *self.candidate.values()))
+        return not any(budget.limits for budget in (self.default, *self.candidate.values()))
 
     def of(self, name: str) -> Budget:
         """The budget of one candidate."""
         found = self.default
         for pattern, budget in self.candidate.items():
             if fnmatchcase(name, pattern):
-                found = found.model_copy(update=budget.model_dump(exclude_none=True))
+                found = replace(found, **budget.limits)
         return found
 
 
@@ -146,26 +124,10 @@ def read_budgets(path: Path) -> Budgets:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(
-            f"{path}: {where}: {first['msg']}", hint=f"known budgets: {', '.join(Budget.model_fields)}"
+            f"{path}: {where}: {first['msg']}", hint=f"known budgets: {', '.join(vars(Budget()))}"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no TOML file: {error}") from error
-
-
-def budget_from_options(**options: float | None) -> Budget:
-    """A budget from the command line's options, which are named as its fields.
-
-    Raises:
-        UsageError: A value is out of range.
-    """
-    try:
-        return Budget.model_validate(options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).removesuffix("_pp").removesuffix("_percent").replace("_", "-")
-        raise UsageError(
-            f"--{option} {first['input']}: {first['msg']}", hint="see atlas-bench accuracy --help"
-        ) from error
 
 
 def run_gate(budgets: Budgets, figures: dict[str, list[Judged]]) -> GateResult:

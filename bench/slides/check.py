@@ -12,8 +12,9 @@ from PIL import Image, ImageDraw
 
 from atlas_edge.bench.accuracy.agreement import Agreement, embedding_agreement, tile_cosines, unit_rows
 from atlas_edge.bench.accuracy.plism import PlismBench, Scan, plism_bench
-from atlas_edge.bench.judge.budgets import Budget, Budgets, judged_cosine, run_gate
+from atlas_edge.bench.judge.budgets import Budgets, judged_cosine, run_gate
 from atlas_edge.bench.judge.gate import Verdict
+from atlas_edge.bench.options import Budget
 from atlas_edge.cli import require_module
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.bench.interval import Interval, geometric_mean_interval
+from atlas_edge.bench.options import SlideBenchOptions
 from atlas_edge.embed.pipeline import StageClock, StageSeconds, embedded
 from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.embed.slide_files import slide_files
@@ -31,31 +32,6 @@ _PAUSE_S = 0.05
 # Prepares another program on the tiles of a grid; what it returns runs it once and gives its tiles per second.
 Rival = Callable[[Path, TileGrid], Callable[[], float]]
 _STAGES = ("read", "decode", "resample", "inference", "write")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlideBenchOptions:
-    """How the bench runs.
-
-    Attributes:
-        tiles: Tiles a turn.
-        rounds: Turns of everything.
-        threads: Decode threads.
-        streams: See `open_encoder`.
-        batch: Tiles a batch.
-        mpp: µm per pixel of a slide that does not say it.
-        tile_mpp: µm per pixel of tiles; the encoder's own when None.
-        scanner_s: Seconds that the scanner takes for a slide; by its area when None.
-    """
-
-    tiles: int = 256
-    rounds: int = 4
-    threads: int = 1
-    streams: int | None = None
-    batch: int = 64
-    mpp: float | None = None
-    tile_mpp: float | None = None
-    scanner_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from atlas_edge.bench.defaults import MPP, SCANNER_SECONDS, SLIDE_MM2
+from atlas_edge.bench.options import MPP, SCANNER_SECONDS, SLIDE_MM2
 from atlas_edge.errors import UsageError
 
 

@@ -1,15 +1,14 @@
 """Everything that `atlas-bench speed` measures, into one report."""
 
 import sys
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.bench.defaults import MPP, SCANNER_SECONDS, SLIDE_MM2
 from atlas_edge.bench.encoders import EncoderFacts, OpenedEncoders
 from atlas_edge.bench.machine import this_machine
+from atlas_edge.bench.options import MPP, SpeedOptions
 from atlas_edge.bench.progress import progress_bar
 from atlas_edge.bench.report.schema import Report
 from atlas_edge.bench.selftest.run import selftest_tiles
@@ -31,23 +30,6 @@ if TYPE_CHECKING:
 
 _TILES = 64
 _SWEEP_BLOCK_SECONDS = 0.3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpeedOptions:
-    """What to measure; see `atlas-bench speed --help`."""
-
-    batch: int = 8
-    rounds: int = 10
-    block_seconds: float = 0.5
-    threads: int | None = None
-    sweep: bool = False
-    cold_start: bool = False
-    roofline: bool = False
-    scanner_seconds: float = SCANNER_SECONDS
-    slide_mm2: float = SLIDE_MM2
-    mpp: float | None = None
-    sweep_batches: tuple[int, ...] = field(default=BATCHES)
 
 
 def run_speed(opened: OpenedEncoders, options: SpeedOptions, *, reference: str, screen: "Console") -> Report:
@@ -116,7 +98,7 @@ def _sweeps(opened: OpenedEncoders, options: SpeedOptions, screen: "Console") ->
     found = {}
     for name, encoder in opened.encoders.items():
         able = encoder.capabilities
-        batches = (able.batch,) if able.fixed_batch and able.batch else options.sweep_batches
+        batches = (able.batch,) if able.fixed_batch and able.batch else BATCHES
         settings = settings_of(threads=counts, batches=batches, streams=able.configure is not None)
         screen.print(f"sweeping {len(settings)} settings of {name}", style="dim", markup=False)
         given, spec = opened.facts[name].given, encoder.spec

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atlas_edge.quantize.options import CalibrationOptions
 from atlas_edge.quantize.tiles.choose import CalibrationChoice, calibration_pool, choose_calibration
 from atlas_edge.quantize.tiles.convergence import Convergence, watch_ranges
-from atlas_edge.tiles import TileFit, TileRecord, open_tiles, provenance, without_split
+from atlas_edge.tiles import TileRecord, open_tiles, provenance, without_split
 from atlas_edge.tiles.overlap import check_disjoint, in_first_half
 
 if TYPE_CHECKING:
@@ -18,13 +19,7 @@ if TYPE_CHECKING:
 def show_calibration(
     model: str,
     tiles: str,
-    *,
-    evaluation: str | None,
-    limit: int,
-    contact_sheet: Path | None,
-    fit: TileFit,
-    seed: int,
-    dry_run: bool,
+    options: CalibrationOptions,
     screen: "Console",
 ) -> dict[str, Any]:
     """Choose the calibration tiles of an INT8 export by the default recipe, print how, and return the same as data.
@@ -36,28 +31,32 @@ def show_calibration(
     from atlas_edge.models.load import load_model
 
     source = open_tiles(tiles, role="calibration")
-    judged = _evaluation(tiles, evaluation, has_splits=bool(source.splits()))
+    judged = _evaluation(tiles, options.eval, has_splits=bool(source.splits()))
     if judged is not None:
         check_disjoint((source, list(source.records())), (judged, list(judged.records())))
     loaded = load_model(model)
     records: Iterable[TileRecord] = source.records()
     if judged is None and source.split is None:
         # Without splits, half of the slides judge.
-        fitted = in_first_half(source.records(), seed=seed)
+        fitted = in_first_half(source.records(), seed=options.seed)
         records = filter(fitted, records)
-    pool = calibration_pool(records, limit=limit, seed=seed)
-    choice = choose_calibration(source, pool, limit=limit, tile_px=loaded.spec.tile_px, fit=fit, seed=seed)
+    pool = calibration_pool(records, limit=options.limit, seed=options.seed)
+    choice = choose_calibration(
+        source, pool, limit=options.limit, tile_px=loaded.spec.tile_px, fit=options.tile_fit, seed=options.seed
+    )
     _print_choice(choice, source.name, screen)
     found: Convergence | None = None
-    if not dry_run:
+    if not options.dry_run:
         found = _watch(loaded, choice)
         choice = choice.first(found.enough(fitted=True))
         screen.print(found.sentence())
-        if contact_sheet is not None:
+        if options.contact_sheet is not None:
             from atlas_edge.quantize.tiles.contact_sheet import write_contact_sheet
 
-            count = write_contact_sheet(choice, contact_sheet, title=f"{len(choice.records)} tiles of {source.name}")
-            screen.print(f"{count} tiles are shown in {contact_sheet}")
+            count = write_contact_sheet(
+                choice, options.contact_sheet, title=f"{len(choice.records)} tiles of {source.name}"
+            )
+            screen.print(f"{count} tiles are shown in {options.contact_sheet}")
     return {
         "provenance": provenance(source, choice.records).model_dump(mode="json"),
         "disjoint_from": None if judged is None else judged.name + (f"@{judged.split}" if judged.split else ""),

@@ -1,4 +1,4 @@
-"""`atlas-quantize distill`: a folder with the encoder that quantization-aware distillation made, and its ONNX graph."""
+"""`atlas-quantize finetune`: a folder with the encoder that quantization-aware distillation made, and its graph."""
 
 import json
 import shutil

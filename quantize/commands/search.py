@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from atlas_edge.bench.judge.budgets import Budget
+from atlas_edge.bench.options import Budget
 from atlas_edge.errors import GateFailed, UsageError
+from atlas_edge.quantize.options import DEFAULT_DROP_PP, Limits, SearchBudget
 from atlas_edge.quantize.recipe import load_recipe
 from atlas_edge.quantize.search.bench import MeasureConfig
 from atlas_edge.quantize.search.report import REPORT
@@ -18,41 +17,38 @@ from atlas_edge.tiles import open_tiles, without_split
 if TYPE_CHECKING:
     from rich.console import Console
 
-DEFAULT_DROP_PP = 2.5
-
 
 def search_config(
+    limits: Limits,
     *,
-    evaluation: str | None,
+    model: str,
     tiles: str,
+    evaluation: str | None,
     target: str,
     recipe: Path | None,
-    budget: dict[str, float | None],
+    budget: SearchBudget,
+    out: Path,
     minutes: float,
-    **rest: Any,
 ) -> SearchConfig:
-    """Check the options and fill in the defaults.
+    """Fill in the defaults.
 
     Raises:
-        UsageError: A value out of range, or tiles without splits and nothing to judge on.
+        UsageError: Tiles without splits and nothing to judge on.
     """
-    given = {key: value for key, value in budget.items() if value is not None} or {"max_drop_pp": DEFAULT_DROP_PP}
-    try:
-        limits = Budget.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        options = {"max_drop_pp": "--max-drop", "max_flip_percent": "--max-flips", "min_cosine": "--min-cosine"}
-        raise UsageError(f"{options[str(first['loc'][0])]}: {first['msg']}", hint="use --max-drop 2.5") from error
-    if minutes <= 0:
-        raise UsageError(f"--minutes {minutes:g} is no time", hint="use --minutes 8")
+    given = Budget(**vars(budget))
     measure = MeasureConfig(
+        model=model,
         tiles=tiles,
         evaluation=judged_on(tiles, evaluation),
         target=Target(target),
-        **rest,
+        out=out,
+        **vars(limits),
     )
     return SearchConfig(
-        measure=measure, recipe=None if recipe is None else load_recipe(recipe), budget=limits, minutes=minutes
+        measure=measure,
+        recipe=None if recipe is None else load_recipe(recipe),
+        budget=given if given.limits else Budget(max_drop_pp=DEFAULT_DROP_PP),
+        minutes=minutes,
     )
 
 
@@ -81,7 +77,7 @@ def find_plan(config: SearchConfig, screen: "Console", *, overwrite: bool, dry_r
     check_target(measure.target)
     if dry_run:
         screen.print(f"would search a plan for {measure.model} on {measure.target.value} and write {measure.out}")
-        return {"target": measure.target.value, "budget": config.budget.model_dump(exclude_none=True)}
+        return {"target": measure.target.value, "budget": config.budget.limits}
     from atlas_edge.quantize.search.report import as_dict, rows, write_search
 
     result, bench = search(config, screen.print)

@@ -1,17 +1,16 @@
 """`atlas-quantize sensitivity`: which layers cost accuracy in INT8."""
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from atlas_edge.errors import UsageError
+from atlas_edge.quantize.options import SensitivityOptions
 from atlas_edge.quantize.recipe import default_recipe, load_recipe
 from atlas_edge.spec import Target
 from atlas_edge.system.atomic import atomic_folder, check_vacant
-from atlas_edge.tiles import TileFit, open_tiles
+from atlas_edge.tiles import open_tiles
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,38 +21,22 @@ if TYPE_CHECKING:
 _REPORT = "sensitivity.json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SensitivityConfig:
-    """What is measured; see `atlas-quantize sensitivity --help`."""
-
-    model: str
-    tiles: str
-    target: Target
-    recipe: Path | None
-    out: Path | None
-    count: int
-    calib_limit: int
-    without: bool
-    tile_fit: TileFit
-    seed: int
-    overwrite: bool
-
-
-def show_sensitivity(config: SensitivityConfig, screen: "Console", *, dry_run: bool) -> dict[str, Any]:
+def show_sensitivity(
+    name: str, tiles: str, options: SensitivityOptions, screen: "Console", *, dry_run: bool
+) -> dict[str, Any]:
     """Measure, print a table, write JSON and SVG where asked, and return the figures.
 
     Raises:
         UsageError: No tile to measure on, or a folder that is there already.
         InputError: A model, tile or recipe that cannot be read.
     """
-    if config.count < 1 or config.calib_limit < 1:
-        raise UsageError("--count and --calib-limit start at 1", hint="use --count 16 --calib-limit 64")
-    if config.out is not None:
-        check_vacant(config.out, marks=(_REPORT,), overwrite=config.overwrite)
-    source = open_tiles(config.tiles, role="calibration")
-    recipe = default_recipe(config.target) if config.recipe is None else load_recipe(config.recipe)
+    target = Target(options.target)
+    if options.out is not None:
+        check_vacant(options.out, marks=(_REPORT,), overwrite=options.overwrite)
+    source = open_tiles(tiles, role="calibration")
+    recipe = default_recipe(target) if options.recipe is None else load_recipe(options.recipe)
     if dry_run:
-        screen.print(f"would measure {config.model} by recipe {recipe.name} on tiles of {source.name}")
+        screen.print(f"would measure {name} by recipe {recipe.name} on tiles of {source.name}")
         return {"recipe": recipe.model_dump(mode="json")}
     from atlas_edge.models.load import load_model
     from atlas_edge.quantize.sensitivity.measure import measure_sensitivity, plot_sensitivity
@@ -61,29 +44,29 @@ def show_sensitivity(config: SensitivityConfig, screen: "Console", *, dry_run: b
     from atlas_edge.quantize.tiles.augmentation import with_augmented
     from atlas_edge.quantize.tiles.choose import choose_calibration
 
-    model = load_model(config.model, seed=config.seed)
+    model = load_model(name, seed=options.seed)
     choice = choose_calibration(
         source,
-        limit=config.calib_limit + config.count,
+        limit=options.calib_limit + options.count,
         tile_px=model.spec.tile_px,
-        fit=config.tile_fit,
-        seed=config.seed,
+        fit=options.tile_fit,
+        seed=options.seed,
     )
-    if len(choice.pixels) <= config.count:
+    if len(choice.pixels) <= options.count:
         raise UsageError(
-            f"{source.name} has {len(choice.pixels)} usable tiles, {config.count} measure and the others set ranges",
+            f"{source.name} has {len(choice.pixels)} usable tiles, {options.count} measure and the others set ranges",
             hint="use a smaller --count, or more tiles",
         )
-    measured, ranges = choice.pixels[: config.count], choice.pixels[config.count :]
+    measured, ranges = choice.pixels[: options.count], choice.pixels[options.count :]
     ranges = np.concatenate(with_augmented([ranges], recipe.augmented_share))
-    encoder = ToggledEncoder(model.module, ranges, recipe, symmetric=config.target is not Target.OPENVINO)
-    found = measure_sensitivity(encoder, measured, recipe=recipe.name, without=config.without)
+    encoder = ToggledEncoder(model.module, ranges, recipe, symmetric=target is not Target.OPENVINO)
+    found = measure_sensitivity(encoder, measured, recipe=recipe.name, without=options.without)
     _print(found, screen)
-    if config.out is not None:
-        with atomic_folder(config.out, marks=(_REPORT,), overwrite=config.overwrite) as folder:
+    if options.out is not None:
+        with atomic_folder(options.out, marks=(_REPORT,), overwrite=options.overwrite) as folder:
             (folder / _REPORT).write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
             plot_sensitivity(found, folder / "sensitivity.svg")
-        screen.print(f"written: {config.out}")
+        screen.print(f"written: {options.out}")
     return found.as_dict()
 
 

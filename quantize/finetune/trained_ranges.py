@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 FILE = "ranges.safetensors"
 _INPUT, _WEIGHT, _RECIPE = ".input", ".weight", "recipe"
-_AGAIN = "train it again: atlas-quantize distill"
+_AGAIN = "train it again: atlas-quantize finetune"
 
 
 def ranges_of(model: str) -> Path | None:

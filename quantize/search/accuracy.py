@@ -10,8 +10,9 @@ from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.bench.accuracy.drop import AccuracyDrop, accuracy_drop
 from atlas_edge.bench.accuracy.tileset import TileSet
 from atlas_edge.bench.interval import Interval
-from atlas_edge.bench.judge.budgets import Budget, Budgets, Judged, run_gate
+from atlas_edge.bench.judge.budgets import Budgets, Judged, run_gate
 from atlas_edge.bench.judge.gate import Verdict
+from atlas_edge.bench.options import Budget
 from atlas_edge.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def plan_accuracy(
 
 def recheck(reference: Encoder, candidate: Encoder, *, evaluation: TileSet, fit: TileSet | None) -> PlanAccuracy:
     """The report that `atlas-bench accuracy` prints, for one candidate."""
-    from atlas_edge.bench.accuracy.measure import AccuracyOptions, accuracy_report
+    from atlas_edge.bench.accuracy.measure import accuracy_report
+    from atlas_edge.bench.options import AccuracyOptions
 
     report = accuracy_report(
         {"reference": reference, "plan": candidate},

@@ -14,6 +14,7 @@ from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.models.load import LoadedModel, load_model
+from atlas_edge.quantize.options import Limits
 from atlas_edge.quantize.paths import path_sentence
 from atlas_edge.quantize.plan import Plan
 from atlas_edge.quantize.search.accuracy import PlanAccuracy, plan_accuracy, recheck
@@ -26,7 +27,7 @@ from atlas_edge.quantize.tiles.convergence import watch_ranges
 from atlas_edge.spec import Precision, Target
 from atlas_edge.system import hardware
 from atlas_edge.system.atomic import write_atomic
-from atlas_edge.tiles import TileFit, TileRecord, open_tiles, provenance, select_records
+from atlas_edge.tiles import TileRecord, open_tiles, provenance, select_records
 from atlas_edge.tiles.overlap import check_disjoint
 from atlas_edge.tiles.sample import draw_rank
 
@@ -36,8 +37,8 @@ REFERENCE = "fp32"
 BATCH = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasureConfig:
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig(Limits):
     """What is measured, and on what.
 
     Attributes:
@@ -46,10 +47,6 @@ class MeasureConfig:
         evaluation: Tiles that judge.
         target: Whose runtime measures.
         out: Final output; the journal lies beside it.
-        calib_limit, fit_limit, eval_limit: Most tiles of each kind.
-        tile_fit: What to do with tiles of another size.
-        threads: Inference threads; the runtime's choice when None.
-        seed: Seed of every random choice.
     """
 
     model: str
@@ -57,12 +54,6 @@ class MeasureConfig:
     evaluation: str
     target: Target
     out: Path
-    calib_limit: int = 300
-    fit_limit: int = 1500
-    eval_limit: int = 2000
-    tile_fit: TileFit = "exact"
-    threads: int | None = None
-    seed: int = 0
 
 
 class PlanBench:

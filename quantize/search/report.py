@@ -36,7 +36,7 @@ def as_dict(result: SearchResult, config: SearchConfig) -> dict[str, Any]:
         "checked": result.checked.model_dump(mode="json"),
         "verdict": result.verdict.value,
         "reasons": list(result.reasons),
-        "budget": config.budget.model_dump(exclude_none=True),
+        "budget": config.budget.limits,
         "tried": [
             {
                 "plan": entry.plan.model_dump(mode="json"),

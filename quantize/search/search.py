@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atlas_edge.bench.judge.budgets import Budget
 from atlas_edge.bench.judge.gate import Verdict
+from atlas_edge.bench.options import Budget
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.models.load import LoadedModel

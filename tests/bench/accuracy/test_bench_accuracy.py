@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from atlas_edge.bench.accuracy.measure import AccuracyOptions, AccuracyReport, accuracy_report
+from atlas_edge.bench.accuracy.measure import AccuracyReport, accuracy_report
 from atlas_edge.bench.accuracy.tileset import TileSet
+from atlas_edge.bench.options import AccuracyOptions
 from atlas_edge.encoder import Capabilities
 from atlas_edge.errors import InputError
 from atlas_edge.spec import EncoderSpec

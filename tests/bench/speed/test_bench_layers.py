@@ -7,10 +7,11 @@ import pytest
 from rich.console import Console
 
 from atlas_edge.bench.encoders import OpenedEncoders
+from atlas_edge.bench.options import SpeedOptions
 from atlas_edge.bench.speed.layers import GROUPS, Layer, group_layers, layer_times, onnxruntime_layers
 from atlas_edge.bench.speed.operations import gop_per_tile
 from atlas_edge.bench.speed.roofline import gemm_model, roofline
-from atlas_edge.bench.speed.run import SpeedOptions, _roofline
+from atlas_edge.bench.speed.run import _roofline
 from atlas_edge.encoder import Capabilities
 from atlas_edge.errors import InputError
 from atlas_edge.models.load import load_encoder

@@ -174,7 +174,7 @@ def test_the_command_line_refuses_in_one_line(
     run_command: RunCommand, tiny_model: Path, tmp_path: Path, options: tuple[str, ...], says: str
 ) -> None:
     model, *rest = (str(tiny_model) if option == "MODEL" else option for option in options)
-    done = run_command("atlas-quantize", "distill", model, tmp_path, tmp_path / "out", *rest)
+    done = run_command("atlas-quantize", "finetune", model, tmp_path, tmp_path / "out", *rest)
     assert done.returncode == 2
     assert says in done.stderr
     assert not (tmp_path / "out").exists()

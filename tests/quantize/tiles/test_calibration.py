@@ -20,6 +20,7 @@ from atlas_edge.export.steps import Steps
 from atlas_edge.export.tile_sets import open_tile_sets
 from atlas_edge.quantize.commands.calibration import show_calibration
 from atlas_edge.quantize.commands.search import judged_on
+from atlas_edge.quantize.options import CalibrationOptions
 from atlas_edge.quantize.tiles.choose import choose_calibration
 from atlas_edge.quantize.tiles.convergence import FITTED_TILES, Convergence, watch_ranges
 from atlas_edge.quantize.tiles.screening import look_at
@@ -166,10 +167,7 @@ def test_command_shows_the_very_tiles_of_an_export(
     )
     silent = Console(quiet=True)
     sets, _, _ = calibrate(config, TINY_PX, tmp_path, open_tile_sets(config), Steps(silent, 1))
-    shown = show_calibration(
-        str(tiny_model), str(tmp_path), evaluation=None, limit=40, contact_sheet=None, fit="exact", seed=0,
-        dry_run=False, screen=silent,
-    )  # fmt: skip
+    shown = show_calibration(str(tiny_model), str(tmp_path), CalibrationOptions(limit=40), silent)
     assert len(shown["ids"]) == 40
     assert shown["ids"] == [record.id for record in sets.calibration.records]
 
@@ -180,9 +178,8 @@ def test_tiles_of_a_split_are_judged_by_the_other_split_below_a_folder_with_an_a
     folder = shutil.copytree(tiles, tmp_path / "lab@home" / "tiles")
     assert judged_on(f"{folder}@train", None) == str(folder)
     shown = show_calibration(
-        str(tiny_model), f"{folder}@train", evaluation=None, limit=8, contact_sheet=None, fit="exact", seed=0,
-        dry_run=True, screen=Console(quiet=True),
-    )  # fmt: skip
+        str(tiny_model), f"{folder}@train", CalibrationOptions(limit=8, dry_run=True), Console(quiet=True)
+    )
     assert shown["disjoint_from"] == "tiles@test"
 
 
