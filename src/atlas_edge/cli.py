@@ -174,5 +174,10 @@ def _check_table(
         )
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: "cyclopts.CycloptsError") -> str:
+    from atlas_edge.options import out_of_range
+
+    # Where pydantic is loaded already, cyclopts asks it before `Options` does.
+    if error.argument is not None and hasattr(error.__cause__, "errors"):
+        return out_of_range(error.argument.name, error.__cause__)
     return " ".join(str(error).split())

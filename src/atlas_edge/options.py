@@ -73,6 +73,13 @@ class Output:
         return console(quiet=self.quiet)
 
 
+def out_of_range(option: str, error: Any) -> str:
+    """What pydantic found wrong with an option, in one line."""
+    first = error.errors()[0]
+    found = "nothing" if first["input"] in ((), "") else first["input"]
+    return f"{option} is {found}: {first['msg']}"
+
+
 def _checked(kind: Any, name: str, value: Any) -> Any:
     from pydantic import ValidationError
 
@@ -80,9 +87,7 @@ def _checked(kind: Any, name: str, value: Any) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        found = "nothing" if value in ((), "") else value
-        message = f"{option} is {found}: {error.errors()[0]['msg']}"
-        raise UsageError(message, hint="see the command's --help") from error
+        raise UsageError(out_of_range(option, error), hint="see the command's --help") from error
 
 
 @functools.cache

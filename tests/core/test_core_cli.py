@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import pytest
+from annotated_types import Ge
+from cyclopts import Parameter
 
 from atlas_edge.cli import console, make_app, require_module, run_app
 from atlas_edge.errors import AtlasError, ChecksumError, GateFailed, InputError, RuntimeMissing, UsageError
+from atlas_edge.options import Options, Output
 from support import ROOT, RunCommand, disk_full_after, heed_ctrl_c
 
 if TYPE_CHECKING:
@@ -139,6 +143,58 @@ def test_a_setting_that_a_subcommand_would_take_is_told_where_it_stands_elsewher
     assert caplog.messages == [
         "atlas.toml: level in [sample] is not for atlas-sample speed: put it into [sample.speed]"
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Options):
+    """What is sampled.
+
+    Attributes:
+        level: How high.
+        limit_pp: How much of it.
+    """
+
+    level: Annotated[int, Ge(1)] = 1
+    limit_pp: Annotated[float | None, Ge(0), Parameter(name="--limit")] = None
+    deep: bool = True
+
+
+def options_app() -> "cyclopts.App":
+    app = make_app("atlas-sample", "Sample.")
+
+    @app.default
+    def sample(*, options: Sampled = Sampled(), output: Output = Output()) -> None:
+        print(options.as_json(), output.json)
+
+    return app
+
+
+def test_the_options_of_a_dataclass_come_from_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "atlas.toml").write_text("[sample]\nlevel = 7\nlimit = 1\n")
+    monkeypatch.setenv("ATLAS_SAMPLE_LIMIT", "2")
+    assert run_app(options_app(), ["--no-deep", "--json"]) == 0
+    assert capsys.readouterr().out == "{'level': 7, 'limit_pp': 2.0, 'deep': False} True\n"
+    assert run_app(options_app(), ["--help"]) == 0
+    assert "How much of it." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("loaded", ["pydantic", "json"])
+def test_an_option_out_of_its_range_is_named_as_it_was_given(loaded: str) -> None:
+    script = (
+        f"import {loaded}\n"
+        "from core.test_core_cli import options_app\n"
+        "from atlas_edge.cli import run_app\n"
+        "raise SystemExit(run_app(options_app(), ['--limit', '-1']))\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT / "tests")))}
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "error: --limit is -1.0: Input should be greater than or equal to 0\n  fix: " in done.stderr
+    with pytest.raises(UsageError, match="--level is 0"):
+        Sampled(level=0)
 
 
 def test_brackets_in_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
