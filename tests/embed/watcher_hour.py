@@ -37,7 +37,7 @@ _FAKE = """
 import os, socket, sys, time
 if name := os.environ.get("FAKE_HOST"):
     socket.gethostname = lambda: name
-    from atlas_edge import process
+    from atlas_edge.system import process
     process._machine = lambda: name
 if shift := float(os.environ.get("FAKE_CLOCK", "0")):
     genuine = time.time
@@ -355,6 +355,7 @@ def main() -> int:
     for what, times in Counter(what for what, _ in hour.rows).most_common():
         did = Counter(did for row, did in hour.rows if row == what)
         print(f"| {what} | {times} | {'; '.join(f'{count} x {said}' for said, count in did.items())} |")
+    wrong += [f"{what}: {did}" for what, did in hour.rows if "NOT EMBEDDED" in did or did.startswith("ENDED")]
     print("\n".join(wrong) or "nothing lost, nothing twice, all as undisturbed")
     return bool(wrong)
 
