@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.quantize.numerics.gptq import fit_weights, round_weights
-from atlas_edge.quantize.numerics.ranges import InputRange, choose_range, fake_int8
+from atlas_edge.quantize.numerics.ranges import InputRange, choose_range
+from atlas_edge.quantize.numerics.rounding import fake_int8
 from atlas_edge.quantize.recipe import Calibrator
 
 if TYPE_CHECKING:

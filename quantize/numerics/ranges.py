@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from atlas_edge.quantize.numerics.rounding import fake_int8, fake_weight, smooth_scale
 from atlas_edge.quantize.recipe import Calibrator
 
 if TYPE_CHECKING:
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
 
 ALPHAS = (0.5, 0.65, 0.8)
 _RATIOS = (1.0, 0.85, 0.7)
-_INT8_MAX = 127.0
 _PERCENTILE = 0.9999
 _HISTOGRAM_BINS, _HISTOGRAM_STRIDE = 2048, 16
 _FINE_RATIOS = tuple(1 - 0.05 * step for step in range(15))
@@ -32,28 +32,6 @@ class InputRange:
     amax: float
     alpha: float
     error: float
-
-
-def fake_int8(values: "Tensor", amax: float) -> "Tensor":
-    """Round to the 255 levels of symmetric INT8 and clip at `amax`."""
-    step = amax / _INT8_MAX
-    return (values / step).round_().clamp_(-128, 127).mul_(step)
-
-
-def fake_weight(weight: "Tensor", levels: int = 127) -> "Tensor":
-    """Round `(O, C)` weights to a symmetric grid per output channel."""
-    step = weight.abs().amax(1, keepdim=True).clamp(min=1e-8) / levels
-    return (weight / step).round_().clamp_(-levels, levels).mul_(step)
-
-
-def smooth_scale(peak: "Tensor", weight: "Tensor", alpha: float) -> "Tensor":
-    """SmoothQuant's scale `max|x_j|^alpha / max|w_j|^(1 - alpha)` (arXiv:2211.10438, equation 4), `(C,)`."""
-    import torch
-
-    if alpha < 0:
-        return torch.ones_like(peak)
-    largest = weight.abs().amax(0).clamp(min=1e-5)
-    return (peak.clamp(min=1e-5) ** alpha / largest ** (1 - alpha)).clamp(1e-4, 1e4)
 
 
 def choose_range(

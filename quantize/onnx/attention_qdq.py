@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import UsageError
-from atlas_edge.models.graph import load_onnx, open_watched, save_onnx
+from atlas_edge.models.graph import load_onnx, save_onnx
+from atlas_edge.quantize.onnx.half_range import largest_values
 from atlas_edge.spec import EncoderSpec
 
 INT8_MAX = 127.0
@@ -58,7 +59,7 @@ def quantize_attention(path: Path, out: Path, tiles: NDArray[np.uint8]) -> int:
     operands = sorted({name for node in products for name in node.input})
     element = types.get(operands[0], onnx.TensorProto.FLOAT) if operands else onnx.TensorProto.FLOAT
     kind = np.float16 if element == onnx.TensorProto.FLOAT16 else np.float32
-    peaks = _peaks(path, dict.fromkeys(operands, element), tiles)
+    peaks = largest_values(path, dict.fromkeys(operands, element), tiles, optimized=True)
     replaced: dict[str, str] = {}
     for name in operands:
         scale = max(kind(peaks[name] / INT8_MAX), np.finfo(kind).tiny)
@@ -78,16 +79,6 @@ def _reads_constant(node: Any, producers: dict[str, Any], constants: set[str]) -
         name in constants or (source is not None and source.op_type == "DequantizeLinear")
         for name, source in zip(node.input, sources, strict=True)
     )
-
-
-def _peaks(path: Path, values: dict[str, int], tiles: NDArray[np.uint8]) -> dict[str, float]:
-    session = open_watched(path, values, optimized=True)
-    peaks = dict.fromkeys(values, 0.0)
-    for index in range(len(tiles)):
-        found = session.run(list(values), {"tiles": tiles[index : index + 1]})
-        for name, value in zip(values, found, strict=True):
-            peaks[name] = max(peaks[name], float(np.abs(value.astype(np.float32)).max()))
-    return peaks
 
 
 def _insert_pair(graph: Any, name: str, scale: NDArray[Any]) -> str:

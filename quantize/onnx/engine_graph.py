@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
 from atlas_edge.models.graph import load_onnx, save_onnx
-from atlas_edge.quantize.onnx.half import cast_onnx
+from atlas_edge.quantize.onnx.half import cast_onnx, inline_constants
 from atlas_edge.quantize.onnx.half_range import HalfRange, cast_in_range
 from atlas_edge.spec import Precision
 
@@ -60,8 +60,8 @@ def engine_graph(
         InputError: The graph has no product to quantize, or a scale or weight does not fit into FP16.
     """
     model = load_onnx(int8_path)
+    inline_constants(model.graph)
     graph = _Graph(model.graph)
-    graph.inline_constants()
     graph.drop_pairs_before_convolutions(all_of_them=precision is Precision.FP8)
     graph.drop_casts_without_effect()
     if precision is Precision.FP8:
@@ -93,14 +93,6 @@ class _Graph:
         self.graph = graph
         typed = [*graph.value_info, *graph.output, *graph.input]
         self.types = {info.name: info.type.tensor_type.elem_type for info in typed}
-
-    def inline_constants(self) -> None:
-        """Turn Constant nodes into initializers."""
-        for node in [node for node in self.graph.node if node.op_type == "Constant"]:
-            tensor = node.attribute[0].t
-            tensor.name = node.output[0]
-            self.graph.initializer.append(tensor)
-            self.graph.node.remove(node)
 
     def drop_pairs_before_convolutions(self, *, all_of_them: bool) -> None:
         """Let convolutions, or those alone that read pixels, read what their Q/DQ pairs read."""

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.quantize.numerics.blocks import FitOptions, fit_blocks, has_plain_blocks
-from atlas_edge.quantize.numerics.ranges import clipped_amax, smooth_scale
+from atlas_edge.quantize.numerics.ranges import clipped_amax
+from atlas_edge.quantize.numerics.rounding import smooth_scale
 from atlas_edge.quantize.onnx.qkv_bias import join_biases, separate_biases
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.quantize.tiles.augmentation import with_augmented

@@ -55,7 +55,7 @@ def cast_onnx(
     graph = model.graph
     _check_layer_norm(graph)
     half = onnx.TensorProto.FLOAT16 if precision is Precision.FP16 else onnx.TensorProto.BFLOAT16
-    _inline_constants(graph)
+    inline_constants(graph)
     if weights_only:
         converted = _store_weights(graph, half)
         _save_checked(model, out)
@@ -68,6 +68,16 @@ def cast_onnx(
     del graph.value_info[:]
     _save_checked(model, out)
     return converted
+
+
+def inline_constants(graph: "onnx.GraphProto") -> None:
+    """Turn Constant nodes into initializers, so that weights and constants are converted alike."""
+    constants = [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
+    for node in constants:
+        tensor = node.attribute[0].t
+        tensor.name = node.output[0]
+        graph.initializer.append(tensor)
+        graph.node.remove(node)
 
 
 def _save_checked(model: "onnx.ModelProto", out: Path) -> None:
@@ -84,16 +94,6 @@ def _check_layer_norm(graph: "onnx.GraphProto") -> None:
         raise InputError(
             "the graph computes LayerNorm in pieces, which overflows in FP16", hint="export it with opset 17 or later"
         )
-
-
-def _inline_constants(graph: "onnx.GraphProto") -> None:
-    """Turn Constant nodes into initializers, so that weights and constants are converted alike."""
-    constants = [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
-    for node in constants:
-        tensor = node.attribute[0].t
-        tensor.name = node.output[0]
-        graph.initializer.append(tensor)
-        graph.node.remove(node)
 
 
 def _store_weights(graph: "onnx.GraphProto", half: int) -> int:

@@ -60,9 +60,12 @@ def half_range(path: Path, tiles: NDArray[np.uint8]) -> HalfRange:
     Raises:
         InputError: A value is not finite in full precision.
     """
+    import onnx
+
     model = load_onnx(path, weights=False)
     watched = _watched(model)
-    peaks = _peaks(path, list(watched), tiles)
+    # Without the optimiser, which would fuse away tensors that are watched.
+    peaks = largest_values(path, dict.fromkeys(watched, onnx.TensorProto.FLOAT), tiles, optimized=False)
     broken = next((name for name, peak in peaks.items() if not np.isfinite(peak)), None)
     if broken is not None:
         raise InputError(
@@ -126,6 +129,26 @@ def check_half_graph(path: Path, fp32_path: Path, tiles: NDArray[np.uint8]) -> N
         )
 
 
+def largest_values(
+    path: Path, values: dict[str, int], tiles: NDArray[np.uint8], *, optimized: bool
+) -> dict[str, float]:
+    """Largest absolute value of each tensor of a graph over some tiles; NaN where one is not a number.
+
+    Args:
+        path: ONNX.
+        values: Tensors and their ONNX types.
+        tiles: `(N, H, W, 3)` uint8.
+        optimized: Let ONNX Runtime optimise, which may fuse tensors away.
+    """
+    session = open_watched(path, values, optimized=optimized)
+    peaks = dict.fromkeys(values, 0.0)
+    for piece in _pieces(session, tiles):
+        for name, value in zip(values, session.run(list(values), {"tiles": piece}), strict=True):
+            # np.maximum and max keep NaN.
+            peaks[name] = float(np.maximum(peaks[name], np.abs(value.astype(np.float32)).max(initial=0.0)))
+    return peaks
+
+
 def _watched(model: "onnx.ModelProto") -> dict[str, str]:
     """Every computed FP32 tensor and its node's name, but for pixels, which nothing casts to FP16."""
     import onnx
@@ -134,19 +157,6 @@ def _watched(model: "onnx.ModelProto") -> dict[str, str]:
     floats = {info.name for info in typed if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
     computed = (node for node in model.graph.node if node.op_type not in _CONSTANT)
     return {name: node.name for node in computed for name in node.output if name in floats}
-
-
-def _peaks(path: Path, names: list[str], tiles: NDArray[np.uint8]) -> dict[str, float]:
-    import onnx
-
-    # Without the optimiser, which would fuse away tensors that are watched.
-    session = open_watched(path, dict.fromkeys(names, onnx.TensorProto.FLOAT), optimized=False)
-    peaks = dict.fromkeys(names, 0.0)
-    for piece in _pieces(session, tiles):
-        for name, value in zip(names, session.run(names, {"tiles": piece}), strict=True):
-            # np.maximum and max keep NaN.
-            peaks[name] = float(np.maximum(peaks[name], np.abs(value).max(initial=0.0)))
-    return peaks
 
 
 def _embed(path: Path, tiles: NDArray[np.uint8]) -> NDArray[np.float64]:

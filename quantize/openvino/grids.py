@@ -13,6 +13,14 @@ from torch.nn import functional
 
 from atlas_edge.errors import UsageError
 from atlas_edge.quantize.numerics.gptq import round_weights
+from atlas_edge.quantize.numerics.rounding import (
+    LARGEST,
+    even_smooth_scale,
+    fake_round,
+    fake_weight,
+    grid_ends,
+    symmetric_ends,
+)
 from atlas_edge.quantize.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -26,7 +34,6 @@ _BATCH = 8
 _SAMPLED_TOKENS = 32
 # CLS tokens and others that choose strength and range: one to three, whatever the number of tiles.
 _CHOOSING_CLS, _CHOOSING_OTHERS = 256, 768
-_LEVELS, _LARGEST = 255, 127
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,40 +138,6 @@ def choose_grids(folded: "FoldedVit", calibration: Sequence[NDArray[np.uint8]], 
         for index, block in enumerate(folded.blocks):
             tokens = _Block(f"blocks.{index}", block, grids, recipe, excluded).run(tokens)
     return grids
-
-
-def smoothing(peak: Tensor, weight: Tensor, alpha: float) -> Tensor:
-    """SmoothQuant's scale `max|x|^alpha / max|w|^(1 - alpha)`, `(C,)`, with a geometric mean of one.
-
-    Args:
-        peak: `(C,)` largest absolute inputs.
-        weight: `(O, C)`.
-        alpha: Strength; negative gives ones.
-    """
-    if alpha < 0:
-        return torch.ones_like(peak)
-    scale = peak.clamp(min=1e-4) ** alpha / weight.abs().amax(0).clamp(min=1e-6) ** (1 - alpha)
-    return scale / scale.log().mean().exp()
-
-
-def grid_ends(low: float, high: float) -> tuple[float, float]:
-    """The ends of 256 evenly spaced values that cover `low` to `high` and hold zero."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    step = max(high - low, 1e-8) / _LEVELS
-    zero = round(-low / step)
-    return -zero * step, (_LEVELS - zero) * step
-
-
-def symmetric_ends(peak: float) -> tuple[float, float]:
-    """The ends of 256 evenly spaced values that cover `-peak` to `peak` with zero at signed 0, no zero point."""
-    step = max(peak, 1e-8) / _LARGEST
-    return -(_LARGEST + 1) * step, _LARGEST * step
-
-
-def fake_round(values: Tensor, low: float, high: float) -> Tensor:
-    """The nearest of the 256 values between `low` and `high`."""
-    step = (high - low) / _LEVELS
-    return ((values - low) / step).round_().clamp_(0, _LEVELS).mul_(step).add_(low)
 
 
 class _Extremes:
@@ -316,8 +289,8 @@ def _activation_grid(inputs: _Inputs, rows: Tensor, weight: Tensor, recipe: Reci
     wanted = rows @ weight.T
     best: tuple[float, ActivationGrid] | None = None
     for alpha in recipe.smooth_alphas:
-        scale = smoothing(_peak(inputs), weight, alpha)
-        smoothed, rounded = rows / scale, _nearest(weight * scale)
+        scale = even_smooth_scale(_peak(inputs), weight, alpha)
+        smoothed, rounded = rows / scale, fake_weight(weight * scale)
         low, high = float((inputs.low / scale).min()), float((inputs.high / scale).max())
         for clip in _CLIPS if recipe.calibrator == "mse" else (1.0,):
             ends = grid_ends(clip * low, clip * high)
@@ -337,8 +310,8 @@ def _weight_grid(layer: Any, rows: Tensor, rounded: Tensor, scale: Tensor, recip
         found = round_weights(weight, centred.T @ centred / len(centred))
         weight, largest = found.weight, found.largest
     else:
-        weight, largest = _nearest(weight), weight.abs().amax(1).clamp(min=1e-8)
-    step = largest / _LARGEST
+        weight, largest = fake_weight(weight), weight.abs().amax(1).clamp(min=1e-8)
+    step = largest / LARGEST
     wanted = rows @ layer.weight.T
     wrong = rounded @ weight.T - wanted
     bias = layer.bias - wrong.mean(0) if recipe.bias_correction else layer.bias
@@ -353,7 +326,7 @@ def _weight_grid(layer: Any, rows: Tensor, rounded: Tensor, scale: Tensor, recip
 def _patch_embedding(folded: "FoldedVit", tiles: Tensor) -> WeightGrid:
     convolution = folded.patch_embed.proj
     flat = convolution.weight.flatten(1)
-    rounded, step = _nearest(flat), flat.abs().amax(1).clamp(min=1e-12) / _LARGEST
+    rounded, step = fake_weight(flat), flat.abs().amax(1).clamp(min=1e-12) / LARGEST
     sample = tiles[:: max(1, len(tiles) // 32)].float().permute(0, 3, 1, 2)
     wanted = convolution(sample).flatten(2)
     wrong = (
@@ -366,11 +339,6 @@ def _patch_embedding(folded: "FoldedVit", tiles: Tensor) -> WeightGrid:
         bias=-mean.numpy(),
         error=float((wrong - mean[:, None]).square().mean() / wanted.var().clamp(min=1e-12)),
     )
-
-
-def _nearest(weight: Tensor) -> Tensor:
-    step = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / _LARGEST
-    return (weight / step).round_().clamp_(-_LARGEST, _LARGEST).mul_(step)
 
 
 def _excluded(folded: "FoldedVit", recipe: Recipe) -> frozenset[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_edge.quantize.numerics.rounding import LEVELS, fake_round, fake_weight, grid_ends, smooth_scale
 from atlas_edge.quantize.onnx.qkv_bias import join_biases
 from atlas_edge.quantize.recipe import Recipe
 
@@ -17,8 +18,6 @@ Tiles = NDArray[np.uint8]
 
 # What a layer is called that is no module: the two matrix products of attention.
 SCORES, VALUES = "scores", "values"
-_LEVELS = 255
-_TINY = 1e-8
 
 
 class ToggledEncoder:
@@ -127,7 +126,7 @@ class ToggledEncoder:
         attention.qkv.register_forward_hook(last_third)
 
     def _pass(self, switch: str, point: "_Point", x: "torch.Tensor", *, per_channel: bool = False) -> "torch.Tensor":
-        if point.scale is None:
+        if point.ends is None:
             point.see(x, per_channel=per_channel)
         elif switch in self._on:
             return point.round(x)
@@ -146,12 +145,10 @@ class ToggledEncoder:
         point, weight = self._points[short], layer.weight.detach()
         smooth = None
         if alpha >= 0 and isinstance(layer, torch.nn.Linear):
-            peak, own = point.peaks.clamp(min=1e-5), weight.abs().amax(0).clamp(min=1e-5)
-            smooth = (peak**alpha / own ** (1 - alpha)).clamp(1e-4, 1e4)
+            smooth = smooth_scale(point.peaks, weight, alpha)
             point.smooth(smooth, symmetric=self._symmetric)
             weight = weight * smooth
-        scale = (weight.abs().flatten(1).amax(1) / 127).clamp(min=_TINY).view(-1, *[1] * (weight.dim() - 1))
-        rounded = (weight / scale).round().clamp(-127, 127) * scale
+        rounded = fake_weight(weight.flatten(1)).view_as(weight)
         self._weights[short] = (layer, layer.weight.detach(), rounded if smooth is None else rounded / smooth)
 
 
@@ -159,12 +156,11 @@ class _Point:
     """An activation: what was seen of it, and how it is rounded."""
 
     def __init__(self) -> None:
-        self.scale: torch.Tensor | None = None
-        self.zero: Any = 0.0
+        self.ends: tuple[float, float] | None = None
         self.low: Any = None
         self.high: Any = None
         self._smooth: Any = None
-        self._top = _LEVELS
+        self._levels = LEVELS
 
     def see(self, x: "torch.Tensor", *, per_channel: bool) -> None:
         import torch
@@ -182,12 +178,11 @@ class _Point:
         return torch.maximum(self.low.abs(), self.high.abs())
 
     def fix(self, *, symmetric: bool) -> None:
-        low, high = self.low.amin().clamp(max=0), self.high.amax().clamp(min=0)
-        if symmetric and bool(low < 0):
-            low, high = -self.peaks.amax(), self.peaks.amax()
-        self._top = _LEVELS - 1 if symmetric else _LEVELS
-        self.scale = ((high - low) / self._top).clamp(min=_TINY)
-        self.zero = (low / self.scale).round()
+        low, high = float(self.low.amin()), float(self.high.amax())
+        if symmetric and low < 0:
+            low, high = -float(self.peaks.amax()), float(self.peaks.amax())
+        self._levels = LEVELS - 1 if symmetric else LEVELS
+        self.ends = grid_ends(low, high, self._levels)
 
     def smooth(self, scale: "torch.Tensor", *, symmetric: bool) -> None:
         """Divide channels by `scale` before rounding; the range follows."""
@@ -195,13 +190,10 @@ class _Point:
         self.fix(symmetric=symmetric)
 
     def round(self, x: "torch.Tensor") -> "torch.Tensor":
-        import torch
-
-        smoothed = x if self._smooth is None else x / self._smooth
-        assert self.scale is not None
-        level = (smoothed / self.scale).round() - self.zero
-        rounded: torch.Tensor = (level.clamp(0, self._top) + self.zero) * self.scale
-        return rounded if self._smooth is None else rounded * self._smooth
+        assert self.ends is not None
+        if self._smooth is None:
+            return fake_round(x, *self.ends, self._levels)
+        return fake_round(x / self._smooth, *self.ends, self._levels) * self._smooth
 
 
 def _is_attention(module: Any) -> bool:

@@ -3,7 +3,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from atlas_edge.quantize.numerics.gptq import fit_weights, round_weights  # noqa: E402
-from atlas_edge.quantize.numerics.ranges import choose_range, clipped_amax, fake_int8, fake_weight, smooth_scale  # noqa: E402
+from atlas_edge.quantize.numerics.ranges import choose_range, clipped_amax  # noqa: E402
+from atlas_edge.quantize.numerics.rounding import fake_int8, fake_weight, smooth_scale  # noqa: E402
 
 
 @pytest.fixture

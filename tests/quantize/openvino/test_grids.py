@@ -12,16 +12,9 @@ from atlas_edge.models.encoder_module import EncoderModule
 from atlas_edge.models.folded_vit import FoldedVit, fold_vit
 from atlas_edge.models.load import LoadedModel, load_model
 from atlas_edge.quantize.numerics import blocks
+from atlas_edge.quantize.numerics.rounding import even_smooth_scale, fake_round, grid_ends, symmetric_ends
 from atlas_edge.quantize.openvino.graph import build_openvino, foldable
-from atlas_edge.quantize.openvino.grids import (
-    VitGrids,
-    _Inputs,
-    choose_grids,
-    fake_round,
-    grid_ends,
-    smoothing,
-    symmetric_ends,
-)
+from atlas_edge.quantize.openvino.grids import VitGrids, _Inputs, choose_grids
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.runtimes.int8_sums import int8_properties
 from atlas_edge.runtimes.openvino import OpenVinoEncoder
@@ -215,10 +208,10 @@ def test_query_times_key_runs_in_int8(folded: FoldedVit, calibration: Batches) -
 
 def test_smoothing_moves_the_outlier_channel_to_the_weights() -> None:
     peak, weight = torch.tensor([1.0, 100.0]), torch.ones(3, 2)
-    half = smoothing(peak, weight, 0.5)
+    half = even_smooth_scale(peak, weight, 0.5)
     # sqrt(1), sqrt(100), divided by their geometric mean sqrt(10).
     torch.testing.assert_close(half, torch.tensor([1.0, 10.0]) / 10**0.5)
-    assert torch.equal(smoothing(peak, weight, -1), torch.ones(2))
+    assert torch.equal(even_smooth_scale(peak, weight, -1), torch.ones(2))
 
 
 def test_query_norms_are_left_to_nncf(tiny: LoadedModel) -> None:
