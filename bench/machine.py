@@ -3,11 +3,10 @@
 import platform
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
 import psutil
 
-from atlas_edge.system.hardware import logical_cores
+from atlas_edge.system.hardware import cpu, logical_cores
 
 _LIBRARIES = ("numpy", "openvino", "onnxruntime", "torch", "timm", "tensorrt", "tensorrt-rtx", "scikit-learn", "scipy")
 
@@ -40,7 +39,7 @@ class Machine:
 def this_machine() -> Machine:
     """Read the machine's description."""
     return Machine(
-        cpu=_cpu_name(),
+        cpu=cpu().name,
         physical_cores=psutil.cpu_count(logical=False),
         logical_cores=logical_cores(),
         memory_bytes=psutil.virtual_memory().total,
@@ -60,15 +59,6 @@ def installed_versions(libraries: tuple[str, ...]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _gpu_names() -> tuple[str, ...]:

@@ -36,8 +36,8 @@ def selftest(
     import json as json_module
 
     from atlas_edge.bench.report.terminal import print_rows
-    from atlas_edge.bench.selftest.rows import selftest_rows
-    from atlas_edge.bench.selftest.run import run_selftest, selftest_markdown
+    from atlas_edge.bench.selftest.rows import selftest_markdown, selftest_rows
+    from atlas_edge.bench.selftest.run import run_selftest
     from atlas_edge.system.atomic import write_atomic
 
     screen = output.screen()

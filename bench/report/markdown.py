@@ -10,7 +10,7 @@ def report_markdown(report: Report) -> str:
     lines = [f"# {report_title(report)}", "", report_subtitle(report), ""]
     lines += [line for warning in report_warnings(report) for line in (f"> **{warning}**", "")]
     for rows in report_tables(report):
-        lines += _table(rows)
+        lines += table_markdown(rows)
     accuracy = report.accuracy
     if accuracy is not None and accuracy.candidates:
         lines += ["## Worst tiles", ""]
@@ -65,6 +65,18 @@ def report_tables(report: Report) -> list[Rows]:
     return [*gate_rows(report), *accuracy_rows(report), *speed_rows(report), _encoders(report)]
 
 
+def table_markdown(rows: Rows) -> list[str]:
+    """One table with its title and notes, line by line."""
+    lines = [f"## {rows.title}", ""]
+    lines.append("| " + " | ".join(_cell(heading) for heading in rows.headings) + " |")
+    lines.append("|" + "---|" * len(rows.headings))
+    lines += ["| " + " | ".join(_cell(cell) for cell in cells) + " |" for cells in rows.rows]
+    lines.append("")
+    for note in rows.notes:
+        lines += [note, ""]
+    return lines
+
+
 def _encoders(report: Report) -> Rows:
     headings = ("encoder", "runtime", "precision", "model files", "SHA-256 of its manifest or weights")
     rows = tuple(
@@ -79,17 +91,6 @@ def _encoders(report: Report) -> Rows:
     )
     notes = ("A bundle's manifest holds the SHA-256 of each of its files; all were checked when it was opened.",)
     return Rows(title="What was measured", headings=headings, rows=rows, notes=notes)
-
-
-def _table(rows: Rows) -> list[str]:
-    lines = [f"## {rows.title}", ""]
-    lines.append("| " + " | ".join(_cell(heading) for heading in rows.headings) + " |")
-    lines.append("|" + "---|" * len(rows.headings))
-    lines += ["| " + " | ".join(_cell(cell) for cell in cells) + " |" for cells in rows.rows]
-    lines.append("")
-    for note in rows.notes:
-        lines += [note, ""]
-    return lines
 
 
 def _cell(text: str) -> str:

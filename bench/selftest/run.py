@@ -5,7 +5,6 @@ the bundle embeds them, and the report says how far it is from full precision, c
 was where it was made. It works for every target; for an engine it is the first run that the engine ever gets.
 """
 
-import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from atlas_edge.bench.accuracy.agreement import Agreement, embedding_agreement
 from atlas_edge.bench.machine import Machine, this_machine
 from atlas_edge.bench.speed.timing import SpeedReport, paired_speed
-from atlas_edge.bundle import open_bundle, read_manifest
+from atlas_edge.bundle import BESIDE, MANIFEST, open_bundle, read_manifest
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.spec import EncoderSpec, Precision
@@ -25,7 +24,6 @@ from atlas_edge.tiles.synthetic.source import SyntheticTiles
 
 SELFTEST_FILE = "selftest.safetensors"
 TILES = 64
-BESIDE = "fp16"
 _SEED = 20
 _PIECE = 8
 _BLOCKS = 8
@@ -144,7 +142,7 @@ def run_selftest(bundle: Path, *, speed: bool = True, rounds: int = 6, batch: in
     stored = _read(bundle)
     tiles = selftest_tiles(manifest.encoder, len(stored["reference"]))
     _check_tiles(tiles, stored["tile_blocks"])
-    folders = [bundle, *(path for path in (bundle / BESIDE,) if (path / "manifest.json").is_file())]
+    folders = [bundle, *(path for path in (bundle / BESIDE,) if (path / MANIFEST).is_file())]
     encoders: dict[str, Encoder] = {}
     cases: dict[str, SelftestCase] = {}
     try:
@@ -262,40 +260,3 @@ def _keep(cases: dict[str, SelftestCase], speed: SpeedReport | None) -> str:
         return first + gain
     measured = f"{ratio.estimate:.2f}x, {ratio.low:.2f}-{ratio.high:.2f}"
     return f"{BESIDE}: {first} is not faster here ({measured}) and costs accuracy"
-
-
-def selftest_markdown(report: SelftestReport) -> str:
-    """The report as Markdown, for a person."""
-    machine = report.machine
-    gpus = ", ".join(machine.gpus) or "no NVIDIA GPU"
-    lines = [
-        f"# Selftest of {report.bundle}",
-        "",
-        f"{report.model}, target {report.target}, on {platform.node() or 'this machine'}: {machine.cpu}, {gpus}, "
-        f"{machine.system}. {report.created_utc}. Tiles: synthetic.",
-        "",
-        f"**{'PASS' if report.passed else 'FAIL'}** · keep **{report.keep}**",
-        "",
-        "| precision | runtime | 1 - cosine here (median) | when made | allowed | p1 cosine | finite | verdict |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, case in report.cases.items():
-        made = "not recorded" if case.distance_when_made is None else f"{case.distance_when_made:.2g}"
-        lines.append(
-            f"| {name} | {case.runtime} | {case.distance:.2g} | {made} | {case.allowed:.2g} | "
-            f"{case.agreement.cosine_p1:.5f} | {'yes' if case.finite else 'NO'} | {'PASS' if case.passed else 'FAIL'} |"
-        )
-    if report.speed is not None:
-        lines += [
-            "",
-            f"Timed: {report.speed.timed_region}.",
-            "",
-            "| precision | p50 ms | p99 ms | tiles/s |",
-            "|---|---|---|---|",
-        ]
-        lines += [
-            f"| {name} | {speed.latency.p50_ms:.2f} | {speed.latency.p99_ms:.2f} | {speed.throughput.tiles_per_s:.1f} |"
-            for name, speed in report.speed.encoders.items()
-        ]
-        lines += [f"- {warning}" for warning in report.speed.warnings]
-    return "\n".join(lines) + "\n"

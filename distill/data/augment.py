@@ -20,12 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from atlas_edge.tiles.shifts import HED_FROM_RGB, RGB_FROM_HED
+
 Tile = NDArray[np.uint8]
 
-# Haematoxylin, eosin and residual axes in optical density (Ruifrok & Johnston 2001, table 1), unit rows.
-_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-_RGB_FROM_HED = _STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)
-_HED_FROM_RGB = np.linalg.inv(_RGB_FROM_HED)
 _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1.0) / 256.0)
 
 
@@ -104,7 +102,7 @@ def draw_colour(generator: np.random.Generator, augmentation: Augmentation) -> N
     channels = np.diag([_gain(generator, augmentation.scanner * 0.6) for _ in range(3)])
     mixing = generator.normal(0.0, 0.1 * augmentation.scanner, (3, 3)) * (1.0 - np.eye(3))
     overall = _gain(generator, augmentation.scanner)
-    matrix = _HED_FROM_RGB @ stain @ _RGB_FROM_HED @ (channels + mixing) * overall
+    matrix = HED_FROM_RGB @ stain @ RGB_FROM_HED @ (channels + mixing) * overall
     result: NDArray[np.float32] = matrix.astype(np.float32)
     return result
 

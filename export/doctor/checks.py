@@ -5,8 +5,9 @@ from enum import StrEnum
 from importlib.util import find_spec
 from typing import Any
 
+from atlas_edge.runtimes.gpu_probe import GpuProbe, probe_gpu
 from atlas_edge.system import hardware
-from atlas_edge.system.hardware import Cpu, Gpu
+from atlas_edge.system.hardware import Cpu
 
 
 class Status(StrEnum):
@@ -59,22 +60,22 @@ class Diagnosis:
 
 
 def diagnose(
-    cpu: Cpu | None = None, gpus: list[Gpu] | None = None, installed: frozenset[str] | None = None
+    cpu: Cpu | None = None, gpus: GpuProbe | None = None, installed: frozenset[str] | None = None
 ) -> Diagnosis:
     """Look at the processor, the GPUs and what is installed.
 
     Args:
         cpu: The processor; this machine's when None.
-        gpus: NVIDIA GPUs; this machine's when None.
+        gpus: What the NVIDIA driver says; this machine's when None.
         installed: Importable modules among those of `_MODULES`; looked up when None.
     """
     asked = cpu is None
     cpu = hardware.cpu() if cpu is None else cpu
-    gpus = hardware.gpus() if gpus is None else gpus
+    gpus = probe_gpu() if gpus is None else gpus
     installed = frozenset(name for name in _MODULES if find_spec(name)) if installed is None else installed
     known = _asked_of_openvino() if asked and "openvino" in installed else None
     checks = (*_cpu_checks(cpu, known), _gpu_check(gpus), *_runtime_checks(installed), _export_check(installed))
-    return Diagnosis(checks=checks, abilities=_abilities(gpus, installed))
+    return Diagnosis(checks=checks, abilities=_abilities(bool(gpus.gpus), installed))
 
 
 # Importable module -> the extra that brings it.
@@ -145,14 +146,15 @@ def _named(cpu: Cpu, **names: str) -> str:
     return ", ".join(label for attribute, label in names.items() if getattr(cpu, attribute))
 
 
-def _gpu_check(gpus: list[Gpu]) -> Check:
-    if gpus:
-        found = "; ".join(f"{gpu.name} (compute {gpu.compute_capability}, driver {gpu.driver})" for gpu in gpus)
+def _gpu_check(probe: GpuProbe) -> Check:
+    if probe.gpus:
+        cards = (f"{gpu.name} (compute {gpu.compute_capability})" for gpu in probe.gpus)
+        found = f"{'; '.join(cards)}; the driver supports CUDA {probe.driver}"
         return Check(name="GPU", status=Status.PASS, found=found)
     return Check(
         name="GPU",
         status=Status.WARN,
-        found="no NVIDIA GPU or no driver",
+        found=probe.problem,
         fix="engines can be built here but not run: install the NVIDIA driver, or deploy --target openvino",
     )
 
@@ -193,10 +195,10 @@ def _export_check(installed: frozenset[str]) -> Check:
     )
 
 
-def _abilities(gpus: list[Gpu], installed: frozenset[str]) -> tuple[Ability, ...]:
+def _abilities(gpu: bool, installed: frozenset[str]) -> tuple[Ability, ...]:
     tools = {"torch", "timm", "onnx"} <= installed
-    engine = "an engine runs on a GPU only" if not gpus else ""
-    enterprise = "tensorrt" in installed and bool(gpus)
+    engine = "an engine runs on a GPU only" if not gpu else ""
+    enterprise = "tensorrt" in installed and gpu
     rtx = "tensorrt_rtx" in installed
     return (
         Ability(target="onnx", build=tools, run="onnxruntime" in installed),
@@ -204,8 +206,8 @@ def _abilities(gpus: list[Gpu], installed: frozenset[str]) -> tuple[Ability, ...
         Ability(
             target="tensorrt",
             build=tools and (enterprise or rtx),
-            run=enterprise or (rtx and bool(gpus)),
+            run=enterprise or (rtx and gpu),
             note=engine or ("built with TensorRT-RTX" if not enterprise else ""),
         ),
-        Ability(target="tensorrt-rtx", build=tools and rtx, run=rtx and bool(gpus), note=engine),
+        Ability(target="tensorrt-rtx", build=tools and rtx, run=rtx and gpu, note=engine),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_edge.bench.selftest.run import SELFTEST_FILE
-from atlas_edge.bundle import write_manifest
+from atlas_edge.bundle import BESIDE, write_manifest
 from atlas_edge.export.engine.build import EngineReport, TensorRTChoice, build_engine
 from atlas_edge.manifest import Execution, Manifest
 from atlas_edge.models.graph import copy_onnx
@@ -23,7 +23,6 @@ from atlas_edge.spec import Precision, Target
 
 ENGINE_FILE = "model.engine"
 GRAPH_FILE = f"{FALLBACK_FOLDER}/model.onnx"
-BESIDE = "fp16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from atlas_edge.runtimes.tensorrt_library import collecting_logger
 from atlas_edge.system.atomic import write_atomic
 
 
@@ -77,7 +78,7 @@ def build(trt: Any, request: BuildRequest) -> BuildAnswer:
     """
     log: list[str] = []
     version = str(trt.__version__)
-    builder = trt.Builder(_collecting_logger(trt, log))
+    builder = trt.Builder(collecting_logger(trt, log))
     # TensorRT 11 and TensorRT-RTX are always strongly typed; 10.13 to 10.16 need the flag.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, builder.logger)
@@ -95,18 +96,6 @@ def build(trt: Any, request: BuildRequest) -> BuildAnswer:
     request.engine_path.write_bytes(memoryview(engine))
     _keep_timing_cache(config, request)
     return BuildAnswer(version=version, layers=network.num_layers, build_seconds=seconds, log=tuple(log))
-
-
-def _collecting_logger(trt: Any, log: list[str]) -> Any:
-    class CollectingLogger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity.name in {"INTERNAL_ERROR", "ERROR"}:
-                log.append(" ".join(message.split()))
-
-    return CollectingLogger()
 
 
 def _faults(parser: Any) -> tuple[ParserFault, ...]:

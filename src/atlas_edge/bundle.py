@@ -13,6 +13,8 @@ from atlas_edge.spec import Target
 from atlas_edge.system.paths import stays_inside
 
 MANIFEST = "manifest.json"
+BESIDE = "fp16"
+"""Folder of the FP16 bundle inside one of INT8 or FP8 for TensorRT."""
 
 
 def open_bundle(path: str | Path, *, threads: int | None = None, cache_dir: Path | None = None) -> Encoder:

@@ -6,7 +6,7 @@ import pytest
 from atlas_edge.errors import UsageError
 from atlas_edge.tiles import open_tiles
 from atlas_edge.tiles.synthetic.source import SyntheticTiles
-from atlas_edge.tiles.synthetic.stain import SCANNERS, STAINS
+from atlas_edge.tiles.synthetic.stain import SIMULATED_SCANNERS, SIMULATED_STAINS
 from atlas_edge.tiles.synthetic.tissue import CLASSES
 
 
@@ -39,7 +39,9 @@ def test_slides_are_nested_and_both_splits_see_everything() -> None:
     train, test = ([r for r in records if r.split == split] for split in ("train", "test"))
     assert not {r.group for r in train} & {r.group for r in test}
     for part in (train, test):
-        assert {(r.scanner, r.stain) for r in part} == {(a.name, b.name) for a in SCANNERS for b in STAINS}
+        assert {(r.scanner, r.stain) for r in part} == {
+            (a.name, b.name) for a in SIMULATED_SCANNERS for b in SIMULATED_STAINS
+        }
         assert {r.label for r in part} == set(CLASSES)
     for group in {r.group for r in records}:
         members = [r for r in records if r.group == group]

@@ -11,7 +11,6 @@ from typing import Any
 
 from atlas_edge.embed.resume.plan import Plan, attributes_of, differences, is_current, is_of_slide, other_plan
 from atlas_edge.embed.slide_files import (
-    SLIDE_SUFFIXES,
     find_slides,
     one_a_series,
     printable,
@@ -19,6 +18,7 @@ from atlas_edge.embed.slide_files import (
     slide_stem,
 )
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.system.paths import SLIDE_SUFFIXES
 
 FORMS = ("h5", "zarr", "parquet")
 _SUFFIXES = (".h5", ".hdf5", ".zarr", ".parquet")

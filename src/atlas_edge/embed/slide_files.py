@@ -8,11 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from atlas_edge.slides.readers.dicom import series_of
-
-SLIDE_SUFFIXES = (
-    ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".tif", ".tiff", ".vms", ".vmu", ".svslide", ".czi", ".dcm",
-)  # fmt: skip
-"""Forms that are found in a folder; of a DICOM series, which is many files, the first one stands for all."""
+from atlas_edge.system.paths import SLIDE_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from atlas_edge.errors import InputError
 from atlas_edge.runtimes.cuda import DeviceFault
-from atlas_edge.runtimes.tensorrt_library import TensorRTLibrary
+from atlas_edge.runtimes.tensorrt_library import TensorRTLibrary, collecting_logger
 from atlas_edge.system.atomic import write_atomic
 
 _KEPT_MESSAGES = 20
@@ -131,13 +131,4 @@ class TensorRTEngine:
 def _logger(trt: Any) -> tuple[Any, deque[str]]:
     """One logger a process: the library keeps the first that it is given and ignores others."""
     messages: deque[str] = deque(maxlen=_KEPT_MESSAGES)
-
-    class CollectingLogger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity.name in {"INTERNAL_ERROR", "ERROR"}:
-                messages.append(" ".join(message.split()))
-
-    return CollectingLogger(), messages
+    return collecting_logger(trt, messages), messages

@@ -8,6 +8,7 @@ Their Python APIs mirror each other, so one code path serves both; what differs 
 import importlib
 import importlib.metadata
 import importlib.util
+from collections.abc import MutableSequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -157,3 +158,17 @@ def version_pair(version: str) -> tuple[int, int]:
         return int(parts[0]), int(parts[1])
     except (ValueError, IndexError) as error:
         raise InputError(f"version {version!r} does not begin with major.minor") from error
+
+
+def collecting_logger(trt: Any, messages: MutableSequence[str]) -> Any:
+    """A logger of TensorRT's that puts its errors, a line each, among `messages`."""
+
+    class CollectingLogger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity.name in {"INTERNAL_ERROR", "ERROR"}:
+                messages.append(" ".join(message.split()))
+
+    return CollectingLogger()

@@ -14,7 +14,7 @@ from PIL import Image
 from atlas_edge.cli import require_module
 from atlas_edge.errors import UsageError
 from atlas_edge.tiles.synthetic.source import MPP
-from atlas_edge.tiles.synthetic.stain import SCANNERS, STAINS, render
+from atlas_edge.tiles.synthetic.stain import SIMULATED_SCANNERS, SIMULATED_STAINS, render
 from atlas_edge.tiles.synthetic.tissue import CLASSES, draw_tissue
 
 TILE_PX = 256
@@ -292,7 +292,7 @@ def _noise(shape: tuple[int, int], scale: int, rng: np.random.Generator) -> Map:
 
 def _tissue_texture(label: str, rng: np.random.Generator) -> Pixels:
     haematoxylin, eosin, noise = draw_tissue(label, _TEXTURE_PX, rng)
-    return render(haematoxylin, eosin, stain=STAINS[1], scanner=SCANNERS[0], noise=noise)
+    return render(haematoxylin, eosin, stain=SIMULATED_STAINS[1], scanner=SIMULATED_SCANNERS[0], noise=noise)
 
 
 def _glass_texture(rng: np.random.Generator) -> Pixels:

@@ -1,9 +1,7 @@
-"""What this machine is: processor features, GPUs, memory, and the versions of what is installed."""
+"""What this machine is: processor features, cores, and the versions of what is installed."""
 
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,7 +23,6 @@ DISTRIBUTIONS = (
     "tensorrt-rtx",
     "numpy",
 )
-_NVIDIA_SMI_SECONDS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +43,6 @@ class Cpu:
     avx512_bf16: bool
     amx_int8: bool
     amx_bf16: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    """One NVIDIA GPU as its driver describes it; `compute_capability` such as `8.9`."""
-
-    name: str
-    driver: str
-    compute_capability: str
-    memory_bytes: int
 
 
 def cpu() -> Cpu:
@@ -83,24 +70,6 @@ def usable_cores() -> int:
 def logical_cores() -> int:
     """Logical cores that this process is not kept from; macOS keeps it from none."""
     return os.cpu_count() or 1 if sys.platform == "darwin" else len(psutil.Process().cpu_affinity())
-
-
-def gpus() -> list[Gpu]:
-    """NVIDIA GPUs, asked of `nvidia-smi` in a child process; empty where there is none or no driver."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    query = [tool, "--query-gpu=name,driver_version,compute_cap,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=True)
-    except (subprocess.SubprocessError, OSError):
-        return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.count(",") == 3]
-    return [
-        Gpu(name=name, driver=driver, compute_capability=capability, memory_bytes=int(float(mebibytes)) << 20)
-        for name, driver, capability, mebibytes in rows
-        if mebibytes.replace(".", "", 1).isdigit()
-    ]
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,11 @@
 # Drives and streams, the other separator, and the end of a C string.
 _NEVER = frozenset(":\\\0")
 
+# Slides by name. Only scanners write the first kinds; a TIFF may be a tile as well, a DICOM file is one of a series.
+SCANNER_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi")
+TIFF_SUFFIXES = (".tif", ".tiff")
+SLIDE_SUFFIXES = (*SCANNER_SUFFIXES, *TIFF_SUFFIXES, ".dcm")
+
 
 def stays_inside(name: str) -> bool:
     """Whether a name with forward slashes stays below its folder, as POSIX and as Windows read it."""

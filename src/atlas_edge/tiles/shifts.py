@@ -17,8 +17,8 @@ Scanner = Literal["nanozoomer-s210", "nanozoomer-2ht", "pannoramic-1000", "aperi
 
 # Optical density of haematoxylin, eosin and DAB: Ruifrok & Johnston, Anal. Quant. Cytol. Histol. 23 (2001), table 1.
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-_RGB_FROM_HED = _STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)
-_HED_FROM_RGB = np.linalg.inv(_RGB_FROM_HED)
+RGB_FROM_HED = _STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)
+HED_FROM_RGB = np.linalg.inv(RGB_FROM_HED)
 
 # Keeps the logarithm of a black pixel finite.
 _BLACK = 1.0
@@ -83,13 +83,13 @@ def shift_colour(tile: Tile, matrix: NDArray[np.float64]) -> Tile:
 
 def stain_densities(tile: Tile) -> NDArray[np.float64]:
     """Optical densities of haematoxylin, eosin and the third direction, `(H, W, 3)`; about 0 for empty glass."""
-    densities: NDArray[np.float64] = _to_density(tile) @ _HED_FROM_RGB
+    densities: NDArray[np.float64] = _to_density(tile) @ HED_FROM_RGB
     return densities
 
 
 def mix_stains(densities: NDArray[np.float64]) -> Tile:
     """The tile that has these densities, `(H, W, 3)`: undoes `stain_densities`."""
-    return _to_light(densities @ _RGB_FROM_HED)
+    return _to_light(densities @ RGB_FROM_HED)
 
 
 def recompress(tile: Tile, *, quality: int) -> Tile:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError, NoTissue
+from atlas_edge.system.paths import SCANNER_SUFFIXES, TIFF_SUFFIXES
 from atlas_edge.tiles.decode import MAX_TILE_BYTES, MAX_TILE_PIXELS
 from atlas_edge.tiles.folders import printable
 from atlas_edge.tiles.source import TileRecord, TileSource
@@ -27,10 +28,6 @@ DEFAULT_MPP = (0.5,)
 _LOGGER = logging.getLogger("atlas_edge")
 _SPEC = re.compile(r"(?P<path>.+?)(?:@(?P<mpp>[0-9.]+(?:,[0-9.]+)*))?")
 _TILE_SETS = frozenset({".parquet", ".h5", ".hdf5", ".csv"})
-# Only scanners write these; a TIFF may be a slide or a tile.
-_SCANNERS = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu", ".czi"})
-_TIFFS = frozenset({".tif", ".tiff"})
-SLIDE_SUFFIXES = _SCANNERS | _TIFFS | {".dcm"}
 # TIFFs of a folder without a scanner's own file that are looked at: all of a million tiles would take minutes.
 _LOOKED_AT = 8
 _HASHED_BYTES = 2**20
@@ -279,8 +276,10 @@ def _scans(folder: Path) -> list[Path]:
     """The slides of a folder, by name. TIFFs are slides beside those of a scanner, or where one is too large a tile."""
     if not folder.is_dir():
         return []
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SCANNERS | _TIFFS and path.is_file())
-    tiffs = [path for path in files if path.suffix.lower() in _TIFFS]
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in SCANNER_SUFFIXES + TIFF_SUFFIXES and path.is_file()
+    )
+    tiffs = [path for path in files if path.suffix.lower() in TIFF_SUFFIXES]
     if len(tiffs) < len(files) or any(_is_large(path) for path in tiffs[:_LOOKED_AT]):
         return files
     return []

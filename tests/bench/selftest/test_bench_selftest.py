@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.interval import Interval
 from atlas_edge.bench.selftest import run as under_test
-from atlas_edge.bench.selftest.run import SELFTEST_FILE, run_selftest, selftest_markdown, selftest_tiles, write_selftest
+from atlas_edge.bench.selftest.rows import selftest_markdown
+from atlas_edge.bench.selftest.run import SELFTEST_FILE, run_selftest, selftest_tiles, write_selftest
 from atlas_edge.bundle import write_manifest
 from atlas_edge.encoder import Capabilities, Encoder
 from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing

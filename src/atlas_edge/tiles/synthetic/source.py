@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.tiles.source import TileRecord, TileSource
-from atlas_edge.tiles.synthetic.stain import SCANNERS, STAINS, Scanner, Stain, render
+from atlas_edge.tiles.synthetic.stain import SIMULATED_SCANNERS, SIMULATED_STAINS, Scanner, Stain, render
 from atlas_edge.tiles.synthetic.tissue import CLASSES, draw_tissue
 
 DEFAULT_COUNT = 512
@@ -108,4 +108,5 @@ def _slide(index: int) -> int:
 def _appearance(index: int) -> tuple[Scanner, Stain]:
     block, odd = index // _BLOCK, index % 2
     # Four scanners and three stains: the Chinese remainder theorem walks through all twelve pairs.
-    return SCANNERS[(block + 2 * odd) % len(SCANNERS)], STAINS[(block + odd) % len(STAINS)]
+    scanner, stain = (block + 2 * odd) % len(SIMULATED_SCANNERS), (block + odd) % len(SIMULATED_STAINS)
+    return SIMULATED_SCANNERS[scanner], SIMULATED_STAINS[stain]

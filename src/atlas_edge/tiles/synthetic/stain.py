@@ -43,7 +43,7 @@ class Scanner:
 # Vectors around the published ones: Ruifrok and Johnston, Anal Quant Cytol Histol 2001 (first); Macenko et al.,
 # ISBI 2009 (second); ImageJ's Colour Deconvolution "H&E 2" (third). The first pair's eosin is moved towards the
 # others: alone it is more magenta than H&E looks.
-STAINS = (
+SIMULATED_STAINS = (
     Stain(name="simulated-ruifrok", haematoxylin=(0.650, 0.704, 0.286), eosin=(0.107, 0.938, 0.330)),
     Stain(
         name="simulated-macenko",
@@ -61,7 +61,7 @@ STAINS = (
     ),
 )
 
-SCANNERS = (
+SIMULATED_SCANNERS = (
     Scanner(name="simulated-A", white=(0.96, 0.95, 0.96), gamma=1.0, saturation=1.0, blur=0.10, noise=2.0),
     Scanner(name="simulated-B", white=(0.93, 0.92, 0.95), gamma=1.12, saturation=0.9, blur=0.18, noise=4.0),
     Scanner(name="simulated-C", white=(0.98, 0.97, 0.94), gamma=0.9, saturation=1.15, blur=-0.06, noise=1.5),
