@@ -44,7 +44,7 @@ class Verification:
         return asdict(self)
 
 
-def verify(
+def compare_with_reference(
     reference: Encoder,
     bundle: Encoder,
     *,

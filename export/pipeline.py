@@ -16,7 +16,7 @@ from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.export.build import Built, Sources, build, open_built, open_reference, quantize
 from atlas_edge.export.calibrate import calibrate
-from atlas_edge.export.compare import Verification, verify
+from atlas_edge.export.compare import Verification, compare_with_reference
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.export.report.model_card import model_card
 from atlas_edge.export.report.summary import report_json, report_markdown
@@ -152,7 +152,7 @@ def _verify(
     config: ExportConfig, reference: Encoder, bundle: Encoder, tile_sets: TileSets, steps: Steps
 ) -> Verification:
     with steps.step("verify", f"{len(tile_sets.evaluation.records)} tiles of {tile_sets.evaluation.source.name}"):
-        found = verify(
+        found = compare_with_reference(
             reference,
             bundle,
             fit=tile_sets.fit,

@@ -14,7 +14,7 @@ from atlas_edge.errors import UsageError
 from atlas_edge.options import Output
 
 if TYPE_CHECKING:
-    from atlas_edge.bench.interval import Interval
+    from atlas_edge.bench.report.rows import Rows
     from atlas_edge.bench.slides.end_to_end import SlideBench
 
 
@@ -54,10 +54,12 @@ def slide(
 
 def show(report: "SlideBench", screen: Any) -> None:
     """Print what was found."""
+    from atlas_edge.bench.report.terminal import print_rows
+
     for line in _lines(report):
         # Between words on a terminal; in a file a line stays a line.
         screen.print(line, markup=False, soft_wrap=not screen.is_terminal)
-    screen.print(_table(report))
+    print_rows(screen, [_rows(report)])
 
 
 @contextmanager
@@ -100,39 +102,25 @@ def _lines(report: "SlideBench") -> Iterator[str]:
     yield from report.notes
 
 
-def _table(report: "SlideBench") -> Any:
-    from rich.table import Table
-
+def _rows(report: "SlideBench") -> "Rows":
     from atlas_edge.bench.encoders import encoder_labels
+    from atlas_edge.bench.report.rows import Rows, interval_text
 
-    names = list(report.bundles)
-    table = Table("")
-    for label in encoder_labels(names):
-        # Cut short, two bundles of one model would look the same.
-        table.add_column(label, overflow="fold")
-    bundles = [report.bundles[name] for name in names]
-
-    def row(title: str, values: list[str]) -> None:
-        table.add_row(title, *values)
-
-    row("runtime, streams", [f"{bundle.runtime}, {bundle.streams}" for bundle in bundles])
-    row("encoder only, tiles/s", [f"{bundle.encoder_only_tiles_per_s:.1f}" for bundle in bundles])
-    row("end to end, tiles/s", [f"{bundle.end_to_end_tiles_per_s:.1f}" for bundle in bundles])
-    row("end to end / encoder only", [_ratio(bundle.end_to_end_share) for bundle in bundles])
-    tiles = report.measured_tiles
-    for stage in ("read", "decode", "resample", "inference", "write", "waiting"):
-        seconds = [getattr(bundle.stages, f"{stage}_s") for bundle in bundles]
-        counts = [tiles * len(bundle.rounds_tiles_per_s["end to end"]) for bundle in bundles]
-        row(
-            f"{stage}, ms a tile",
-            ["in decode" if s is None else f"{1e3 * s / n:.2f}" for s, n in zip(seconds, counts, strict=True)],
-        )
-    row("one more decode thread", [_ratio(bundle.one_more_thread) for bundle in bundles])
-    row("one more stream", [_ratio(bundle.one_more_stream) for bundle in bundles])
-    if report.rival_tiles_per_s is not None:
-        row("over that program", [_ratio(bundle.over_rival) for bundle in bundles])
-    return table
-
-
-def _ratio(interval: "Interval | None") -> str:
-    return "" if interval is None else f"{interval.estimate:.2f}x [{interval.low:.2f}, {interval.high:.2f}]"
+    cells: dict[str, list[str]] = {"bundle": encoder_labels(list(report.bundles))}
+    for bundle in report.bundles.values():
+        done = report.measured_tiles * len(bundle.rounds_tiles_per_s["end to end"])
+        figures = {
+            "runtime, streams": f"{bundle.runtime}, {bundle.streams}",
+            "encoder only, tiles/s": f"{bundle.encoder_only_tiles_per_s:.1f}",
+            "end to end, tiles/s": f"{bundle.end_to_end_tiles_per_s:.1f}",
+            "end to end / encoder only": interval_text(bundle.end_to_end_share, ".2f", "x"),
+        }
+        for stage in ("read", "decode", "resample", "inference", "write", "waiting"):
+            seconds = getattr(bundle.stages, f"{stage}_s")
+            figures[f"{stage}, ms a tile"] = "in decode" if seconds is None else f"{1e3 * seconds / done:.2f}"
+        figures["one more decode thread"] = interval_text(bundle.one_more_thread, ".2f", "x")
+        figures["one more stream"] = interval_text(bundle.one_more_stream, ".2f", "x")
+        figures["over that program"] = interval_text(bundle.over_rival, ".2f", "x")
+        for heading, cell in figures.items():
+            cells.setdefault(heading, []).append(cell)
+    return Rows(title="On the slide", headings=tuple(cells), rows=tuple(zip(*cells.values(), strict=True)))

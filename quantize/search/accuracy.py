@@ -19,29 +19,6 @@ if TYPE_CHECKING:
     from atlas_edge.bench.accuracy.agreement import Agreement
 
 
-class Range(BaseModel):
-    """An `Interval` that can be written to disk."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    estimate: float
-    low: float
-    high: float
-    units: int
-    unit: str
-
-    @classmethod
-    def of(cls, interval: Interval) -> "Range":
-        """From an interval."""
-        return cls(
-            estimate=interval.estimate, low=interval.low, high=interval.high, units=interval.units, unit=interval.unit
-        )
-
-    def interval(self) -> Interval:
-        """Back again."""
-        return Interval(estimate=self.estimate, low=self.low, high=self.high, units=self.units, unit=self.unit)
-
-
 class PlanAccuracy(BaseModel):
     """What a plan costs against full precision.
 
@@ -59,10 +36,10 @@ class PlanAccuracy(BaseModel):
 
     tiles: int
     cosine_median: float
-    cosine_p1: Range
+    cosine_p1: Interval
     cosine_worst: float
-    drop_pp: Range | None = None
-    flip_percent: Range | None = None
+    drop_pp: Interval | None = None
+    flip_percent: Interval | None = None
     reference_score: float | None = None
     score: float | None = None
 
@@ -134,8 +111,8 @@ def judge_plan(accuracy: PlanAccuracy, budget: Budget) -> Verdict:
     Raises:
         InputError: A budget for a figure that was not measured.
     """
-    drop = None if accuracy.drop_pp is None else accuracy.drop_pp.interval()
-    flips = None if accuracy.flip_percent is None else accuracy.flip_percent.interval()
+    drop = None if accuracy.drop_pp is None else accuracy.drop_pp
+    flips = None if accuracy.flip_percent is None else accuracy.flip_percent
     figures = [
         Judged(figure="drop", option="--max-drop", field="max_drop_pp", value=drop),
         Judged(figure="flips", option="--max-flips", field="max_flip_percent", value=flips),
@@ -143,7 +120,7 @@ def judge_plan(accuracy: PlanAccuracy, budget: Budget) -> Verdict:
             figure="1st percentile of the cosine",
             option="--min-cosine",
             field="min_cosine",
-            value=accuracy.cosine_p1.interval(),
+            value=accuracy.cosine_p1,
             higher_is_worse=False,
         ),
     ]
@@ -166,10 +143,10 @@ def _as_accuracy(agreement: "Agreement", drop: AccuracyDrop | None) -> PlanAccur
     return PlanAccuracy(
         tiles=agreement.tiles,
         cosine_median=agreement.cosine_median,
-        cosine_p1=Range.of(agreement.cosine_p1_interval),
+        cosine_p1=agreement.cosine_p1_interval,
         cosine_worst=agreement.cosine_worst,
-        drop_pp=None if drop is None else Range.of(drop.interval),
-        flip_percent=None if drop is None else Range.of(drop.flip_interval.scaled(100.0)),
+        drop_pp=None if drop is None else drop.interval,
+        flip_percent=None if drop is None else drop.flip_interval.scaled(100.0),
         reference_score=None if drop is None else drop.reference_score,
         score=None if drop is None else drop.candidate_score,
     )

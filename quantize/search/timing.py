@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict
 from atlas_edge.bench.interval import Interval, geometric_mean_interval
 from atlas_edge.bench.speed.timing import paired_speed
 from atlas_edge.encoder import Encoder
-from atlas_edge.quantize.search.accuracy import Range
 
 ROUNDS = 5
 BATCH = 8
@@ -28,7 +27,7 @@ class PlanSpeed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tiles_per_s: float
-    ratio: Range
+    ratio: Interval
     rounds_tiles_per_s: tuple[float, ...]
 
 
@@ -55,7 +54,7 @@ def race(
     return {
         name: PlanSpeed(
             tiles_per_s=figures.throughput.tiles_per_s,
-            ratio=Range.of(figures.throughput_ratio or one),
+            ratio=figures.throughput_ratio or one,
             rounds_tiles_per_s=figures.throughput.rounds_tiles_per_s,
         )
         for name, figures in report.encoders.items()

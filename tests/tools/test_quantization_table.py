@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from atlas_edge.bench.interval import Interval
 from atlas_edge.errors import InputError
 from atlas_edge.quantize.recipe import Recipe, default_recipe
-from atlas_edge.quantize.search.accuracy import Range
 from atlas_edge.quantize.search.timing import PlanSpeed
 from atlas_edge.spec import Precision, Target
 from quantization_table import _compared, replace_section, table_plans
@@ -54,7 +54,7 @@ def test_the_default_is_compared_with_the_others_round_by_round() -> None:
     def speed(*rounds: float) -> PlanSpeed:
         return PlanSpeed(
             tiles_per_s=sum(rounds) / len(rounds),
-            ratio=Range(estimate=1, low=1, high=1, units=2, unit="round"),
+            ratio=Interval(estimate=1, low=1, high=1, units=2, unit="round"),
             rounds_tiles_per_s=rounds,
         )
 

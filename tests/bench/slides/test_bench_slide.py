@@ -53,9 +53,8 @@ def test_two_bundles_of_one_model_are_told_apart_and_must_want_the_same_tiles(
     slide = "atlas-bench", "slide", "--synthetic", "1500x1200", "--tiles", "16", "--rounds", "2"
     done = run_command(*slide, "--bundle", bundles[0], "--bundle", bundles[1])
     assert done.returncode == 0, done.stderr
-    head = done.stderr[done.stderr.index("┏") : done.stderr.index("┡")]
-    columns = ["".join(line.split("┃")[n].strip() for line in head.splitlines()[1:]) for n in (2, 3)]
-    assert columns == [bundle.name for bundle in bundles]
+    table = done.stderr[done.stderr.index("On the slide") :]
+    assert all(bundle.name in table for bundle in bundles)
     larger = make_mean_bundle(tmp_path / "larger", tile_px=64)
     done = run_command(*slide, "--bundle", bundles[0], "--bundle", larger)
     assert done.returncode == 2

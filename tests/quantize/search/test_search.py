@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from atlas_edge.bench.accuracy.agreement import embedding_agreement
+from atlas_edge.bench.interval import Interval
 from atlas_edge.bench.judge.budgets import Budget
 from atlas_edge.bench.judge.gate import Verdict
 from atlas_edge.encoder import Capabilities
@@ -23,7 +24,7 @@ from atlas_edge.models.load import load_encoder
 from atlas_edge.quantize.plan import Plan, load_plan
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.quantize.search import bench as plan_bench
-from atlas_edge.quantize.search.accuracy import PlanAccuracy, Range, judge_plan, keeps_budget
+from atlas_edge.quantize.search.accuracy import PlanAccuracy, judge_plan, keeps_budget
 from atlas_edge.quantize.search.bench import MeasureConfig, PlanBench
 from atlas_edge.quantize.search.build import Material
 from atlas_edge.quantize.search.candidates import first_plans, gentler_plans
@@ -60,8 +61,8 @@ class CountingEncoder:
         pass
 
 
-def _range(estimate: float, half: float) -> Range:
-    return Range(estimate=estimate, low=estimate - half, high=estimate + half, units=100, unit="tile")
+def _range(estimate: float, half: float) -> Interval:
+    return Interval(estimate=estimate, low=estimate - half, high=estimate + half, units=100, unit="tile")
 
 
 def _tried(name: str, rate: float, drop: float, *, verdict: Verdict = Verdict.PASS, spread: float = 0.0) -> TriedPlan:
