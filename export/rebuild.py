@@ -5,8 +5,9 @@ from pathlib import Path
 
 from atlas_edge.bundle import BESIDE, MANIFEST, verify_bundle, write_manifest
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.export.engine.build import DEFAULT_BATCH_PROFILE, TensorRTChoice, find_tensorrt
+from atlas_edge.export.engine.build import TensorRTChoice, find_tensorrt
 from atlas_edge.export.engine.bundle import GRAPH_FILE, build_parts, write_part_manifests
+from atlas_edge.export.engine.child import DEFAULT_BATCH_PROFILE
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.gpu_probe import GpuProbe, probe_gpu
 from atlas_edge.spec import Target

@@ -10,9 +10,10 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
-from atlas_edge.export.engine.child import BuildAnswer, BuildRequest
+from atlas_edge.export.engine.child import BuildAnswer, BuildRequest, EngineOptions
 from atlas_edge.export.graph.rules import GraphCheck, check_graph
 from atlas_edge.runtimes.gpu_probe import GpuProbe, probe_gpu
 from atlas_edge.runtimes.tensorrt_library import (
@@ -26,7 +27,6 @@ from atlas_edge.runtimes.tensorrt_library import (
 from atlas_edge.spec import Precision, Target
 from atlas_edge.system.child import run_module
 
-DEFAULT_BATCH_PROFILE = (1, 32, 64)
 # What RTX compiles where: Turing has no FP32 matrix product there, FP8 begins with Ada.
 _FP32_SINCE, _FP8_SINCE = (8, 0), (8, 9)
 
@@ -104,17 +104,9 @@ def build_engine(
     *,
     library: TensorRTLibrary,
     precision: Precision,
-    compute_capabilities: Sequence[str] = (),
-    batch_profile: tuple[int, int, int] = DEFAULT_BATCH_PROFILE,
     float_linears: Sequence[str] = (),
-    refittable: bool = False,
-    strip_weights: bool = False,
-    hardware_compatible: bool = False,
-    version_compatible: bool = False,
-    batch_independent: bool = False,
-    timing_cache: Path | None = None,
-    optimization_level: int | None = None,
     timeout_s: float = 4 * 3600.0,
+    **options: Any,
 ) -> EngineReport:
     """Check a graph and build an engine from it.
 
@@ -123,55 +115,30 @@ def build_engine(
         engine_path: Where the engine goes.
         library: From `find_tensorrt`.
         precision: What the graph is meant to be; the rules depend on it.
-        compute_capabilities: GPU generations (`8.9`); the library's default when empty. RTX only.
-        batch_profile: Smallest, optimal and largest batch.
         float_linears: Layers that the recipe leaves unquantized on purpose, such as `blocks.3.mlp.fc2` or `*.fc2`.
-        refittable: Weights can be replaced later.
-        strip_weights: Leave the weights out of the engine; they are read from the ONNX beside it when it is loaded.
-        hardware_compatible: Also run on later GPU generations (Ampere and up), for some speed. Enterprise only.
-        version_compatible: Also run under later versions, for some speed. Enterprise only.
-        batch_independent: A tile's embedding does not depend on its place in the batch or on the others.
-        timing_cache: Keep build-time measurements here, and use those that are there. Enterprise only.
-        optimization_level: 0 to 5; the library's default when None.
         timeout_s: The build is ended after this long.
+        options: Fields of `EngineOptions`.
 
     Raises:
         UsageError: An option that this library does not have, or a GPU that cannot run this precision.
         InputError: The graph breaks a rule, or the parser or the builder refuses it.
         RuntimeMissing: The library or the GPU that it needs is not here.
     """
-    capabilities = check_options(
-        library,
-        precision=precision,
-        compute_capabilities=compute_capabilities,
-        batch_profile=batch_profile,
-        hardware_compatible=hardware_compatible,
-        version_compatible=version_compatible,
-        timing_cache=timing_cache,
-    )
+    asked = EngineOptions(**options)
+    capabilities = check_options(library, precision=precision, **options)
     graph = check_graph(onnx_path, precision=precision, float_linears=float_linears)
-    if timing_cache is not None:
+    if asked.timing_cache is not None:
         # Not after the minutes of the build.
-        timing_cache.parent.mkdir(parents=True, exist_ok=True)
-    options = {
-        "refittable": refittable,
-        "strip_weights": strip_weights,
-        "hardware_compatible": hardware_compatible,
-        "version_compatible": version_compatible,
-        "batch_independent": batch_independent,
-    }
+        asked.timing_cache.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         request = BuildRequest(
             module=library.module,
             onnx_path=onnx_path.resolve(),
             engine_path=Path(folder) / "engine",
             answer_path=Path(folder) / "answer.json",
+            **asked.model_dump(exclude={"compute_capabilities", "timing_cache"}),
             compute_capabilities=capabilities,
-            batch_profile=batch_profile,
-            tf32=False,
-            timing_cache=None if timing_cache is None else timing_cache.resolve(),
-            optimization_level=optimization_level,
-            **options,
+            timing_cache=None if asked.timing_cache is None else asked.timing_cache.resolve(),
         )
         answer = _run_child(library, request, timeout_s)
         _raise_refusal(library, onnx_path, request, answer)
@@ -182,26 +149,22 @@ def build_engine(
         version=answer.version,
         precision=precision,
         compute_capabilities=capabilities,
-        batch_profile=batch_profile,
+        batch_profile=asked.batch_profile,
         build_seconds=answer.build_seconds,
         size_bytes=len(data),
         layers=answer.layers,
-        options=tuple(name for name, on in options.items() if on),
+        options=asked.flags,
         graph=graph,
     )
 
 
-def check_options(
-    library: TensorRTLibrary,
-    *,
-    precision: Precision,
-    compute_capabilities: Sequence[str],
-    batch_profile: tuple[int, int, int],
-    hardware_compatible: bool = False,
-    version_compatible: bool = False,
-    timing_cache: Path | None = None,
-) -> tuple[str, ...]:
+def check_options(library: TensorRTLibrary, *, precision: Precision, **options: Any) -> tuple[str, ...]:
     """Refuse what the library cannot do, before any work.
+
+    Args:
+        library: From `find_tensorrt`.
+        precision: Of the engine.
+        options: Fields of `EngineOptions`.
 
     Returns:
         The compute capabilities that will be built for.
@@ -209,15 +172,16 @@ def check_options(
     Raises:
         UsageError: Names the option and what mends it.
     """
-    smallest, optimum, largest = batch_profile
+    asked = EngineOptions(**options)
+    smallest, optimum, largest = asked.batch_profile
     if not 1 <= smallest <= optimum <= largest:
         raise UsageError(
             f"batch profile {smallest},{optimum},{largest} is not 1 <= min <= opt <= max", hint="--batch 1,32,64"
         )
     refused = {
-        "--hardware-compatible": hardware_compatible and not library.hardware_compatible,
-        "--version-compatible": version_compatible and not library.version_compatible,
-        "--timing-cache": timing_cache is not None and not library.timing_cache,
+        "--hardware-compatible": asked.hardware_compatible and not library.hardware_compatible,
+        "--version-compatible": asked.version_compatible and not library.version_compatible,
+        "--timing-cache": asked.timing_cache is not None and not library.timing_cache,
     }
     for option, is_refused in refused.items():
         if is_refused:
@@ -225,13 +189,13 @@ def check_options(
                 f"{library.title} has no {option}: its engines name their GPUs and are compiled where they are loaded",
                 hint=f"leave {option} out, and name the GPUs with --compute-capability",
             )
-    if compute_capabilities and not library.builds_without_gpu:
+    if asked.compute_capabilities and not library.builds_without_gpu:
         raise UsageError(
             f"{library.title} builds for the GPU of this machine and takes no --compute-capability",
             hint="leave it out, or use --target tensorrt-rtx",
         )
-    capabilities = tuple(compute_capabilities) or library.default_compute_capabilities
-    if precision is Precision.FP8 and not compute_capabilities:
+    capabilities = asked.compute_capabilities or library.default_compute_capabilities
+    if precision is Precision.FP8 and not asked.compute_capabilities:
         capabilities = tuple(name for name in capabilities if _pair(name) >= _FP8_SINCE)
     for name in capabilities:
         _check_capability(library, name, precision)

@@ -16,26 +16,49 @@ from pydantic import BaseModel, ConfigDict
 from atlas_edge.runtimes.tensorrt_library import collecting_logger
 from atlas_edge.system.atomic import write_atomic
 
+DEFAULT_BATCH_PROFILE = (1, 32, 64)
 
-class BuildRequest(BaseModel):
-    """What to build. `batch_profile` is (min, opt, max); paths are absolute."""
+
+class EngineOptions(BaseModel):
+    """How an engine is built.
+
+    Attributes:
+        compute_capabilities: GPU generations (`8.9`); the library's default when empty. RTX only.
+        batch_profile: Smallest, optimal and largest batch.
+        refittable: Weights can be replaced later.
+        strip_weights: Leave the weights out of the engine; they are read from the ONNX beside it when it is loaded.
+        hardware_compatible: Also run on later GPU generations (Ampere and up), for some speed. Enterprise only.
+        version_compatible: Also run under later versions, for some speed. Enterprise only.
+        batch_independent: A tile's embedding does not depend on its place in the batch or on the others.
+        timing_cache: Keep build-time measurements here, and use those that are there. Enterprise only.
+        optimization_level: 0 to 5; the library's default when None.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    compute_capabilities: tuple[str, ...] = ()
+    batch_profile: tuple[int, int, int] = DEFAULT_BATCH_PROFILE
+    refittable: bool = False
+    strip_weights: bool = False
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    batch_independent: bool = False
+    timing_cache: Path | None = None
+    optimization_level: int | None = None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Names of the switches that are on."""
+        return tuple(name for name, value in self if value is True)
+
+
+class BuildRequest(EngineOptions):
+    """What to build; paths are absolute."""
 
     module: str
     onnx_path: Path
     engine_path: Path
     answer_path: Path
-    compute_capabilities: tuple[str, ...]
-    batch_profile: tuple[int, int, int]
-    tf32: bool
-    refittable: bool
-    strip_weights: bool
-    hardware_compatible: bool
-    version_compatible: bool
-    batch_independent: bool
-    timing_cache: Path | None
-    optimization_level: int | None
 
 
 class ParserFault(BaseModel):
@@ -110,7 +133,7 @@ def _configure(trt: Any, builder: Any, network: Any, config: Any, request: Build
     """Apply the request; returns the problem in one line, or nothing."""
     flag = trt.BuilderFlag
     # On by default, and it rounds FP32 matrix products to 10 bits: an FP32 engine must not.
-    (config.set_flag if request.tf32 else config.clear_flag)(flag.TF32)
+    config.clear_flag(flag.TF32)
     if request.refittable:
         config.set_flag(flag.REFIT)
     if request.strip_weights:

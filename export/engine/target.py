@@ -2,11 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atlas_edge.export.config import ExportConfig
-from atlas_edge.export.engine.build import DEFAULT_BATCH_PROFILE, TensorRTChoice, check_options, find_tensorrt
+from atlas_edge.export.engine.build import TensorRTChoice, check_options, find_tensorrt
 from atlas_edge.export.engine.bundle import EngineBundle, build_parts
+from atlas_edge.export.engine.child import DEFAULT_BATCH_PROFILE
 from atlas_edge.export.engine.graphs import EngineGraphs, engine_graphs
 from atlas_edge.export.steps import Steps
 from atlas_edge.models.graph import export_onnx
@@ -24,24 +25,23 @@ def check_engine_options(config: ExportConfig) -> TensorRTChoice:
         UsageError: An option that the library lacks, or a GPU that the precision does not run on.
     """
     choice = find_tensorrt(config.target)
-    check_options(
-        choice.library,
-        precision=config.precision,
-        compute_capabilities=config.compute_capabilities,
-        batch_profile=batch_profile(config),
-        hardware_compatible=config.hardware_compatible,
-        version_compatible=config.version_compatible,
-        timing_cache=config.timing_cache,
-    )
+    check_options(choice.library, precision=config.precision, **_options(config))
     return choice
 
 
-def batch_profile(config: ExportConfig) -> tuple[int, int, int]:
-    """Smallest, optimal and largest batch of the engine."""
+def _options(config: ExportConfig) -> dict[str, Any]:
+    """Fields of `EngineOptions`."""
     batch = config.batch
-    if len(batch) == 3:
-        return batch[0], batch[1], batch[2]
-    return (batch[0], batch[0], batch[0]) if batch else DEFAULT_BATCH_PROFILE
+    return {
+        "compute_capabilities": config.compute_capabilities,
+        "batch_profile": (batch[0], batch[len(batch) // 2], batch[-1]) if batch else DEFAULT_BATCH_PROFILE,
+        "refittable": config.refit,
+        "strip_weights": config.strip,
+        "hardware_compatible": config.hardware_compatible,
+        "version_compatible": config.version_compatible,
+        "batch_independent": config.batch_independent,
+        "timing_cache": config.timing_cache,
+    }
 
 
 def quantize_for_engine(config: ExportConfig, sources: "Sources", scratch: Path) -> EngineGraphs:
@@ -76,14 +76,7 @@ def build_engines(
         choice=choice,
         precision=config.precision,
         fp16_graph=fp16_graph,
-        compute_capabilities=config.compute_capabilities,
-        batch_profile=batch_profile(config),
-        refittable=config.refit,
-        strip_weights=config.strip,
-        hardware_compatible=config.hardware_compatible,
-        version_compatible=config.version_compatible,
-        batch_independent=config.batch_independent,
-        timing_cache=config.timing_cache,
+        **_options(config),
         float_linears=config.int8_recipe.exclude if config.precision is not Precision.FP16 else (),
     )
     details: dict[str, object] = {"library_reason": choice.reason}
