@@ -9,8 +9,12 @@ from atlas_edge.errors import GateFailed, UsageError
 from atlas_edge.options import Flag, Output
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from atlas_edge.bench.accuracy.tileset import TileSet
+    from atlas_edge.bench.encoders import OpenedEncoders
     from atlas_edge.bench.judge.budgets import Budgets, GateResult
+    from atlas_edge.bench.report.schema import Report
 
 
 def accuracy(
@@ -51,18 +55,12 @@ def accuracy(
         output: What is printed.
         output.verbose: Print every table, and what the libraries say.
     """
-    from atlas_edge.bench.accuracy.measure import accuracy_report
     from atlas_edge.bench.encoders import open_encoders
-    from atlas_edge.bench.judge.budgets import judged_figures, run_gate
-    from atlas_edge.bench.machine import this_machine
-    from atlas_edge.bench.progress import progress_bar
     from atlas_edge.bench.report.files import check_report_folder, write_report
     from atlas_edge.bench.report.pictures import worst_tiles
-    from atlas_edge.bench.report.schema import Report
     from atlas_edge.bench.report.speed_rows import speed_rows
     from atlas_edge.bench.report.terminal import print_accuracy, print_rows
     from atlas_edge.bench.report.unnamed import unnamed_report
-    from atlas_edge.bench.speed.run import paces, time_encoders
 
     screen = output.screen()
     if not candidates:
@@ -76,28 +74,7 @@ def accuracy(
         if dry_run:
             screen.print(_plan(list(opened.encoders), evaluation, fitted), markup=False)
             return
-        with progress_bar(screen) as progress:
-            measured = accuracy_report(
-                opened.encoders,
-                reference=opened.reference,
-                evaluation=evaluation,
-                fit=fitted,
-                options=options,
-                progress=progress,
-            )
-        timed = time_encoders(opened, rounds=rounds) if speed and opened.reference is not None else None
-        gate = None if limits.empty else run_gate(limits, judged_figures(measured, timed))
-        found = Report(
-            command=("atlas-bench", *sys.argv[1:]),
-            machine=this_machine(),
-            encoders=opened.facts,
-            evaluation=evaluation.provenance(),
-            fit=None if fitted is None else fitted.provenance(),
-            accuracy=measured,
-            speed=timed,
-            paces={} if timed is None else paces(timed, opened.facts),
-            gate=gate,
-        )
+        found = _measured(opened, evaluation, fitted, options, limits, rounds if speed else 0, screen)
     print_accuracy(screen, found, details=output.verbose)
     print_rows(screen, speed_rows(found))
     if not report.keep_paths:
@@ -108,7 +85,47 @@ def accuracy(
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     if report.report is not None:
         write_report(found, report.report, overwrite=report.overwrite, worst=worst, screen=screen)
-    _close_gate(gate)
+    _close_gate(found.gate)
+
+
+def _measured(
+    opened: "OpenedEncoders",
+    evaluation: "TileSet",
+    fitted: "TileSet | None",
+    options: AccuracyOptions,
+    limits: "Budgets",
+    rounds: int,
+    screen: "Console",
+) -> "Report":
+    """The whole report; encoders are timed where there are `rounds`."""
+    from atlas_edge.bench.accuracy.measure import accuracy_report
+    from atlas_edge.bench.judge.budgets import judged_figures, run_gate
+    from atlas_edge.bench.machine import this_machine
+    from atlas_edge.bench.progress import progress_bar
+    from atlas_edge.bench.report.schema import Report
+    from atlas_edge.bench.speed.run import paces, time_encoders
+
+    with progress_bar(screen) as progress:
+        measured = accuracy_report(
+            opened.encoders,
+            reference=opened.reference,
+            evaluation=evaluation,
+            fit=fitted,
+            options=options,
+            progress=progress,
+        )
+    timed = time_encoders(opened, rounds=rounds) if rounds and opened.reference is not None else None
+    return Report(
+        command=("atlas-bench", *sys.argv[1:]),
+        machine=this_machine(),
+        encoders=opened.facts,
+        evaluation=evaluation.provenance(),
+        fit=None if fitted is None else fitted.provenance(),
+        accuracy=measured,
+        speed=timed,
+        paces={} if timed is None else paces(timed, opened.facts),
+        gate=None if limits.empty else run_gate(limits, judged_figures(measured, timed)),
+    )
 
 
 def _budgets(path: Path | None, options: Budget) -> "Budgets":
