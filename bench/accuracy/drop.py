@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,8 +157,8 @@ def drop_with_probes(
     return AccuracyDrop(
         method=method,
         refitted=own_probe is not None,
-        reference_score=balanced_accuracy(before, truth),
-        candidate_score=balanced_accuracy(after, truth),
+        reference_score=balanced_accuracy(before == truth, truth),
+        candidate_score=balanced_accuracy(after == truth, truth),
         drop_pp=drop.estimate,
         low_pp=drop.low,
         high_pp=drop.high,
@@ -173,9 +174,9 @@ def drop_with_probes(
     )
 
 
-def balanced_accuracy(predicted: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
-    """Mean over the classes in `truth` of the share of their tiles that were recognised, 0-1."""
-    return float(np.mean([(predicted[truth == code] == code).mean() for code in np.unique(truth)]))
+def balanced_accuracy(right: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Mean over the classes in `truth`, names or codes, of the share of their tiles that are `right`, 0-1."""
+    return float(np.mean([right[truth == code].mean() for code in np.unique(truth)]))
 
 
 def calibration_error(probabilities: NDArray[np.float64], truth: NDArray[np.int64], *, bins: int = 15) -> float:

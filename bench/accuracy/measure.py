@@ -233,7 +233,7 @@ def _scores(work: _Work, name: str) -> EncoderScores:
         odds = {method: work.probe(name, method) for method in _METHODS}
         truth = np.searchsorted(np.asarray(odds["linear"].classes), np.asarray(tiles.labels))
         found = {method: probe.probabilities(x) for method, probe in odds.items()}
-        linear, knn = (balanced_accuracy(found[method].argmax(axis=1), truth) for method in _METHODS)
+        linear, knn = (balanced_accuracy(found[method].argmax(axis=1) == truth, truth) for method in _METHODS)
         error = calibration_error(found["linear"], truth)
     return EncoderScores(
         linear=linear,

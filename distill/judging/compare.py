@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_edge.bench.accuracy.drop import balanced_accuracy
 from atlas_edge.bench.accuracy.probe import ProbeMethod, fit_probe
 from atlas_edge.bench.accuracy.tileset import TileSet
 from atlas_edge.bench.interval import Interval, class_mean_interval, over_replicates
@@ -71,7 +72,7 @@ def compare(
     found = []
     for method in _METHODS:
         right = [np.stack([_right(method, pair, fitted, truth) for pair in group]) for group in features]
-        scores = [tuple(_balanced(row, truth) for row in group) for group in right]
+        scores = [tuple(balanced_accuracy(row, truth) for row in group) for group in right]
         interval = class_mean_interval(
             right[0].mean(0) - right[1].mean(0),
             np.searchsorted(classes, truth),
@@ -108,7 +109,3 @@ def _right(
     guessed = np.array(probe.classes)[probe.probabilities(features[1]).argmax(axis=1)]
     right: NDArray[np.float64] = (guessed == truth).astype(np.float64)
     return right
-
-
-def _balanced(right: NDArray[np.float64], truth: NDArray[np.str_]) -> float:
-    return float(np.mean([right[truth == name].mean() for name in np.unique(truth)]))

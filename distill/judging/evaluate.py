@@ -251,7 +251,7 @@ def narrowed_score(
         directions = np.linalg.qr(generator.normal(size=(features[0].shape[1], width)))[0].astype(np.float32)
         probe = fit_probe(method, features[0] @ directions, labels[0])
         guessed = probe.probabilities(features[1] @ directions).argmax(axis=1)
-        scores.append(balanced_accuracy(guessed, np.searchsorted(np.array(probe.classes), labels[1])))
+        scores.append(balanced_accuracy(np.array(probe.classes)[guessed] == labels[1], labels[1]))
     return float(np.mean(scores))
 
 

@@ -82,7 +82,8 @@ def test_it_is_fast_at_the_real_size() -> None:
 
 
 def test_balanced_accuracy_and_calibration_error_by_hand() -> None:
-    assert balanced_accuracy(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])) == 0.75
+    predicted, truth = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
+    assert balanced_accuracy(predicted == truth, truth) == 0.75
     odds = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]])
     # Bin of 0.9: one of two right, gap 0.4 x 2; bin of 0.6: both right, gap 0.4 x 2; over 4 tiles.
     assert calibration_error(odds, np.array([0, 1, 0, 1])) == pytest.approx(0.4)
