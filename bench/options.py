@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 from cyclopts import Parameter
 
-from atlas_edge.options import Flag, Options
+from atlas_edge.options import Flag, Options, TileFit
 
 # A 15 x 15 mm area took 156 s on a NanoZoomer S360 and 183-210 s on a Pannoramic 1000 (Genis 2021): the fastest is
 # the default, so that "keeps up" holds for the others too.
@@ -88,7 +88,7 @@ class AccuracyTiles(Options):
     fit: str | None = None
     limit: int | None = None
     fit_limit: int | None = None
-    tile_fit: Literal["exact", "crop", "resize"] = "exact"
+    tile_fit: TileFit = "exact"
 
 
 @dataclass(frozen=True, kw_only=True)

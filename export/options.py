@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 from cyclopts import Parameter
 
-from atlas_edge.options import Flag, Options
+from atlas_edge.options import Flag, Options, TileFit
 
 TargetName = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
@@ -76,7 +76,7 @@ class Choices(Options):
     eval: str | None = None
     out: Path | None = None
     max_drop_pp: Annotated[float | None, Ge(0), Parameter(name="--max-drop")] = None
-    tile_fit: Literal["exact", "crop", "resize"] = "exact"
+    tile_fit: TileFit = "exact"
     pooling: Literal["cls", "cls+mean", "avg"] | None = None
     tile_px: Annotated[int | None, Ge(1), Le(4096)] = None
     patch: int | None = None

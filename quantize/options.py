@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 from cyclopts import Parameter
 
-from atlas_edge.options import Flag, Options
+from atlas_edge.options import Flag, Options, TileFit
 
 TargetName = Literal["openvino", "onnx", "tensorrt", "tensorrt-rtx"]
-TileFit = Literal["exact", "crop", "resize"]
 DEFAULT_DROP_PP = 2.5
 
 

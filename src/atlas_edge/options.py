@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 from cyclopts import Parameter
 
@@ -20,6 +20,9 @@ Json = Annotated[bool, Parameter(name="--json", negative="")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
 Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")]
 Many = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
+TileFit = Literal["exact", "crop", "resize"]
+"""What to do with tiles of another size than an encoder takes."""
+
 NotTyped = Parameter(parse=False)
 """In `Annotated`: a field that the command line does not take."""
 

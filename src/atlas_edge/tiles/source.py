@@ -5,14 +5,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError, UsageError
-
-TileFit = Literal["exact", "crop", "resize"]
+from atlas_edge.options import TileFit
 
 T = TypeVar("T")
 R = TypeVar("R")
