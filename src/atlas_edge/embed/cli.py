@@ -10,10 +10,10 @@ from typing import Any
 from atlas_edge.cli import make_app, print_json, run_app
 from atlas_edge.embed.config import EmbedConfig
 from atlas_edge.embed.ray.command import ray
-from atlas_edge.embed.slide_files import printable
 from atlas_edge.embed.watch.command import watch
 from atlas_edge.errors import AtlasError, InputError, RuntimeMissing, UsageError
 from atlas_edge.options import Flag, Output
+from atlas_edge.system.paths import printable
 
 HELP = """Embed the tissue of whole slides with a bundle.
 

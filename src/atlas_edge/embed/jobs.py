@@ -10,15 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from atlas_edge.embed.resume.plan import Plan, attributes_of, differences, is_current, is_of_slide, other_plan
-from atlas_edge.embed.slide_files import (
-    find_slides,
-    one_a_series,
-    printable,
-    slide_identity,
-    slide_stem,
-)
+from atlas_edge.embed.slide_files import find_slides, one_a_series, slide_identity, slide_stem
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.system.paths import SLIDE_SUFFIXES
+from atlas_edge.system.paths import SLIDE_SUFFIXES, printable
 
 FORMS = ("h5", "zarr", "parquet")
 _SUFFIXES = (".h5", ".hdf5", ".zarr", ".parquet")

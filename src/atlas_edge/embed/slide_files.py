@@ -121,11 +121,6 @@ def slide_stem(path: Path) -> str:
     return path.stem if path.suffix.lower() in SLIDE_SUFFIXES else path.name
 
 
-def printable(path: str | Path) -> str:
-    """A name that can be encoded: bytes of it that are no UTF-8 are spelled out in hexadecimal."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def _files_below(folder: Path) -> list[Path]:
     return [Path(name) / file for name, _, files in os.walk(folder) for file in sorted(files)]
 

@@ -13,13 +13,13 @@ from atlas_edge.bundle import MANIFEST, read_manifest, sha256_file
 from atlas_edge.embed.config import EmbedConfig
 from atlas_edge.embed.jobs import SlideFailure, SlideSkipped
 from atlas_edge.embed.slide import SlideResult, embed_slide
-from atlas_edge.embed.slide_files import printable
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, UsageError
 from atlas_edge.models.load import load_encoder, load_model
 from atlas_edge.models.timm_config import WEIGHTS
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.system.hardware import usable_cores
+from atlas_edge.system.paths import printable
 
 Progress = Callable[[Path, int, int], None]
 

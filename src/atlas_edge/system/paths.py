@@ -1,4 +1,7 @@
-"""Names of files that come from elsewhere: in a manifest, in a pack."""
+"""Names of files that come from elsewhere: in a manifest, in a pack, in a folder."""
+
+import os
+from pathlib import Path
 
 # Drives and streams, the other separator, and the end of a C string.
 _NEVER = frozenset(":\\\0")
@@ -13,3 +16,11 @@ def stays_inside(name: str) -> bool:
     """Whether a name with forward slashes stays below its folder, as POSIX and as Windows read it."""
     # Windows drops dots and blanks at the end: `.. ` is `..` there.
     return not _NEVER & set(name) and all(part.rstrip(". ") for part in name.split("/"))
+
+
+def printable(name: str | Path) -> str:
+    r"""A file name as text: bytes that are not UTF-8 (old shares have Latin-1) as `\xf6`.
+
+    Python keeps them as lone surrogates, which can be neither hashed nor written to a report.
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
+from atlas_edge.system.paths import printable
 from atlas_edge.tiles.decode import MAX_TILE_BYTES, decode_tile, is_image_name
 from atlas_edge.tiles.source import TileRecord, TileSource
 
@@ -126,14 +127,6 @@ class FileTiles(TileSource):
 
     def _path(self, record: TileRecord) -> str:
         return f"{self.root}/{record.locator[0] if record.locator else record.id}"
-
-
-def printable(name: str) -> str:
-    r"""A file name as text: bytes that are not UTF-8 (old shares have Latin-1) as `\xf6`.
-
-    Python keeps them as lone surrogates, which can be neither hashed nor written to a report.
-    """
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def read_inside(root: Path, name: str) -> bytes:

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError, NoTissue
-from atlas_edge.system.paths import SCANNER_SUFFIXES, TIFF_SUFFIXES
+from atlas_edge.system.paths import SCANNER_SUFFIXES, TIFF_SUFFIXES, printable
 from atlas_edge.tiles.decode import MAX_TILE_BYTES, MAX_TILE_PIXELS
-from atlas_edge.tiles.folders import printable
 from atlas_edge.tiles.source import TileRecord, TileSource
 
 if TYPE_CHECKING:

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from atlas_edge import __version__
-from atlas_edge.embed.slide_files import SlideIdentity, printable, slide_stem
+from atlas_edge.embed.slide_files import SlideIdentity, slide_stem
 from atlas_edge.encoder import Encoder
 from atlas_edge.slides import Slide, TileGrid, TissueMask
+from atlas_edge.system.paths import printable
 
 Attributes = dict[str, Any]
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas_edge.embed.slide_files import SlideIdentity, printable
+from atlas_edge.embed.slide_files import SlideIdentity
 from atlas_edge.errors import UsageError
 from atlas_edge.spec import EncoderSpec
+from atlas_edge.system.paths import printable
 
 if TYPE_CHECKING:
     from atlas_edge.embed.config import EmbedConfig

@@ -81,7 +81,8 @@ def watch(
 
 
 def _list(folder: Path, out: Path, screen: Any, *, json: bool) -> None:
-    from atlas_edge.embed.slide_files import find_slides, printable
+    from atlas_edge.embed.slide_files import find_slides
+    from atlas_edge.system.paths import printable
 
     existing_folder(folder, "the scanner's drop folder")
     found = [str(path) for path in find_slides(folder.resolve(), out.resolve())]
@@ -136,7 +137,7 @@ def _live_table(status: Any, address: str, screen: Any) -> Iterator[None]:
 def _table(status: Any, address: str) -> Any:
     from rich.table import Table
 
-    from atlas_edge.embed.slide_files import printable
+    from atlas_edge.system.paths import printable
 
     counts = ", ".join(f"{count} {state}" for state, count in status.counts.items())
     caption = "\n".join(filter(None, (status.problem, address)))

@@ -17,7 +17,7 @@ from atlas_edge.embed.output.files import DiskFull
 from atlas_edge.embed.output.lock import OutputBusy
 from atlas_edge.embed.resume.plan import attributes_of, differences, is_current, is_of_slide, other_plan, plan_of
 from atlas_edge.embed.slide import SlideResult, embed_slide
-from atlas_edge.embed.slide_files import SlideIdentity, printable, slide_identity
+from atlas_edge.embed.slide_files import SlideIdentity, slide_identity
 from atlas_edge.embed.watch.encoder import WatchedEncoder
 from atlas_edge.embed.watch.event_log import EventLog
 from atlas_edge.embed.watch.journal import Job, State, Status, WatchJournal
@@ -26,6 +26,7 @@ from atlas_edge.embed.workers import reason_of
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, UsageError
 from atlas_edge.system.atomic import write_atomic
+from atlas_edge.system.paths import printable
 
 JOURNAL = "atlas-embed.sqlite"
 LOG = "atlas-embed.jsonl"
