@@ -2,11 +2,10 @@
 
 import platform
 from dataclasses import dataclass
-from importlib import metadata
 
 import psutil
 
-from atlas_edge.system.hardware import cpu, logical_cores
+from atlas_edge.system.hardware import cpu, installed_versions, logical_cores
 
 _LIBRARIES = ("numpy", "openvino", "onnxruntime", "torch", "timm", "tensorrt", "tensorrt-rtx", "scikit-learn", "scipy")
 
@@ -48,17 +47,6 @@ def this_machine() -> Machine:
         gpus=_gpu_names(),
         versions=installed_versions(_LIBRARIES),
     )
-
-
-def installed_versions(libraries: tuple[str, ...]) -> dict[str, str]:
-    """Versions of those distributions that are installed."""
-    found = {}
-    for library in libraries:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _gpu_names() -> tuple[str, ...]:

@@ -5,7 +5,6 @@ it prints one JSON object.
 """
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from atlas_edge.errors import AtlasError, InputError, RuntimeMissing
+from atlas_edge.system.hardware import peak_memory_bytes
 
 _TIMEOUT_S = 300
 
@@ -109,35 +109,17 @@ def _measure(model: str, threads: int | None, cache: Path | None, batch: int) ->
     side = encoder.spec.tile_px
     encoder.encode(np.full((1, side, side, 3), 128, np.uint8))
     ended = time.perf_counter()
-    single_peak = _peak_memory_bytes()
+    single_peak = peak_memory_bytes()
     size = offline_batch(encoder, batch)
     encoder.encode(np.full((size, side, side, 3), 128, np.uint8))
     return {
         "open_ms": 1e3 * (opened - started),
         "first_embedding_ms": 1e3 * (ended - started),
         "peak_memory_bytes": single_peak,
-        "offline_peak_memory_bytes": _peak_memory_bytes(),
+        "offline_peak_memory_bytes": peak_memory_bytes(),
         "offline_batch": size,
         "cache_used": cache is not None and any(cache.iterdir()),
     }
-
-
-def _peak_memory_bytes() -> int:
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    else:
-        import resource
-
-        status = Path("/proc/self/status")
-        if status.is_file():
-            # Linux hands the parent's maximum on to a child in ru_maxrss; VmHWM starts anew with the program.
-            found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="ascii"), re.MULTILINE)
-            if found is not None:
-                return int(found[1]) * 1024
-        # macOS counts bytes.
-        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def _main(arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ from atlas_edge.distill.reporting.card import fitted_card
 from atlas_edge.distill.training.config import STUDENT_FILES, TrainConfig
 from atlas_edge.manifest import ModelProvenance
 from atlas_edge.system.atomic import atomic_folder, check_vacant
+from atlas_edge.system.hardware import peak_memory_bytes
 
 # What of a training configuration a fit reads.
 OPTIONS = {
@@ -25,7 +26,7 @@ class FitReport:
         views: Views of the tiles that were used.
         cls_cosine: Mean cosine of the mapped CLS token with the teacher's, on those views.
         stream_kept: Share of the teacher's normalised stream energy inside the student's directions, 0-1.
-        peak_memory_mb: Largest resident memory of this process, MB; None where the system does not tell.
+        peak_memory_mb: Largest resident memory of this process, MB.
         teacher: Whom the student imitates.
         warnings: What was warned about.
     """
@@ -34,7 +35,7 @@ class FitReport:
     views: int
     cls_cosine: float
     stream_kept: float
-    peak_memory_mb: float | None
+    peak_memory_mb: float
     teacher: ModelProvenance
     warnings: tuple[str, ...]
 
@@ -58,7 +59,7 @@ def fit_student(
     import torch
 
     from atlas_edge.distill.data.teachers import licence_warning
-    from atlas_edge.distill.training.run import open_stream, peak_memory_mb, student_licence, training_tiles
+    from atlas_edge.distill.training.run import open_stream, student_licence, training_tiles
     from atlas_edge.distill.training.state import fit_to_teacher
     from atlas_edge.distill.training.student import build_student, save_student
 
@@ -80,7 +81,7 @@ def fit_student(
             views=min(config.init_tiles, stream.views),
             cls_cosine=fitted.cls_cosine,
             stream_kept=fitted.stream_kept,
-            peak_memory_mb=peak_memory_mb(),
+            peak_memory_mb=peak_memory_bytes() / 1e6,
             teacher=teacher,
             warnings=() if warning is None else (warning,),
         )

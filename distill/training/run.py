@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from atlas_edge.distill.training.sharding import sharding_wanted
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import ModelProvenance
 from atlas_edge.system.atomic import atomic_folder, check_vacant
+from atlas_edge.system.hardware import peak_memory_bytes
 from atlas_edge.tiles.slide_tiles import slide_spec
 
 _HELD_OUT_TILES = 256
@@ -43,7 +43,7 @@ class Report:
         held_out_cosine: Last one; None without held-out tiles.
         images_per_s: Median over the logged steps.
         waiting_share: Share of the time that the student waited for data, median over the logged steps.
-        peak_memory_mb: Largest resident memory of this process, MB; None where the system does not tell.
+        peak_memory_mb: Largest resident memory of this process, MB.
         teachers: Whom the student imitates.
         warnings: What was warned about.
     """
@@ -54,7 +54,7 @@ class Report:
     held_out_cosine: float | None
     images_per_s: float | None
     waiting_share: float | None
-    peak_memory_mb: float | None
+    peak_memory_mb: float
     teachers: tuple[ModelProvenance, ...]
     warnings: tuple[str, ...]
 
@@ -107,7 +107,7 @@ def distill(
         held_out_cosine=looks[-1] if looks else None,
         images_per_s=float(np.median([row["images_per_s"] for row in rows])) if rows else None,
         waiting_share=float(np.median([row["waiting_share"] for row in rows])) if rows else None,
-        peak_memory_mb=peak_memory_mb(),
+        peak_memory_mb=peak_memory_bytes() / 1e6,
         teachers=tuple(target.teacher for target in stream.targets),
         warnings=warnings,
     )
@@ -132,18 +132,6 @@ def student_licence(stream: ViewStream) -> str:
     models = [target.teacher.licence for target in stream.targets] + [origin.licence for origin in stream.origins]
     tiles = [entry.licence for entry in stream.tiles.provenance() if entry.licence is not None]
     return strictest_licence([*models, *tiles])
-
-
-def peak_memory_mb() -> float | None:
-    """Largest resident memory that this process has had, MB; None on Windows."""
-    if sys.platform == "win32":
-        return None
-    else:
-        import resource
-
-        # Linux counts kibibytes, macOS bytes.
-        unit = 1 if sys.platform == "darwin" else 1024
-        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit / 1e6
 
 
 def training_tiles(config: TrainConfig) -> TrainingTiles:

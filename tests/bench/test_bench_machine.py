@@ -9,10 +9,11 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from atlas_edge.bench.machine import installed_versions, this_machine
+from atlas_edge.bench.machine import this_machine
 from atlas_edge.bench.speed.energy import NvmlCounter, RaplCounter, find_counter, measure_energies
 from atlas_edge.bench.speed.processor_load import ProcessorLoad
 from atlas_edge.encoder import Capabilities
+from atlas_edge.system.hardware import installed_versions
 
 
 def test_this_machine_is_described() -> None:

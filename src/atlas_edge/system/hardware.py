@@ -2,7 +2,10 @@
 
 import os
 import platform
+import re
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -72,14 +75,35 @@ def logical_cores() -> int:
     return os.cpu_count() or 1 if sys.platform == "darwin" else len(psutil.Process().cpu_affinity())
 
 
+def peak_memory_bytes() -> int:
+    """Most memory that this process has held, interpreter and libraries included."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    else:
+        import resource
+
+        status = Path("/proc/self/status")
+        if status.is_file():
+            # Linux hands the parent's maximum on to a child in ru_maxrss; VmHWM starts anew with the program.
+            found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="ascii"), re.MULTILINE)
+            if found is not None:
+                return int(found[1]) * 1024
+        # macOS counts bytes.
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
 def versions() -> dict[str, str]:
     """Versions of Python, the operating system and the distributions in `DISTRIBUTIONS` that are installed."""
     found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
-    for name in DISTRIBUTIONS:
-        try:
+    return found | installed_versions(DISTRIBUTIONS)
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions of those distributions that are installed."""
+    found = {}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
