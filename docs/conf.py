@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+Options = import_module("atlas_edge.options").Options
+
 project = "atlas-edge"
 author = "The atlas-edge developers"
 release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
@@ -52,8 +54,11 @@ nitpick_ignore_regex = [(r"py:.*", r"(?!atlas_edge\.).*"), (r"py:class", r"atlas
 
 
 def _signature(app: "Sphinx", what: str, name: str, found: Any, *_: Any) -> tuple[str, None] | None:
-    """None but the fields' own list for models, protocols and enumerations, whose constructors nobody calls."""
-    return ("", None) if what == "class" and (hasattr(found, "model_fields") or type(found) is not type) else None
+    """None but the fields' own list for models, options, protocols and enumerations: nobody constructs them."""
+    if what != "class":
+        return None
+    listed = hasattr(found, "model_fields") or type(found) is not type or issubclass(found, Options)
+    return ("", None) if listed else None
 
 
 def _values(app: "Sphinx", what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
