@@ -174,12 +174,12 @@ def main() -> None:
 
 def _dry_run(config: "ExportConfig", screen: "Console", *, json: bool) -> None:
     from atlas_edge.bundle import MANIFEST
-    from atlas_edge.export.requirements import check_requirements
+    from atlas_edge.export.backends.base import backend_of
     from atlas_edge.export.tile_sets import open_tile_sets
     from atlas_edge.system.atomic import check_vacant
 
     check_vacant(config.output, marks=(MANIFEST,), overwrite=config.overwrite)
-    check_requirements(config)
+    backend_of(config.target).check(config)
     tile_sets = open_tile_sets(config)
     for role in ("calibration", "evaluation"):
         choice = getattr(tile_sets, role)

@@ -7,18 +7,13 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from atlas_edge.errors import UsageError
+from atlas_edge.export.backends.base import backend_of
 from atlas_edge.export.options import Choices
 from atlas_edge.models.load import DEFAULT_MODEL
 from atlas_edge.quantize.plan import load_plan
-from atlas_edge.quantize.recipe import Recipe, default_recipe, load_recipe
+from atlas_edge.quantize.recipe import Recipe, load_recipe
 from atlas_edge.spec import Precision, Target
 from atlas_edge.unnamed import LEFT_OUT, last_name
-
-# Why a target cannot have a precision, and what to take instead.
-_IMPOSSIBLE = {
-    (Target.OPENVINO, Precision.FP8): "OpenVINO's CPU plugin computes no FP8; choose int8 or bf16",
-    (Target.ONNX, Precision.FP8): "ONNX Runtime's CPU provider computes no FP8; choose int8, or --target tensorrt-rtx",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +51,10 @@ class ExportConfig(Choices):
             raise UsageError(why, hint="see atlas-export --help")
 
     def _contradiction(self) -> str | None:
-        engine = self.target in (Target.TENSORRT, Target.TENSORRT_RTX)
-        if (self.target, self.precision) in _IMPOSSIBLE:
-            return f"--target {self.target} --precision {self.precision}: {_IMPOSSIBLE[self.target, self.precision]}"
+        backend = backend_of(self.target)
+        engine = backend.library is not None
+        if self.precision in backend.impossible:
+            return f"--target {self.target} --precision {self.precision}: {backend.impossible[self.precision]}"
         if self.quantize_attention and not (engine and self.precision is Precision.INT8):
             return "--quantize-attention is for --target tensorrt or tensorrt-rtx in --precision int8"
         if self.recipe is not None and self.precision not in (Precision.INT8, Precision.FP8):
@@ -94,7 +90,10 @@ class ExportConfig(Choices):
     @property
     def int8_recipe(self) -> Recipe:
         """The recipe that was asked for, or the target's default."""
-        return self.recipe or default_recipe(self.target)
+        recipe = self.recipe or backend_of(self.target).default_recipe(self.precision)
+        if not self.quantize_attention:
+            return recipe
+        return recipe.model_copy(update={"name": f"{recipe.name}-attention", "attention": True})
 
     @property
     def fixed_batch(self) -> int | None:

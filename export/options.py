@@ -8,9 +8,7 @@ from annotated_types import Ge, Le
 from cyclopts import Parameter
 
 from atlas_edge.options import Flag, Options, TileFit
-
-TargetName = Literal["onnx", "openvino", "tensorrt", "tensorrt-rtx"]
-PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+from atlas_edge.targets import Precision, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +28,8 @@ class Request(Options):
         seed: Seed of every random choice; the plan's or 0 when left out.
     """
 
-    target: TargetName | None = None
-    precision: PrecisionName | None = None
+    target: Target | None = None
+    precision: Precision | None = None
     plan: Path | None = None
     recipe: Path | None = None
     batch: str = ""

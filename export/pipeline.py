@@ -6,30 +6,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from atlas_edge.bench.judge.gate import Verdict
 from atlas_edge.bench.selftest.run import write_selftest
 from atlas_edge.bench.speed.timing import SpeedReport, paired_speed
 from atlas_edge.bundle import MANIFEST, write_manifest
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
-from atlas_edge.export.build import Built, Sources, build, open_built, open_reference, quantize
+from atlas_edge.export.backends.base import Built, ExportBackend, backend_of
 from atlas_edge.export.calibrate import calibrate
 from atlas_edge.export.compare import Verification, compare_with_reference
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.export.report.model_card import model_card
 from atlas_edge.export.report.summary import report_json, report_markdown
-from atlas_edge.export.requirements import check_requirements
 from atlas_edge.export.steps import Steps
 from atlas_edge.export.tile_sets import TileSets, open_tile_sets
 from atlas_edge.manifest import Manifest
 from atlas_edge.models.graph import export_onnx, largest_difference, onnx_bytes
 from atlas_edge.models.load import LoadedModel, load_model
+from atlas_edge.quantize.backend import Job
 from atlas_edge.quantize.finetune.trained_ranges import ranges_of, recipe_of_ranges
 from atlas_edge.quantize.paths import path_sentence
 from atlas_edge.runtimes.plain import plain_runtime_notice
-from atlas_edge.spec import Precision, Target
+from atlas_edge.spec import Precision
 from atlas_edge.system import hardware
 from atlas_edge.system.atomic import atomic_folder, check_vacant
 from atlas_edge.unnamed import class_numbers, command_without_paths, tile_number, unnamed_tiles
@@ -93,8 +91,9 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
         RuntimeMissing: A library that the job needs is not installed.
     """
     check_vacant(config.output, marks=(MANIFEST,), overwrite=config.overwrite)
-    check_requirements(config)
-    config, ranges = _as_trained(config)
+    backend = backend_of(config.target)
+    backend.check(config)
+    config, ranges = _as_trained(config, backend)
     with atomic_folder(config.output, marks=(MANIFEST,), overwrite=config.overwrite) as folder:
         scratch = folder / ".scratch"
         scratch.mkdir()
@@ -105,19 +104,30 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
         with steps.step("calibrate", _described(tile_sets)):
             _announce(tile_sets, steps)
             tile_sets, calibration, choice = calibrate(config, model.spec.tile_px, graph, tile_sets, steps)
-            sources = Sources(model=model, graph=graph, calibration=calibration, ranges=ranges)
-            _check_graph(sources, steps)
-        built, quantization = _quantize_and_build(config, sources, folder, scratch, steps)
+            job = Job(
+                model=model,
+                graph=graph,
+                calibration=calibration,
+                precision=config.precision,
+                recipe=config.int8_recipe if choice is not None else None,
+                ranges=ranges,
+                batch=config.fixed_batch,
+                threads=config.threads,
+            )
+            _check_graph(job, steps)
+        built, quantization = _quantize_and_build(backend, config, job, folder, scratch, steps)
         if quantization is not None and choice is not None:
             if not config.keep_paths:
                 # Groups and labels may be patients.
                 choice["tiles_a_stratum"] = list(choice["tiles_a_stratum"].values())
             quantization["calibration"] = choice
-        reference = open_reference(config, sources)
-        with closing(reference), closing(open_built(config, sources, built, folder)) as bundle:
+        with (
+            closing(backend.open_reference(job)) as reference,
+            closing(backend.open_written(job, folder)) as bundle,
+        ):
             verification = _verify(config, reference, bundle, tile_sets, steps)
             with steps.step("bench", "reference, bundle and PyTorch take turns" if config.speed else "skipped"):
-                speed = _speed(config, sources, reference, bundle) if config.speed else None
+                speed = _speed(job, reference, bundle) if config.speed else None
             write_selftest(folder, reference, deployed=bundle)
         result = ExportResult(
             folder=config.output,
@@ -132,19 +142,19 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
         )
         # Windows removes no file that is mapped: everything is closed by now.
         shutil.rmtree(scratch)
-        return _write(result, folder, built)
+        return _write(backend, result, folder, built)
 
 
 def _quantize_and_build(
-    config: ExportConfig, sources: Sources, folder: Path, scratch: Path, steps: Steps
+    backend: ExportBackend, config: ExportConfig, job: Job, folder: Path, scratch: Path, steps: Steps
 ) -> tuple[Built, dict[str, Any] | None]:
     with steps.step("quantize", config.precision.value):
-        quantized = quantize(config, sources, scratch)
+        quantized = backend.quantize(job, scratch)
         path = path_sentence(quantized.quantization)
         if path is not None:
             steps.note(path)
     with steps.step("build", config.target.value):
-        built = build(config, sources, quantized, folder, steps)
+        built = backend.build(config, job, quantized, folder, steps)
     return built, quantized.quantization
 
 
@@ -168,10 +178,10 @@ def _verify(
     return replace(found, drops=drops, worst_tiles=tuple(tile_number(index, count) for index in found.agreement.worst))
 
 
-def _as_trained(config: ExportConfig) -> tuple[ExportConfig, Path | None]:
+def _as_trained(config: ExportConfig, backend: ExportBackend) -> tuple[ExportConfig, Path | None]:
     """The options with the recipe that a model was trained to round by, and its ranges, unless another is given."""
     ranges = None if config.recipe is not None or config.precision is not Precision.INT8 else ranges_of(config.model)
-    if ranges is None or config.target is Target.OPENVINO:
+    if ranges is None or not backend.symmetric:
         return config, None
     return replace(config, recipe=recipe_of_ranges(ranges)), ranges
 
@@ -203,9 +213,9 @@ def _announce(tile_sets: TileSets, steps: Steps) -> None:
         steps.note("these tiles have no splits: half of their slides (or tiles) calibrates, the other half judges")
 
 
-def _check_graph(sources: Sources, steps: Steps) -> None:
-    tiles = np.concatenate(sources.calibration)[:_CHECKED_TILES]
-    difference = largest_difference(sources.model.module, sources.graph, tiles)
+def _check_graph(job: Job, steps: Steps) -> None:
+    tiles = job.some_tiles(_CHECKED_TILES)
+    difference = largest_difference(job.model.module, job.graph, tiles)
     if not difference < _GRAPH_TOLERANCE:
         raise InputError(
             f"the exported graph differs from the PyTorch model: 1 - cosine is {difference:.2g} on calibration tiles, "
@@ -215,16 +225,16 @@ def _check_graph(sources: Sources, steps: Steps) -> None:
     steps.note(f"full-precision graph equals PyTorch: 1 - cosine <= {difference:.1e} on {len(tiles)} tiles")
 
 
-def _speed(config: ExportConfig, sources: Sources, reference: Encoder, bundle: Encoder) -> SpeedReport:
+def _speed(job: Job, reference: Encoder, bundle: Encoder) -> SpeedReport:
     from atlas_edge.runtimes.torch import TorchEncoder
 
-    eager = TorchEncoder(sources.model.module, sources.model.spec, threads=config.threads)
-    tiles = np.concatenate(sources.calibration)[:_BENCH_TILES]
+    eager = TorchEncoder(job.model.module, job.model.spec, threads=job.threads)
+    tiles = job.some_tiles(_BENCH_TILES)
     return paired_speed(
         {"reference": reference, "bundle": bundle, "PyTorch": eager},
         tiles,
         reference="reference",
-        batch=min(config.fixed_batch or _BENCH_BATCH, len(tiles)),
+        batch=min(job.batch or _BENCH_BATCH, len(tiles)),
         rounds=_BENCH_ROUNDS,
         block_seconds=_BENCH_BLOCK_SECONDS,
     )
@@ -275,12 +285,9 @@ def _model_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.name.startswith("model."))
 
 
-def _write(result: ExportResult, folder: Path, built: Built) -> ExportResult:
+def _write(backend: ExportBackend, result: ExportResult, folder: Path, built: Built) -> ExportResult:
     (folder / "report.json").write_text(report_json(result, details=built.details), encoding="utf-8")
     (folder / "report.md").write_text(report_markdown(result), encoding="utf-8")
     (folder / "README.md").write_text(model_card(result), encoding="utf-8")
-    if built.parts is not None:
-        from atlas_edge.export.engine.bundle import write_part_manifests
-
-        write_part_manifests(folder, result.manifest, built.parts)
+    backend.finish(folder, result.manifest, built)
     return replace(result, manifest=write_manifest(folder, result.manifest))

@@ -5,17 +5,15 @@ from pathlib import Path
 
 from atlas_edge.bundle import BESIDE, MANIFEST, verify_bundle, write_manifest
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.export.backends.base import backend_of
 from atlas_edge.export.engine.build import TensorRTChoice, find_tensorrt
 from atlas_edge.export.engine.bundle import GRAPH_FILE, build_parts, write_part_manifests
-from atlas_edge.export.engine.child import DEFAULT_BATCH_PROFILE
+from atlas_edge.export.engine.child import DEFAULTS, EngineOptions
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.gpu_probe import GpuProbe, probe_gpu
-from atlas_edge.spec import Target
 from atlas_edge.system import hardware
 from atlas_edge.system.atomic import atomic_folder
 from atlas_edge.unnamed import command_without_paths
-
-_TARGETS = (Target.TENSORRT, Target.TENSORRT_RTX)
 
 
 def rebuild_bundle(
@@ -51,15 +49,23 @@ def rebuild_bundle(
         RuntimeMissing: Neither library can build here.
     """
     manifest = verify_bundle(bundle)
-    if manifest.target not in _TARGETS:
+    library = backend_of(manifest.target).library
+    if library is None:
         raise UsageError(f"{bundle} is built for {manifest.target}, which has no engine to rebuild")
     if not (bundle / GRAPH_FILE).is_file():
         raise InputError(f"{bundle} holds no {GRAPH_FILE} to build from", hint="export the bundle again")
     probe = probe_gpu()
-    choice = find_tensorrt(manifest.target, probe=probe)
+    choice = find_tensorrt(library, probe=probe)
     was = manifest.execution
     stripped = "strip_weights" in was.engine_options if strip_weights is None else strip_weights
-    options = {name: name in was.engine_options and _has(choice, name) for name in _FLAGS}
+    options = EngineOptions(
+        compute_capabilities=compute_capabilities or _capabilities(choice, probe, manifest),
+        batch_profile=batch_profile or was.batch_profile or DEFAULTS.batch_profile,
+        strip_weights=stripped,
+        timing_cache=timing_cache,
+        float_linears=_float_linears(manifest),
+        **{name: name in was.engine_options and getattr(choice.library, name, True) for name in _FLAGS},
+    )
     fp16_graph = bundle / BESIDE / GRAPH_FILE
     with atomic_folder(out or bundle, marks=(MANIFEST,), overwrite=out is None) as folder:
         _copy_rest(bundle, folder)
@@ -68,13 +74,8 @@ def rebuild_bundle(
             bundle / GRAPH_FILE,
             choice=choice,
             precision=manifest.precision,
+            options=options,
             fp16_graph=fp16_graph if fp16_graph.is_file() else None,
-            compute_capabilities=compute_capabilities or _capabilities(choice, probe, manifest),
-            batch_profile=batch_profile or was.batch_profile or DEFAULT_BATCH_PROFILE,
-            strip_weights=stripped,
-            timing_cache=timing_cache,
-            float_linears=_float_linears(manifest),
-            **options,
         )
         rebuilt = manifest.model_copy(
             update={
@@ -87,12 +88,8 @@ def rebuild_bundle(
         return write_manifest(folder, rebuilt)
 
 
+# Those that the library that builds now lacks are left out.
 _FLAGS = ("refittable", "hardware_compatible", "version_compatible", "batch_independent")
-
-
-def _has(choice: TensorRTChoice, flag: str) -> bool:
-    """Whether the library that builds now has a flag that the one that built then had."""
-    return bool(getattr(choice.library, flag, True))
 
 
 def _capabilities(choice: TensorRTChoice, probe: GpuProbe, manifest: Manifest) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ from atlas_edge.quantize.options import (
     RecipeChanges,
     SearchBudget,
     SensitivityOptions,
-    TargetName,
 )
+from atlas_edge.targets import Target
 
 HELP = """Choose calibration tiles and quantization recipes, and find the cheapest precision that keeps the accuracy.
 
@@ -116,7 +116,7 @@ def search(
     /,
     *,
     out: Path,
-    target: TargetName = "openvino",
+    target: Target = Target.OPENVINO,
     eval: str | None = None,
     recipe: Path | None = None,
     budget: SearchBudget = SearchBudget(),

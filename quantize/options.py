@@ -8,8 +8,8 @@ from annotated_types import Ge, Le
 from cyclopts import Parameter
 
 from atlas_edge.options import Flag, Options, TileFit
+from atlas_edge.targets import Target
 
-TargetName = Literal["openvino", "onnx", "tensorrt", "tensorrt-rtx"]
 DEFAULT_DROP_PP = 2.5
 
 
@@ -80,7 +80,7 @@ class SensitivityOptions(Options):
         overwrite: Replace an existing folder.
     """
 
-    target: TargetName = "openvino"
+    target: Target = Target.OPENVINO
     recipe: Path | None = None
     out: Path | None = None
     count: Annotated[int, Ge(1)] = 16

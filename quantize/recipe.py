@@ -7,7 +7,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from atlas_edge.errors import InputError
-from atlas_edge.spec import Target
 from atlas_edge.system.atomic import write_atomic
 
 Calibrator = Literal["max", "percentile", "mse", "entropy"]
@@ -60,18 +59,17 @@ class Recipe(BaseModel):
     exclude: tuple[str, ...] = ()
 
 
-def default_recipe(target: Target) -> Recipe:
-    """The INT8 recipe of a target, tried on one model only."""
-    if target is Target.OPENVINO:
-        # Stronger smoothing, and clipping, win on tissue like the calibration tiles and lose on other tissue, which
-        # leaves ranges that fit every channel closely: docs/notes/2026-11-28-quantization.md has the figures.
-        return Recipe(
-            name="openvino-int8",
-            smooth_alphas=(0.5, 0.7),
-            weights="fitted",
-            calibration_tiles=256,
-            attention=True,
-        )
+def openvino_recipe() -> Recipe:
+    """OpenVINO's INT8 recipe for vision transformers of plain blocks, tried on one model only."""
+    # Stronger smoothing, and clipping, win on tissue like the calibration tiles and lose on other tissue, which leaves
+    # ranges that fit every channel closely: docs/notes/2026-11-28-quantization.md has the figures.
+    return Recipe(
+        name="openvino-int8", smooth_alphas=(0.5, 0.7), weights="fitted", calibration_tiles=256, attention=True
+    )
+
+
+def onnx_recipe() -> Recipe:
+    """The INT8 recipe of Q/DQ graphs, for ONNX Runtime and for engines, tried on one model only."""
     return Recipe(
         name="onnx-int8", smooth_alphas=(0.5, 0.65, 0.8), calibrator="mse", weights="fitted", patch_embed=False
     )
@@ -86,7 +84,7 @@ def for_nncf(recipe: Recipe) -> Recipe:
     """A recipe with NNCF's own settings wherever it holds those that the layer-wise path has by default."""
     if recipe.quantizer == "nncf":
         return recipe
-    default, own = default_recipe(Target.OPENVINO), nncf_recipe()
+    default, own = openvino_recipe(), nncf_recipe()
     same = [name for name in Recipe.model_fields if getattr(recipe, name) == getattr(default, name)]
     return recipe.model_copy(update={"quantizer": "nncf", **{name: getattr(own, name) for name in same}})
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,9 @@ from atlas_edge.export.engine.build import EngineReport, TensorRTChoice, build_e
 from atlas_edge.export.engine.graphs import engine_graphs
 from atlas_edge.models.graph import export_onnx, onnx_bytes
 from atlas_edge.models.load import LoadedModel, load_model
-from atlas_edge.spec import Precision, Target
+from atlas_edge.quantize.backend import Job
+from atlas_edge.runtimes.tensorrt_library import RTX
+from atlas_edge.spec import Precision
 from atlas_edge.tiles import TileSource, batches, open_tiles
 
 BEGIN, END = "<!-- engine table: begin -->", "<!-- engine table: end -->"
@@ -88,7 +90,7 @@ def engine_table(
         eval_limit: Tiles that judge.
         patches: Patch sides of `atlas2-s`.
     """
-    choice = find_tensorrt(Target.TENSORRT_RTX)
+    choice = find_tensorrt(RTX)
     labelled = _labelled(tiles, fit_limit, eval_limit) if tiles is not None else None
     rows: list[Row] = []
     if teacher is not None:
@@ -130,14 +132,15 @@ def _rows(model: LoadedModel, name: str, choice: TensorRTChoice, labelled: Label
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         full = export_onnx(model.module, model.spec, scratch / "fp32.onnx")
+        job = Job(model=model, graph=full, calibration=calibration)
         reference = _embed(full, model, judged)
         fit = None if labelled is None else _embed(full, model, labelled.fit_tiles)
         for precision in PRECISIONS:
-            graphs = engine_graphs(model.module, model.spec, full, calibration, scratch, precision=precision)
+            graph = engine_graphs(replace(job, precision=precision), scratch).model
             started = time.perf_counter()
-            engine = build_engine(graphs.graph, scratch / "engine", library=choice.library, precision=precision)
+            engine = build_engine(graph, scratch / "engine", library=choice.library, precision=precision)
             seconds = time.perf_counter() - started
-            found = _embed(graphs.graph, model, judged)
+            found = _embed(graph, model, judged)
             drop = None
             if labelled is not None and fit is not None:
                 drop = accuracy_drop(
@@ -152,7 +155,7 @@ def _rows(model: LoadedModel, name: str, choice: TensorRTChoice, labelled: Label
                     model=name,
                     precision=precision,
                     engine=engine,
-                    onnx_bytes=onnx_bytes(graphs.graph),
+                    onnx_bytes=onnx_bytes(graph),
                     total_seconds=seconds,
                     agreement=embedding_agreement(reference, found),
                     drop=drop,

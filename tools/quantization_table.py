@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Literal
 from atlas_edge.cli import console, make_app, run_app, set_verbosity
 from atlas_edge.errors import InputError
 from atlas_edge.options import Quiet, Verbose
+from atlas_edge.quantize.backend import backend_of
 from atlas_edge.quantize.commands.search import judged_on
 from atlas_edge.quantize.plan import Plan
-from atlas_edge.quantize.recipe import Recipe, default_recipe, load_recipe, nncf_as_it_comes
+from atlas_edge.quantize.recipe import Recipe, load_recipe, nncf_as_it_comes
 from atlas_edge.quantize.search.accuracy import PlanAccuracy
 from atlas_edge.quantize.search.bench import REFERENCE, MeasureConfig, PlanBench
-from atlas_edge.quantize.search.build import check_target, float_precisions
 from atlas_edge.quantize.search.timing import PlanSpeed, faster_than
 from atlas_edge.spec import Precision, Target
 from atlas_edge.system import hardware
@@ -29,6 +29,8 @@ from atlas_edge.system.atomic import write_atomic
 if TYPE_CHECKING:
     from rich.console import Console
 
+_LIBRARIES = {Target.OPENVINO: ("openvino", "nncf"), Target.ONNX: ("onnxruntime", "nvidia-modelopt")}
+_COMPARED = {Target.OPENVINO: (nncf_as_it_comes(),)}
 _HEAD = (
     "| recipe | throughput over f32 | cosine median | p1 | probe drop, 95 % | flips |\n|---|---:|---:|---:|---:|---:|"
 )
@@ -109,7 +111,6 @@ def write_section(
         RuntimeMissing: The target cannot be measured here.
         InputError: The file holds the beginning of a section without its end, or is a folder.
     """
-    check_target(config.target)
     if path.is_dir():
         raise InputError(f"{path} is a folder, expected a Markdown file", hint=f"give {path / 'quantization.md'}")
     bench = PlanBench(config, screen.print)
@@ -136,7 +137,8 @@ def table_plans(target: Target, recipes: Sequence[Recipe] = ()) -> list[Plan]:
 
     A recipe that is there already comes once; another of its name gets a number.
     """
-    default = default_recipe(target)
+    backend = backend_of(target)
+    default = backend.recipe
     # What a user gets who calls the quantizer without choosing: no smoothing, largest values, the tiles as they are.
     plain = default.model_copy(
         update={
@@ -148,11 +150,10 @@ def table_plans(target: Target, recipes: Sequence[Recipe] = ()) -> list[Plan]:
     )
     plans = [Plan(name=REFERENCE, target=target, precision=Precision.FP32)]
     plans += [
-        Plan(name=precision.value, target=target, precision=precision) for precision in float_precisions(target)[:1]
+        Plan(name=precision.value, target=target, precision=precision) for precision in backend.float_precisions()[:1]
     ]
-    compared = (nncf_as_it_comes(),) if target is Target.OPENVINO else ()
     # The default keeps its name and the last row.
-    own = [recipe for recipe in (plain, *compared, *recipes) if recipe != default]
+    own = [recipe for recipe in (plain, *_COMPARED.get(target, ()), *recipes) if recipe != default]
     for recipe in [*dict.fromkeys(own), default]:
         taken = {plan.name for plan in plans} | {default.name}
         name = recipe.name
@@ -186,19 +187,16 @@ def _section(
 ) -> str:
     calibration, evaluation = bench.provenances()
     versions = hardware.versions()
-    library = {Target.OPENVINO: ("openvino", "nncf"), Target.ONNX: ("onnxruntime", "nvidia-modelopt")}[
-        bench.config.target
-    ]
     lines = [f"### {bench.model.spec.name} on {bench.config.target.value}", "", _HEAD]
     lines += [_row(plan, measured[plan.name], speeds[plan.name]) for plan in plans]
     lines += [
         "",
-        f"{', '.join(f'{name} {versions[name]}' for name in library)}; {hardware.cpu().name}, "
+        f"{', '.join(f'{name} {versions[name]}' for name in _LIBRARIES[bench.config.target])}; {hardware.cpu().name}, "
         f"{hardware.usable_cores()} cores. "
         f"Scales from {calibration.tiles} tiles of {calibration.name}, judged on {evaluation.tiles} of "
         f"{evaluation.name}; all recipes took turns in one run, intervals are 95 %.",
     ]
-    lines += ["", _compared(speeds, default_recipe(bench.config.target).name, [plan.name for plan in plans[1:]])]
+    lines += ["", _compared(speeds, bench.backend.recipe.name, [plan.name for plan in plans[1:]])]
     if bench.model.spec.random_weights:
         lines += ["", "Random weights: throughput and agreement mean what they say, a probe on them means nothing."]
     lines += ["", f"    {command}"]

@@ -7,7 +7,9 @@ from typing import Any
 from atlas_edge.bundle import MANIFEST, read_manifest
 from atlas_edge.encoder import Encoder
 from atlas_edge.runtimes.torch import TorchEncoder
-from atlas_edge.spec import EncoderSpec, Target
+from atlas_edge.spec import EncoderSpec
+
+_READ_BY_OPENVINO = (".xml", ".onnx")
 
 
 def gop_per_tile(given: str, encoder: Encoder) -> float | None:
@@ -23,7 +25,7 @@ def gop_per_tile(given: str, encoder: Encoder) -> float | None:
     folder = Path(given)
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
-        if manifest.target not in (Target.OPENVINO, Target.ONNX):
+        if not manifest.execution.model_file.endswith(_READ_BY_OPENVINO):
             return None
         return _of_graph(folder / manifest.execution.model_file, encoder.spec)
     return _of_module(encoder.module, encoder.spec) if isinstance(encoder, TorchEncoder) else None

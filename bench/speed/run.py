@@ -1,6 +1,7 @@
 """Everything that `atlas-bench speed` measures, into one report."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,8 @@ from atlas_edge.bench.speed.sweep import BATCHES, Setting, Sweep, settings_of, s
 from atlas_edge.bench.speed.timing import at_size, paired_speed
 from atlas_edge.encoder import Encoder
 from atlas_edge.models.load import load_encoder
+from atlas_edge.runtimes.registry import runtime_of
+from atlas_edge.spec import Target
 from atlas_edge.system.hardware import usable_cores
 
 if TYPE_CHECKING:
@@ -160,10 +163,8 @@ def _roofline(
 
 
 def _layers(facts: dict[str, EncoderFacts], options: SpeedOptions) -> dict[str, LayerTimes]:
-    from pathlib import Path
-
-    profiled = {name: fact for name, fact in facts.items() if fact.target in ("openvino", "onnx")}
     return {
         name: layer_times(Path(fact.given), batch=options.batch, threads=options.threads)
-        for name, fact in profiled.items()
+        for name, fact in facts.items()
+        if fact.target is not None and runtime_of(Target(fact.target)).layers is not None
     }

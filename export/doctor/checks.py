@@ -5,7 +5,10 @@ from enum import StrEnum
 from importlib.util import find_spec
 from typing import Any
 
+from atlas_edge.export.backends.base import Ability, backend_of
 from atlas_edge.runtimes.gpu_probe import GpuProbe, probe_gpu
+from atlas_edge.runtimes.registry import runtime_of
+from atlas_edge.spec import Target
 from atlas_edge.system import hardware
 from atlas_edge.system.hardware import Cpu
 
@@ -26,16 +29,6 @@ class Check:
     status: Status
     found: str
     fix: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ability:
-    """Whether a target can be built here, and run here, and why not."""
-
-    target: str
-    build: bool
-    run: bool
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,31 +60,24 @@ def diagnose(
     Args:
         cpu: The processor; this machine's when None.
         gpus: What the NVIDIA driver says; this machine's when None.
-        installed: Importable modules among those of `_MODULES`; looked up when None.
+        installed: Importable modules among those that are asked for; looked up when None.
     """
     asked = cpu is None
     cpu = hardware.cpu() if cpu is None else cpu
     gpus = probe_gpu() if gpus is None else gpus
-    installed = frozenset(name for name in _MODULES if find_spec(name)) if installed is None else installed
+    installed = frozenset(filter(find_spec, (*_TOOLS, *_runtimes()))) if installed is None else installed
     known = _asked_of_openvino() if asked and "openvino" in installed else None
     checks = (*_cpu_checks(cpu, known), _gpu_check(gpus), *_runtime_checks(installed), _export_check(installed))
-    return Diagnosis(checks=checks, abilities=_abilities(bool(gpus.gpus), installed))
+    abilities = tuple(backend_of(target).ability(installed, gpu=bool(gpus.gpus)) for target in Target)
+    return Diagnosis(checks=checks, abilities=abilities)
 
 
-# Importable module -> the extra that brings it.
-_MODULES = {
-    "torch": "torch",
-    "timm": "torch",
-    "onnx": "torch",
-    "nncf": "torch",
-    "modelopt": "torch",
-    "openvino": "openvino",
-    "onnxruntime": "onnx",
-    "tensorrt": "tensorrt",
-    "tensorrt_rtx": "tensorrt-rtx",
-    "openslide": "slides",
-}
-_RUNTIMES = ("openvino", "onnxruntime", "tensorrt", "tensorrt_rtx")
+_TOOLS = ("torch", "timm", "onnx", "nncf", "modelopt")
+
+
+def _runtimes() -> dict[str, str]:
+    """Module of each runtime -> the extra that brings it."""
+    return {runtime.module: runtime.extra for runtime in map(runtime_of, Target)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,9 +146,9 @@ def _gpu_check(probe: GpuProbe) -> Check:
 
 
 def _runtime_checks(installed: frozenset[str]) -> list[Check]:
-    versions = hardware.versions()
+    versions, runtimes = hardware.versions(), _runtimes()
     checks = []
-    for module in _RUNTIMES:
+    for module, extra in runtimes.items():
         here = module in installed
         version = versions.get(module.replace("_", "-"), "version unknown")
         checks.append(
@@ -170,10 +156,10 @@ def _runtime_checks(installed: frozenset[str]) -> list[Check]:
                 name=module,
                 status=Status.PASS if here else Status.WARN,
                 found=version if here else "not installed",
-                fix="" if here else f"pip install 'atlas-edge[{_MODULES[module]}]'",
+                fix="" if here else f"pip install 'atlas-edge[{extra}]'",
             )
         )
-    if not installed & set(_RUNTIMES):
+    if not installed & runtimes.keys():
         checks.append(
             Check(
                 name="any runtime",
@@ -186,28 +172,10 @@ def _runtime_checks(installed: frozenset[str]) -> list[Check]:
 
 
 def _export_check(installed: frozenset[str]) -> Check:
-    missing = [name for name in ("torch", "timm", "onnx", "nncf", "modelopt") if name not in installed]
+    missing = [name for name in _TOOLS if name not in installed]
     return Check(
         name="export tools",
         status=Status.WARN if missing else Status.PASS,
-        found=f"missing {', '.join(missing)}" if missing else "torch, timm, onnx, nncf, modelopt",
+        found=f"missing {', '.join(missing)}" if missing else ", ".join(_TOOLS),
         fix="to export or distil here: pip install 'atlas-edge[torch]'" if missing else "",
-    )
-
-
-def _abilities(gpu: bool, installed: frozenset[str]) -> tuple[Ability, ...]:
-    tools = {"torch", "timm", "onnx"} <= installed
-    engine = "an engine runs on a GPU only" if not gpu else ""
-    enterprise = "tensorrt" in installed and gpu
-    rtx = "tensorrt_rtx" in installed
-    return (
-        Ability(target="onnx", build=tools, run="onnxruntime" in installed),
-        Ability(target="openvino", build=tools and "openvino" in installed, run="openvino" in installed),
-        Ability(
-            target="tensorrt",
-            build=tools and (enterprise or rtx),
-            run=enterprise or (rtx and gpu),
-            note=engine or ("built with TensorRT-RTX" if not enterprise else ""),
-        ),
-        Ability(target="tensorrt-rtx", build=tools and rtx, run=rtx and gpu, note=engine),
     )

@@ -7,13 +7,11 @@ library. The native builder then runs in a child process (`child`).
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
-from atlas_edge.export.engine.child import BuildAnswer, BuildRequest, EngineOptions
+from atlas_edge.export.engine.child import DEFAULTS, BuildAnswer, BuildRequest, EngineOptions
 from atlas_edge.export.graph.rules import GraphCheck, check_graph
 from atlas_edge.runtimes.gpu_probe import GpuProbe, probe_gpu
 from atlas_edge.runtimes.tensorrt_library import (
@@ -24,7 +22,7 @@ from atlas_edge.runtimes.tensorrt_library import (
     check_version,
     installed_version,
 )
-from atlas_edge.spec import Precision, Target
+from atlas_edge.spec import Precision
 from atlas_edge.system.child import run_module
 
 # What RTX compiles where: Turing has no FP32 matrix product there, FP8 begins with Ada.
@@ -66,24 +64,21 @@ class EngineReport:
     graph: GraphCheck
 
 
-def find_tensorrt(target: Target = Target.TENSORRT, *, probe: GpuProbe | None = None) -> TensorRTChoice:
-    """Choose the library for `--target tensorrt` or `--target tensorrt-rtx`.
+def find_tensorrt(library: TensorRTLibrary = ENTERPRISE, *, probe: GpuProbe | None = None) -> TensorRTChoice:
+    """Choose the library that builds.
 
-    `tensorrt-rtx` is TensorRT-RTX. `tensorrt` is enterprise TensorRT where it is installed beside a usable GPU, which
-    it needs in order to build, and TensorRT-RTX otherwise.
+    TensorRT-RTX is taken where it was asked for. Enterprise TensorRT is where it is installed beside a usable GPU,
+    which it needs in order to build, and TensorRT-RTX stands in for it otherwise.
 
     Args:
-        target: What was asked for.
+        library: What was asked for.
         probe: What the NVIDIA driver said; asked when None and needed.
 
     Raises:
         RuntimeMissing: No library that can build here; the hint installs one.
-        UsageError: `target` is no TensorRT target.
     """
-    if target not in {Target.TENSORRT, Target.TENSORRT_RTX}:
-        raise UsageError(f"target {target} is not built by TensorRT", hint="--target tensorrt or tensorrt-rtx")
     enterprise, rtx = installed_version(ENTERPRISE), installed_version(RTX)
-    if target is Target.TENSORRT_RTX:
+    if library is RTX:
         return _choose(RTX, rtx, "TensorRT-RTX was asked for")
     if enterprise is None:
         return _choose(RTX, rtx, "TensorRT is not installed; TensorRT-RTX builds for named GPUs")
@@ -104,9 +99,8 @@ def build_engine(
     *,
     library: TensorRTLibrary,
     precision: Precision,
-    float_linears: Sequence[str] = (),
+    options: EngineOptions = DEFAULTS,
     timeout_s: float = 4 * 3600.0,
-    **options: Any,
 ) -> EngineReport:
     """Check a graph and build an engine from it.
 
@@ -115,31 +109,29 @@ def build_engine(
         engine_path: Where the engine goes.
         library: From `find_tensorrt`.
         precision: What the graph is meant to be; the rules depend on it.
-        float_linears: Layers that the recipe leaves unquantized on purpose, such as `blocks.3.mlp.fc2` or `*.fc2`.
+        options: What else is chosen.
         timeout_s: The build is ended after this long.
-        options: Fields of `EngineOptions`.
 
     Raises:
         UsageError: An option that this library does not have, or a GPU that cannot run this precision.
         InputError: The graph breaks a rule, or the parser or the builder refuses it.
         RuntimeMissing: The library or the GPU that it needs is not here.
     """
-    asked = EngineOptions(**options)
-    capabilities = check_options(library, precision=precision, **options)
-    graph = check_graph(onnx_path, precision=precision, float_linears=float_linears)
-    if asked.timing_cache is not None:
+    capabilities = check_options(library, precision, options)
+    graph = check_graph(onnx_path, precision=precision, float_linears=options.float_linears)
+    cache = options.timing_cache
+    if cache is not None:
         # Not after the minutes of the build.
-        asked.timing_cache.parent.mkdir(parents=True, exist_ok=True)
+        cache.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        request = BuildRequest(
-            module=library.module,
-            onnx_path=onnx_path.resolve(),
-            engine_path=Path(folder) / "engine",
-            answer_path=Path(folder) / "answer.json",
-            **asked.model_dump(exclude={"compute_capabilities", "timing_cache"}),
-            compute_capabilities=capabilities,
-            timing_cache=None if asked.timing_cache is None else asked.timing_cache.resolve(),
-        )
+        paths = {
+            "onnx_path": onnx_path.resolve(),
+            "engine_path": Path(folder) / "engine",
+            "answer_path": Path(folder) / "answer.json",
+            "timing_cache": None if cache is None else cache.resolve(),
+        }
+        chosen = {**dict(options), "compute_capabilities": capabilities, **paths}
+        request = BuildRequest(module=library.module, **chosen)
         answer = _run_child(library, request, timeout_s)
         _raise_refusal(library, onnx_path, request, answer)
         data = request.engine_path.read_bytes()
@@ -149,22 +141,17 @@ def build_engine(
         version=answer.version,
         precision=precision,
         compute_capabilities=capabilities,
-        batch_profile=asked.batch_profile,
+        batch_profile=options.batch_profile,
         build_seconds=answer.build_seconds,
         size_bytes=len(data),
         layers=answer.layers,
-        options=asked.flags,
+        options=tuple(name for name, value in options if value is True),
         graph=graph,
     )
 
 
-def check_options(library: TensorRTLibrary, *, precision: Precision, **options: Any) -> tuple[str, ...]:
+def check_options(library: TensorRTLibrary, precision: Precision, options: EngineOptions) -> tuple[str, ...]:
     """Refuse what the library cannot do, before any work.
-
-    Args:
-        library: From `find_tensorrt`.
-        precision: Of the engine.
-        options: Fields of `EngineOptions`.
 
     Returns:
         The compute capabilities that will be built for.
@@ -172,16 +159,15 @@ def check_options(library: TensorRTLibrary, *, precision: Precision, **options: 
     Raises:
         UsageError: Names the option and what mends it.
     """
-    asked = EngineOptions(**options)
-    smallest, optimum, largest = asked.batch_profile
+    smallest, optimum, largest = options.batch_profile
     if not 1 <= smallest <= optimum <= largest:
         raise UsageError(
             f"batch profile {smallest},{optimum},{largest} is not 1 <= min <= opt <= max", hint="--batch 1,32,64"
         )
     refused = {
-        "--hardware-compatible": asked.hardware_compatible and not library.hardware_compatible,
-        "--version-compatible": asked.version_compatible and not library.version_compatible,
-        "--timing-cache": asked.timing_cache is not None and not library.timing_cache,
+        "--hardware-compatible": options.hardware_compatible and not library.hardware_compatible,
+        "--version-compatible": options.version_compatible and not library.version_compatible,
+        "--timing-cache": options.timing_cache is not None and not library.timing_cache,
     }
     for option, is_refused in refused.items():
         if is_refused:
@@ -189,13 +175,13 @@ def check_options(library: TensorRTLibrary, *, precision: Precision, **options: 
                 f"{library.title} has no {option}: its engines name their GPUs and are compiled where they are loaded",
                 hint=f"leave {option} out, and name the GPUs with --compute-capability",
             )
-    if asked.compute_capabilities and not library.builds_without_gpu:
+    if options.compute_capabilities and not library.builds_without_gpu:
         raise UsageError(
             f"{library.title} builds for the GPU of this machine and takes no --compute-capability",
             hint="leave it out, or use --target tensorrt-rtx",
         )
-    capabilities = asked.compute_capabilities or library.default_compute_capabilities
-    if precision is Precision.FP8 and not asked.compute_capabilities:
+    capabilities = options.compute_capabilities or library.default_compute_capabilities
+    if precision is Precision.FP8 and not options.compute_capabilities:
         capabilities = tuple(name for name in capabilities if _pair(name) >= _FP8_SINCE)
     for name in capabilities:
         _check_capability(library, name, precision)

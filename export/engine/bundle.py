@@ -10,11 +10,11 @@ BUNDLE/fp16/                 a bundle of its own: FP16, beside INT8 and FP8, sin
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from atlas_edge.bench.selftest.run import SELFTEST_FILE
 from atlas_edge.bundle import BESIDE, write_manifest
 from atlas_edge.export.engine.build import EngineReport, TensorRTChoice, build_engine
+from atlas_edge.export.engine.child import EngineOptions
 from atlas_edge.manifest import Execution, Manifest
 from atlas_edge.models.graph import copy_onnx
 from atlas_edge.runtimes.plain import NOTICE_KEY, plain_runtime_notice
@@ -51,8 +51,8 @@ def build_parts(
     *,
     choice: TensorRTChoice,
     precision: Precision,
+    options: EngineOptions,
     fp16_graph: Path | None = None,
-    **options: Any,
 ) -> EngineBundle:
     """Build the engines and lay their graphs beside them; `write_part_manifests` completes the inner bundles.
 
@@ -62,7 +62,7 @@ def build_parts(
         choice: From `find_tensorrt`.
         precision: Of `graph`.
         fp16_graph: ONNX in FP16, to be built beside INT8 or FP8.
-        options: For `build_engine`: batch profile, compute capabilities, flags.
+        options: Of both engines.
 
     Raises:
         UsageError, InputError, RuntimeMissing: As `build_engine`.
@@ -115,14 +115,14 @@ def execution_of(report: EngineReport) -> Execution:
 
 
 def _build(
-    folder: Path, graph: Path, choice: TensorRTChoice, precision: Precision, options: dict[str, Any]
+    folder: Path, graph: Path, choice: TensorRTChoice, precision: Precision, options: EngineOptions
 ) -> EngineReport:
     copy = folder / GRAPH_FILE
     copy.parent.mkdir(parents=True, exist_ok=True)
     if graph.resolve() != copy.resolve():
         notice = plain_runtime_notice(Target.ONNX, precision)
         copy_onnx(graph, copy, notes={NOTICE_KEY: notice} if notice else None)
-    return build_engine(copy, folder / ENGINE_FILE, library=choice.library, precision=precision, **options)
+    return build_engine(copy, folder / ENGINE_FILE, library=choice.library, precision=precision, options=options)
 
 
 def _write_graph_manifest(folder: Path, manifest: Manifest) -> None:

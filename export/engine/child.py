@@ -16,11 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from atlas_edge.runtimes.tensorrt_library import collecting_logger
 from atlas_edge.system.atomic import write_atomic
 
-DEFAULT_BATCH_PROFILE = (1, 32, 64)
-
 
 class EngineOptions(BaseModel):
-    """How an engine is built.
+    """What can be chosen of an engine.
 
     Attributes:
         compute_capabilities: GPU generations (`8.9`); the library's default when empty. RTX only.
@@ -32,12 +30,13 @@ class EngineOptions(BaseModel):
         batch_independent: A tile's embedding does not depend on its place in the batch or on the others.
         timing_cache: Keep build-time measurements here, and use those that are there. Enterprise only.
         optimization_level: 0 to 5; the library's default when None.
+        float_linears: Layers that the recipe leaves unquantized on purpose, such as `blocks.3.mlp.fc2` or `*.fc2`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     compute_capabilities: tuple[str, ...] = ()
-    batch_profile: tuple[int, int, int] = DEFAULT_BATCH_PROFILE
+    batch_profile: tuple[int, int, int] = (1, 32, 64)
     refittable: bool = False
     strip_weights: bool = False
     hardware_compatible: bool = False
@@ -45,11 +44,10 @@ class EngineOptions(BaseModel):
     batch_independent: bool = False
     timing_cache: Path | None = None
     optimization_level: int | None = None
+    float_linears: tuple[str, ...] = ()
 
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Names of the switches that are on."""
-        return tuple(name for name, value in self if value is True)
+
+DEFAULTS = EngineOptions()
 
 
 class BuildRequest(EngineOptions):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from atlas_edge.bench.speed.timing import EncoderSpeed
+from atlas_edge.export.backends.base import backend_of
 from atlas_edge.quantize.paths import path_sentence
-from atlas_edge.spec import Target
 
 if TYPE_CHECKING:
     from atlas_edge.export.pipeline import ExportResult
@@ -147,9 +147,7 @@ def as_dict(result: "ExportResult", *, details: dict[str, Any] | None = None) ->
 
 def next_command(result: "ExportResult") -> str:
     """What a user would do next."""
-    if result.manifest.target in (Target.TENSORRT, Target.TENSORRT_RTX):
-        return f"atlas-export verify {result.folder}   # then copy it to the workstation with the GPU"
-    return f"atlas-bench speed {result.folder}   # on the workstation"
+    return backend_of(result.manifest.target).next_command(result.folder)
 
 
 def _path(result: "ExportResult") -> dict[str, Any] | None:

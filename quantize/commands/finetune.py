@@ -13,8 +13,7 @@ from atlas_edge.quantize.finetune.qad import CHECKPOINT, QadOptions, QadResult, 
 from atlas_edge.quantize.finetune.trained_ranges import FILE, save_ranges
 from atlas_edge.quantize.numerics.blocks import has_plain_blocks
 from atlas_edge.quantize.onnx.qkv_bias import separate_biases
-from atlas_edge.quantize.recipe import Recipe, default_recipe
-from atlas_edge.spec import Target
+from atlas_edge.quantize.recipe import Recipe, onnx_recipe
 from atlas_edge.system.atomic import atomic_folder, check_vacant
 from atlas_edge.tiles import TileFit, TileRecord, batches, open_tiles, provenance, select_records
 from atlas_edge.unnamed import unnamed_tiles
@@ -113,7 +112,7 @@ def default_start(weight_bits: int, module: "nn.Module") -> Recipe:
     changes: dict[str, Any] = {"name": f"w{weight_bits}a8", "weight_bits": weight_bits}
     if not has_plain_blocks(module):
         changes |= {"weights": "nearest", "smooth_alphas": (-1.0,)}
-    return default_recipe(Target.ONNX).model_copy(update=changes)
+    return onnx_recipe().model_copy(update=changes)
 
 
 def check_distillation(

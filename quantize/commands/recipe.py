@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from atlas_edge.errors import UsageError
-from atlas_edge.quantize.recipe import Recipe, default_recipe, load_recipe, save_recipe
+from atlas_edge.quantize.backend import backend_of
+from atlas_edge.quantize.recipe import Recipe, load_recipe, save_recipe
 from atlas_edge.spec import Target
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def show_recipe(
     if name is None:
         if changes or out is not None:
             raise UsageError("there is no recipe to change or save", hint="name a target, or a saved recipe")
-        found = {target.value: default_recipe(target) for target in Target}
+        found = {target.value: backend_of(target).recipe for target in Target}
     else:
         found = {name: _changed(_named(name), changes)}
     _print(found, screen)
@@ -48,7 +49,7 @@ def show_recipe(
 
 def _named(name: str) -> Recipe:
     if name in {target.value for target in Target}:
-        return default_recipe(Target(name))
+        return backend_of(Target(name)).recipe
     if not Path(name).exists():
         raise UsageError(
             f"no recipe is called {name!r}, and no such file exists",

@@ -24,7 +24,7 @@ def search_config(
     model: str,
     tiles: str,
     evaluation: str | None,
-    target: str,
+    target: Target,
     recipe: Path | None,
     budget: SearchBudget,
     out: Path,
@@ -40,7 +40,7 @@ def search_config(
         model=model,
         tiles=tiles,
         evaluation=judged_on(tiles, evaluation),
-        target=Target(target),
+        target=target,
         out=out,
         **vars(limits),
     )
@@ -70,11 +70,11 @@ def judged_on(tiles: str, evaluation: str | None) -> str:
 
 def find_plan(config: SearchConfig, screen: "Console", *, overwrite: bool, dry_run: bool) -> dict[str, Any]:
     """Search, write the output folder, print a table, and return everything as data."""
-    from atlas_edge.quantize.search.build import check_target
+    from atlas_edge.quantize.backend import measured_backend
 
     measure = config.measure
     check_vacant(measure.out, marks=(REPORT,), overwrite=overwrite)
-    check_target(measure.target)
+    measured_backend(measure.target)
     if dry_run:
         screen.print(f"would search a plan for {measure.model} on {measure.target.value} and write {measure.out}")
         return {"target": measure.target.value, "budget": config.budget.limits}

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas_edge.errors import UsageError
+from atlas_edge.quantize.backend import backend_of
 from atlas_edge.quantize.options import SensitivityOptions
-from atlas_edge.quantize.recipe import default_recipe, load_recipe
-from atlas_edge.spec import Target
+from atlas_edge.quantize.recipe import load_recipe
 from atlas_edge.system.atomic import atomic_folder, check_vacant
 from atlas_edge.tiles import open_tiles
 
@@ -30,11 +30,11 @@ def show_sensitivity(
         UsageError: No tile to measure on, or a folder that is there already.
         InputError: A model, tile or recipe that cannot be read.
     """
-    target = Target(options.target)
+    backend = backend_of(options.target)
     if options.out is not None:
         check_vacant(options.out, marks=(_REPORT,), overwrite=options.overwrite)
     source = open_tiles(tiles, role="calibration")
-    recipe = default_recipe(target) if options.recipe is None else load_recipe(options.recipe)
+    recipe = backend.recipe if options.recipe is None else load_recipe(options.recipe)
     if dry_run:
         screen.print(f"would measure {name} by recipe {recipe.name} on tiles of {source.name}")
         return {"recipe": recipe.model_dump(mode="json")}
@@ -59,7 +59,7 @@ def show_sensitivity(
         )
     measured, ranges = choice.pixels[: options.count], choice.pixels[options.count :]
     ranges = np.concatenate(with_augmented([ranges], recipe.augmented_share))
-    encoder = ToggledEncoder(model.module, ranges, recipe, symmetric=target is not Target.OPENVINO)
+    encoder = ToggledEncoder(model.module, ranges, recipe, symmetric=backend.symmetric)
     found = measure_sensitivity(encoder, measured, recipe=recipe.name, without=options.without)
     _print(found, screen)
     if options.out is not None:

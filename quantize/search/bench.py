@@ -1,8 +1,9 @@
 """Plans measured on their target, one after the other, each result kept on disk."""
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.models.load import LoadedModel, load_model
+from atlas_edge.quantize.backend import Job, measured_backend
 from atlas_edge.quantize.options import Limits
 from atlas_edge.quantize.paths import path_sentence
 from atlas_edge.quantize.plan import Plan
 from atlas_edge.quantize.search.accuracy import PlanAccuracy, plan_accuracy, recheck
-from atlas_edge.quantize.search.build import Material, build_plan, open_plan, open_reference
 from atlas_edge.quantize.search.journal import Journal, code_fingerprint, key_of
 from atlas_edge.quantize.search.stored_embeddings import RememberingEncoder
 from atlas_edge.quantize.search.timing import PlanSpeed, race
@@ -80,6 +81,7 @@ class PlanBench:
 
     def __init__(self, config: MeasureConfig, say: Say, *, confirm: bool = False) -> None:
         self.config = config
+        self.backend = measured_backend(config.target)
         self.say = say
         self.fit, self.evaluation = _tile_sets(config)
         self.confirmation = self.evaluation
@@ -97,14 +99,14 @@ class PlanBench:
         graph = _reference_graph(self.model, self.journal.folder)
         self.choice = self._choose(graph)
         pixels = self.choice.pixels
-        self.material = Material(
+        self.material = Job(
             model=self.model,
             graph=graph,
             calibration=[pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)],
             threads=config.threads,
         )
         self.reference = RememberingEncoder(
-            lambda: open_reference(config.target, self.material),
+            lambda: self.backend.open_reference(self.material),
             self.model.spec,
             runtime=f"{config.target} in full precision",
             path=self.journal.folder / "reference.embeddings",
@@ -147,16 +149,19 @@ class PlanBench:
     def open(self, plan: Plan) -> Encoder:
         """The encoder of a plan, built if need be."""
         if plan.precision is Precision.FP32:
-            return open_reference(self.config.target, self.material)
-        folder = self._folder(plan)
+            return self.backend.open_reference(self.material)
+        job, folder = replace(self.material, precision=plan.precision, recipe=plan.recipe), self._folder(plan)
         if not folder.is_dir():
             partial = folder.with_name(folder.name + ".partial")
             partial.mkdir(exist_ok=True)
-            path = path_sentence(build_plan(plan, self.material, partial))
+            with tempfile.TemporaryDirectory(dir=partial.parent) as scratch:
+                quantized = self.backend.quantize(job, Path(scratch))
+                self.backend.write(job, quantized, partial)
+            path = path_sentence(quantized.quantization)
             if path is not None:
                 self.say(f"{plan.name}: {path}")
             partial.rename(folder)
-        return open_plan(plan, self.material, folder)
+        return self.backend.open_written(job, folder)
 
     def race(self, plans: Sequence[Plan]) -> dict[str, PlanSpeed]:
         """Speed of plans by name (no two alike), all taking turns in one run; full precision is among them."""
@@ -267,7 +272,7 @@ def _context(config: MeasureConfig, model: LoadedModel, tile_sets: Sequence[Tile
         "seed": config.seed,
         "cpu": hardware.cpu().name,
         "versions": hardware.versions(),
-        "code": code_fingerprint(),
+        "code": code_fingerprint(measured_backend(config.target)),
     }
 
 

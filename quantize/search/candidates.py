@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from atlas_edge.quantize.backend import backend_of
 from atlas_edge.quantize.plan import Plan
-from atlas_edge.quantize.recipe import Recipe, default_recipe
+from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.quantize.sensitivity.measure import Sensitivity
 from atlas_edge.spec import Precision, Target
 
@@ -13,7 +14,7 @@ LEFT_OUT = (0.02, 0.05, 0.10, 0.20, 0.40)
 
 def first_plans(target: Target, floats: Sequence[Precision], recipe: Recipe | None = None) -> list[Plan]:
     """Everything in INT8 by the recipe (the target's default when None), and half precision."""
-    recipe = recipe or default_recipe(target)
+    recipe = recipe or backend_of(target).recipe
     plans = [Plan(name="int8", target=target, precision=Precision.INT8, recipe=recipe)]
     plans += [Plan(name=precision.value, target=target, precision=precision) for precision in floats[:1]]
     if recipe.attention:
@@ -27,7 +28,7 @@ def gentler_plans(target: Target, sensitivity: Sensitivity, recipe: Recipe | Non
 
     Layers are ranked by the error that leaving them out takes away, for each multiply-add that it makes slower.
     """
-    recipe = recipe or default_recipe(target)
+    recipe = recipe or backend_of(target).recipe
     gains, work = sensitivity.gains(), {entry.layer: entry.work for entry in sensitivity.layers}
     modules = [layer for layer in gains if layer.rpartition(".")[2] not in ("scores", "values")]
     ranked = sorted(modules, key=lambda layer: gains[layer] / max(work[layer], 1e-9), reverse=True)

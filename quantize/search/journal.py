@@ -1,6 +1,7 @@
 """What a search has measured so far, on disk, so that a killed search goes on where it was."""
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -59,10 +60,10 @@ class Journal:
             os.truncate(self._lines, whole)
 
 
-def code_fingerprint() -> str:
-    """SHA-256 over this package's sources: what an older quantizer measured says nothing of this one."""
+def code_fingerprint(backend: object) -> str:
+    """SHA-256 over the sources of this package and a backend: what older ones measured says nothing of these."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+    for path in (*sorted(Path(__file__).parents[1].rglob("*.py")), Path(inspect.getfile(type(backend)))):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

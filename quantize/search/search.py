@@ -10,17 +10,17 @@ from atlas_edge.bench.options import Budget
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.models.load import LoadedModel
+from atlas_edge.quantize.backend import backend_of
 from atlas_edge.quantize.plan import Plan
-from atlas_edge.quantize.recipe import Recipe, default_recipe
+from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.quantize.search.accuracy import PlanAccuracy, judge_plan, keeps_budget
 from atlas_edge.quantize.search.bench import REFERENCE, MeasureConfig, PlanBench, Say
-from atlas_edge.quantize.search.build import check_target, float_precisions
 from atlas_edge.quantize.search.candidates import first_plans, gentler_plans
 from atlas_edge.quantize.search.journal import key_of
 from atlas_edge.quantize.search.timing import PlanSpeed, faster_than
 from atlas_edge.quantize.sensitivity.measure import Sensitivity, measure_sensitivity
 from atlas_edge.quantize.sensitivity.toggles import ToggledEncoder
-from atlas_edge.spec import Precision, Target
+from atlas_edge.spec import Precision
 from atlas_edge.tiles import provenance
 
 SENSITIVITY_TILES = 12
@@ -52,7 +52,7 @@ class SearchConfig:
     @property
     def int8(self) -> Recipe:
         """The recipe to start from."""
-        return self.recipe or default_recipe(self.measure.target)
+        return self.recipe or backend_of(self.measure.target).recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,6 @@ def search(config: SearchConfig, say: Say) -> tuple[SearchResult, PlanBench]:
         UsageError: A budget on labels that the tiles do not have.
         InputError: A model or tile cannot be read, or calibration and evaluation share a slide.
     """
-    check_target(config.measure.target)
     started = time.monotonic()
     bench = PlanBench(config.measure, say, confirm=True)
     _check_labels(bench, config.budget)
@@ -208,7 +207,7 @@ def _try_plans(
         return verdict is Verdict.PASS
 
     everything = False
-    for number, plan in enumerate(first_plans(target, float_precisions(target), config.int8)):
+    for number, plan in enumerate(first_plans(target, bench.backend.float_precisions(), config.int8)):
         passes = attempt(plan, optional=number >= _MUST)
         everything = everything or (number == 0 and passes)
     if everything:
@@ -232,9 +231,8 @@ def _sensitivity(bench: PlanBench, config: SearchConfig) -> Sensitivity:
         bench.say("the gate does not pass with everything in INT8: which layers cost most?")
         tiles = np.concatenate(bench.material.calibration)
         apart = min(SENSITIVITY_TILES, len(tiles) // 2)
-        symmetric = config.measure.target is not Target.OPENVINO
         ranges = tiles[apart : apart + _RANGE_TILES]
-        encoder = ToggledEncoder(bench.model.module, ranges, config.int8, symmetric=symmetric)
+        encoder = ToggledEncoder(bench.model.module, ranges, config.int8, symmetric=bench.backend.symmetric)
         known = measure_sensitivity(encoder, tiles[:apart], recipe=config.int8.name, without=False).as_dict()
         bench.journal.put(key, known)
     return Sensitivity.from_dict(known)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import ChecksumError, InputError
 from atlas_edge.manifest import READABLE, BundleFile, Manifest
-from atlas_edge.spec import Target
+from atlas_edge.runtimes.registry import runtime_of
 from atlas_edge.system.paths import stays_inside
 
 MANIFEST = "manifest.json"
@@ -32,18 +32,7 @@ def open_bundle(path: str | Path, *, threads: int | None = None, cache_dir: Path
     """
     folder = Path(path)
     manifest = verify_bundle(folder)
-    # Each runtime is imported by the branch that needs it: a workstation installs one of them.
-    if manifest.target is Target.OPENVINO:
-        from atlas_edge.runtimes.openvino import OpenVinoEncoder
-
-        return OpenVinoEncoder.from_bundle(folder, manifest, threads=threads, cache_dir=cache_dir)
-    if manifest.target is Target.ONNX:
-        from atlas_edge.runtimes.onnxruntime import OnnxEncoder
-
-        return OnnxEncoder.from_bundle(folder, manifest, threads=threads)
-    from atlas_edge.runtimes.tensorrt import TensorRTEncoder
-
-    return TensorRTEncoder.from_bundle(folder, manifest, cache_dir=cache_dir)
+    return runtime_of(manifest.target).open(folder, manifest, threads=threads, cache_dir=cache_dir)
 
 
 def verify_bundle(folder: Path) -> Manifest:

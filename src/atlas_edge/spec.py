@@ -1,34 +1,18 @@
 """What an encoder is: the facts that travel with every model, bundle and report."""
 
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from atlas_edge.targets import Precision, Target
+
+__all__ = ["EncoderSpec", "Pooling", "Precision", "Target"]
 
 # How tokens or a feature map become one vector. `own`: by a head that has no other name here.
 Pooling = Literal["cls", "cls+mean", "avg", "max", "avgmax", "catavgmax", "map", "own"]
 
 _Mean = Annotated[float, Field(ge=0, le=1)]
 _Deviation = Annotated[float, Field(gt=0, le=1)]
-
-
-class Precision(StrEnum):
-    """Number format of weights and activations in the compute-heavy layers."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-    INT8 = "int8"
-    FP8 = "fp8"
-
-
-class Target(StrEnum):
-    """What a bundle is built for."""
-
-    ONNX = "onnx"
-    OPENVINO = "openvino"
-    TENSORRT = "tensorrt"
-    TENSORRT_RTX = "tensorrt-rtx"
 
 
 class EncoderSpec(BaseModel):

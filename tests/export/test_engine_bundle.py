@@ -11,10 +11,12 @@ from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing, UsageEr
 from atlas_edge.export import rebuild as under_test
 from atlas_edge.export.engine.build import find_tensorrt
 from atlas_edge.export.engine.bundle import build_parts, write_part_manifests
+from atlas_edge.export.engine.child import EngineOptions
 from atlas_edge.export.rebuild import rebuild_bundle
 from atlas_edge.manifest import Execution, Manifest, ModelProvenance
 from atlas_edge.runtimes.gpu_probe import Gpu, GpuProbe, probe_gpu
 from atlas_edge.runtimes.onnxruntime import OnnxEncoder
+from atlas_edge.runtimes.tensorrt_library import RTX
 from atlas_edge.spec import EncoderSpec, Precision, Target
 
 pytest.importorskip("tensorrt_rtx")
@@ -29,16 +31,14 @@ def bundle(tmp_path: Path) -> Path:
     folder = tmp_path / "bundle"
     folder.mkdir()
     graph = write_small_graph(tmp_path / "small.onnx")
-    choice = find_tensorrt(Target.TENSORRT_RTX)
+    choice = find_tensorrt(RTX)
     parts = build_parts(
         folder,
         graph,
         choice=choice,
         precision=Precision.FP32,
         fp16_graph=graph,
-        compute_capabilities=("8.6", "8.9"),
-        batch_profile=(1, 4, 8),
-        batch_independent=True,
+        options=EngineOptions(compute_capabilities=("8.6", "8.9"), batch_profile=(1, 4, 8), batch_independent=True),
     )
     manifest = Manifest(
         encoder=SPEC,

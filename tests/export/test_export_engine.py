@@ -18,12 +18,13 @@ from atlas_edge.export.graph.rules import check_graph
 from atlas_edge.export.graph.view import read_onnx
 from atlas_edge.models.graph import export_onnx
 from atlas_edge.models.load import LoadedModel, load_model
+from atlas_edge.quantize.backend import Job
 from atlas_edge.quantize.onnx.half import cast_onnx
 from atlas_edge.quantize.onnx.half_range import check_half_graph, half_range
-from atlas_edge.quantize.recipe import default_recipe, save_recipe
+from atlas_edge.quantize.recipe import onnx_recipe, save_recipe
 from atlas_edge.runtimes.onnxruntime import OnnxEncoder
 from atlas_edge.runtimes.tensorrt_library import RTX
-from atlas_edge.spec import Precision, Target
+from atlas_edge.spec import Precision
 
 pytest.importorskip("tensorrt_rtx")
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -60,7 +61,7 @@ def test_layers_that_a_recipe_excludes_are_no_breach_of_coverage(
     run_command: RunCommand, tiny_model: Path, tmp_path: Path
 ) -> None:
     recipe, out = tmp_path / "recipe.json", tmp_path / "bundle"
-    save_recipe(default_recipe(Target.TENSORRT_RTX).model_copy(update={"exclude": ("blocks.1.mlp.fc2",)}), recipe)
+    save_recipe(onnx_recipe().model_copy(update={"exclude": ("blocks.1.mlp.fc2",)}), recipe)
     arguments = ("--target", "tensorrt-rtx", "--precision", "int8", "--recipe", recipe, "--out", out, "--batch", "4")
     done = run_command("atlas-export", tiny_model, *arguments, *SMALL)
     assert done.returncode == 0, done.stderr
@@ -120,21 +121,21 @@ def test_a_residual_stream_beyond_fp16_stays_in_fp32(
     massive: LoadedModel, tiny_tiles: NDArray[np.uint8], tmp_path: Path, precision: Precision
 ) -> None:
     full = export_onnx(massive.module, massive.spec, tmp_path / "fp32.onnx")
-    graphs = engine_graphs(massive.module, massive.spec, full, [tiny_tiles], tmp_path, precision=precision)
+    graphs = engine_graphs(Job(model=massive, graph=full, calibration=[tiny_tiles], precision=precision), tmp_path)
     assert graphs.quantization is not None
     found = graphs.quantization["fp16_range"]
     assert found["largest_float32"] > 65504 > 4 * found["largest"]
-    graph = read_onnx(graphs.graph)
+    graph = read_onnx(graphs.model)
     norms = [node for node in graph.nodes if node.op_type == "LayerNormalization"]
     assert [graph.stored_type(node.input[0]) for node in norms] == 5 * [TensorProto.FLOAT]
     gelus = [node for node in graph.nodes if node.op_type == "Gelu"]
     assert [graph.stored_type(node.input[0]) for node in gelus] == 2 * [TensorProto.FLOAT16]
-    checked = check_graph(graphs.graph, precision=precision)
+    checked = check_graph(graphs.model, precision=precision)
     assert checked.quantized_linears == (0 if precision is Precision.FP16 else 8)
     reference = OnnxEncoder(full, massive.spec).encode(tiny_tiles)
-    agreement = embedding_agreement(reference, OnnxEncoder(graphs.graph, massive.spec).encode(tiny_tiles))
+    agreement = embedding_agreement(reference, OnnxEncoder(graphs.model, massive.spec).encode(tiny_tiles))
     assert agreement.cosine_worst > (0.9999 if precision is Precision.FP16 else 0.98)
-    report = build_engine(graphs.graph, tmp_path / "engine", library=RTX, precision=precision)
+    report = build_engine(graphs.model, tmp_path / "engine", library=RTX, precision=precision)
     assert report.size_bytes > 1000
 
 
@@ -156,13 +157,14 @@ def test_large_logits_keep_their_softmax_in_fp32(
     with torch.no_grad():
         model.module.backbone.blocks[1].attn.qkv.weight[:128] *= 600
     full = export_onnx(model.module, model.spec, tmp_path / "fp32.onnx")
-    graphs = engine_graphs(model.module, model.spec, full, [tiny_tiles], tmp_path, precision=Precision.FP16)
-    graph = read_onnx(graphs.graph)
+    job = Job(model=model, graph=full, calibration=[tiny_tiles], precision=Precision.FP16)
+    graphs = engine_graphs(job, tmp_path)
+    graph = read_onnx(graphs.model)
     assert [graph.stored_type(n.input[0]) for n in graph.nodes if n.op_type == "Softmax"] == [
         TensorProto.FLOAT16,
         TensorProto.FLOAT,
     ]
-    assert build_engine(graphs.graph, tmp_path / "engine", library=RTX, precision=Precision.FP16).size_bytes > 1000
+    assert build_engine(graphs.model, tmp_path / "engine", library=RTX, precision=Precision.FP16).size_bytes > 1000
 
 
 def test_activations_that_are_not_finite_are_refused(
@@ -180,4 +182,4 @@ def test_activations_that_are_not_finite_are_refused(
         model.module.backbone.blocks[0].mlp.fc2.bias += float("inf")
     broken = export_onnx(model.module, model.spec, tmp_path / "broken.onnx")
     with pytest.raises(InputError, match="in full precision"):
-        engine_graphs(model.module, model.spec, broken, [tiny_tiles], tmp_path, precision=Precision.FP16)
+        engine_graphs(Job(model=model, graph=broken, calibration=[tiny_tiles], precision=Precision.FP16), tmp_path)

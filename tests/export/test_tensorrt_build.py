@@ -10,9 +10,10 @@ from small_graph import write_small_graph
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.export.engine import build as under_test
 from atlas_edge.export.engine.build import build_engine, check_options, find_tensorrt
+from atlas_edge.export.engine.child import EngineOptions
 from atlas_edge.runtimes.gpu_probe import Gpu, GpuProbe
-from atlas_edge.runtimes.tensorrt_library import ENTERPRISE, RTX
-from atlas_edge.spec import Precision, Target
+from atlas_edge.runtimes.tensorrt_library import ENTERPRISE, RTX, TensorRTLibrary
+from atlas_edge.spec import Precision
 
 NO_GPU = GpuProbe(driver=None, gpus=(), problem="no NVIDIA driver is installed")
 ONE_GPU = GpuProbe(
@@ -30,49 +31,44 @@ def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "versions", "probe", "chosen"),
+    ("asked", "versions", "probe", "chosen"),
     [
-        (Target.TENSORRT, {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1"}, ONE_GPU, "tensorrt"),
-        (Target.TENSORRT, {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1"}, NO_GPU, "tensorrt_rtx"),
-        (Target.TENSORRT, {"tensorrt": "10.13.3.9"}, ONE_GPU, "tensorrt"),
-        (Target.TENSORRT, {"tensorrt_rtx": "1.7.1"}, NO_GPU, "tensorrt_rtx"),
-        (Target.TENSORRT_RTX, {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1"}, ONE_GPU, "tensorrt_rtx"),
+        (ENTERPRISE, {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1"}, ONE_GPU, "tensorrt"),
+        (ENTERPRISE, {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1"}, NO_GPU, "tensorrt_rtx"),
+        (ENTERPRISE, {"tensorrt": "10.13.3.9"}, ONE_GPU, "tensorrt"),
+        (ENTERPRISE, {"tensorrt_rtx": "1.7.1"}, NO_GPU, "tensorrt_rtx"),
+        (RTX, {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1"}, ONE_GPU, "tensorrt_rtx"),
     ],
 )
 def test_the_library_that_can_build_here_is_chosen_and_says_why(
-    monkeypatch: pytest.MonkeyPatch, target: Target, versions: dict[str, str], probe: GpuProbe, chosen: str
+    monkeypatch: pytest.MonkeyPatch, asked: TensorRTLibrary, versions: dict[str, str], probe: GpuProbe, chosen: str
 ) -> None:
     installed(monkeypatch, **versions)
-    choice = find_tensorrt(target, probe=probe)
+    choice = find_tensorrt(asked, probe=probe)
     assert choice.library.module == chosen
     assert choice.version == versions[chosen]
     assert choice.reason
 
 
 @pytest.mark.parametrize(
-    ("target", "versions", "message"),
+    ("asked", "versions", "message"),
     [
-        (Target.TENSORRT, {}, "neither TensorRT nor TensorRT-RTX is installed"),
-        (Target.TENSORRT_RTX, {"tensorrt": "11.4.0"}, "TensorRT-RTX is not installed"),
-        (Target.TENSORRT, {"tensorrt": "11.4.0"}, "no NVIDIA driver"),
-        (Target.TENSORRT, {"tensorrt": "8.6.1"}, "the oldest supported is 10.13"),
+        (ENTERPRISE, {}, "neither TensorRT nor TensorRT-RTX is installed"),
+        (RTX, {"tensorrt": "11.4.0"}, "TensorRT-RTX is not installed"),
+        (ENTERPRISE, {"tensorrt": "11.4.0"}, "no NVIDIA driver"),
+        (ENTERPRISE, {"tensorrt": "8.6.1"}, "the oldest supported is 10.13"),
     ],
 )
 def test_where_nothing_can_build_the_install_command_is_named(
-    monkeypatch: pytest.MonkeyPatch, target: Target, versions: dict[str, str], message: str
+    monkeypatch: pytest.MonkeyPatch, asked: TensorRTLibrary, versions: dict[str, str], message: str
 ) -> None:
     installed(monkeypatch, **versions)
     probe = ONE_GPU if "8.6" in versions.get("tensorrt", "") else NO_GPU
     with pytest.raises(RuntimeMissing, match=message) as missing:
-        find_tensorrt(target, probe=probe)
+        find_tensorrt(asked, probe=probe)
     assert missing.value.exit_code == 4
     assert missing.value.hint is not None
     assert "pip install" in missing.value.hint
-
-
-def test_another_target_is_refused() -> None:
-    with pytest.raises(UsageError, match="openvino is not built by TensorRT"):
-        find_tensorrt(Target.OPENVINO)
 
 
 @pytest.mark.parametrize(
@@ -93,14 +89,12 @@ def test_an_option_that_the_library_lacks_is_refused(
     library: Any, precision: Precision, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message) as refused:
-        check_options(
-            library, precision=precision, **{"compute_capabilities": [], "batch_profile": (1, 2, 4), **options}
-        )
+        check_options(library, precision, EngineOptions(**options))
     assert refused.value.hint
 
 
 def test_fp8_is_built_by_default_for_the_gpus_that_have_it() -> None:
-    capabilities = check_options(RTX, precision=Precision.FP8, compute_capabilities=[], batch_profile=(1, 1, 1))
+    capabilities = check_options(RTX, Precision.FP8, EngineOptions())
     assert capabilities == ("8.9", "12.0")
 
 
@@ -112,9 +106,7 @@ def test_an_engine_is_built_without_a_gpu(small_graph: Path, tmp_path: Path) -> 
         engine,
         library=RTX,
         precision=Precision.FP32,
-        compute_capabilities=["8.6", "12.0"],
-        batch_profile=(1, 4, 8),
-        batch_independent=True,
+        options=EngineOptions(compute_capabilities=("8.6", "12.0"), batch_profile=(1, 4, 8), batch_independent=True),
     )
     assert report.size_bytes == engine.stat().st_size > 1000
     assert report.compute_capabilities == ("8.6", "12.0")
@@ -154,7 +146,13 @@ def test_a_stripped_engine_without_its_gpu_is_refused(small_graph: Path, tmp_pat
     if not NO_GPU.gpus and under_test.probe_gpu().gpus:
         pytest.skip("this machine has a GPU: a stripped engine can be built")
     with pytest.raises(RuntimeMissing, match="only beside the GPU"):
-        build_engine(small_graph, tmp_path / "e", library=RTX, precision=Precision.FP32, strip_weights=True)
+        build_engine(
+            small_graph,
+            tmp_path / "e",
+            library=RTX,
+            precision=Precision.FP32,
+            options=EngineOptions(strip_weights=True),
+        )
 
 
 def test_a_fixed_batch_that_contradicts_the_profile_is_refused(small_graph: Path, tmp_path: Path) -> None:
@@ -165,7 +163,13 @@ def test_a_fixed_batch_that_contradicts_the_profile_is_refused(small_graph: Path
     onnx.save(model, small_graph)
     with pytest.raises(InputError, match="fixed batch of 4, the profile asks for 1,32,64"):
         build_engine(small_graph, tmp_path / "e", library=RTX, precision=Precision.FP32)
-    build_engine(small_graph, tmp_path / "e", library=RTX, precision=Precision.FP32, batch_profile=(4, 4, 4))
+    build_engine(
+        small_graph,
+        tmp_path / "e",
+        library=RTX,
+        precision=Precision.FP32,
+        options=EngineOptions(batch_profile=(4, 4, 4)),
+    )
 
 
 def test_a_library_that_ends_its_process_is_our_error(small_graph: Path, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.export.engine.graphs import EngineGraphs, engine_graphs
+from atlas_edge.export.engine.graphs import engine_graphs
 from atlas_edge.export.graph.rules import check_graph
 from atlas_edge.models.load import LoadedModel
+from atlas_edge.quantize.backend import Job, Quantized
 from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.quantize.onnx.fakequant import cosine_error, embed, fake_quantize, insert_quantizers
 from atlas_edge.quantize.onnx.qdq import quantize_onnx
@@ -45,36 +46,35 @@ def graphs(
     network_onnx: Callable[[str], Path],
     calibration: Batches,
     tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, EngineGraphs]:
+) -> dict[str, Quantized]:
     made = {}
     for name, precision in GRAPHS.items():
         model, scratch = network(name), tmp_path_factory.mktemp(name)
-        made[name] = engine_graphs(
-            model.module, model.spec, network_onnx(name), calibration, scratch, precision=precision
-        )
+        job = Job(model=model, graph=network_onnx(name), calibration=calibration, precision=precision)
+        made[name] = engine_graphs(job, scratch)
     return made
 
 
 @pytest.mark.parametrize(("name", "precision"), GRAPHS.items())
 def test_a_graph_for_engines_is_quantized_and_close(
-    name: str, precision: Precision, graphs: dict[str, EngineGraphs], network: Network, held_out: NDArray[np.uint8]
+    name: str, precision: Precision, graphs: dict[str, Quantized], network: Network, held_out: NDArray[np.uint8]
 ) -> None:
-    check_graph(graphs[name].graph, precision=precision)
+    check_graph(graphs[name].model, precision=precision)
     model = network(name)
-    found = OnnxEncoder(graphs[name].graph, model.spec).encode(held_out)
+    found = OnnxEncoder(graphs[name].model, model.spec).encode(held_out)
     assert 0 < _off(embed(model.module, [held_out]), found) < 0.02
     trt = pytest.importorskip("tensorrt_rtx")
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network_ = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network_, logger)
-    assert parser.parse(graphs[name].graph.read_bytes()), [
+    assert parser.parse(graphs[name].model.read_bytes()), [
         str(parser.get_error(index)) for index in range(parser.num_errors)
     ]
 
 
-def test_all_convolutions_but_the_one_that_reads_pixels_are_stored_in_int8(graphs: dict[str, EngineGraphs]) -> None:
-    graph = onnx.load(graphs["resnet"].graph).graph
+def test_all_convolutions_but_the_one_that_reads_pixels_are_stored_in_int8(graphs: dict[str, Quantized]) -> None:
+    graph = onnx.load(graphs["resnet"].model).graph
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
     stored = [
@@ -94,7 +94,8 @@ def test_a_network_of_convolutions_has_no_fp8(
 ) -> None:
     model = network("resnet")
     with pytest.raises(InputError, match="no matrix product that fp8 could quantize"):
-        engine_graphs(model.module, model.spec, network_onnx("resnet"), calibration, tmp_path, precision=Precision.FP8)
+        job = Job(model=model, graph=network_onnx("resnet"), calibration=calibration, precision=Precision.FP8)
+        engine_graphs(job, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["beit", "eva02", "dinov3-qkv-bias"])

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_edge.quantize.recipe import default_recipe, load_recipe
-from atlas_edge.spec import Target
+from atlas_edge.quantize.recipe import load_recipe, onnx_recipe
 from support import RunCommand
 
 
@@ -22,7 +21,7 @@ def test_a_recipe_is_changed_saved_and_used(
     recipe = load_recipe(path)
     assert json.loads(done.stdout)["onnx"]["name"] == "mine"
     assert (recipe.attention, recipe.exclude, recipe.smooth_alphas) == (True, ("blocks.1.mlp.*",), (0.6,))
-    assert recipe.calibrator == default_recipe(Target.ONNX).calibrator
+    assert recipe.calibrator == onnx_recipe().calibrator
     done = run_command(
         "atlas-export", tiny_model, "--target", "onnx", "--precision", "int8", "--recipe", path, "--calib", tiles,
         "--out", tmp_path / "bundle", "--no-speed",

@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from atlas_edge.errors import InputError
-from atlas_edge.quantize.recipe import Recipe, default_recipe, for_nncf, load_recipe, nncf_recipe, save_recipe
-from atlas_edge.spec import Target
+from atlas_edge.quantize.recipe import Recipe, for_nncf, load_recipe, nncf_recipe, openvino_recipe, save_recipe
 
 
 def test_a_saved_recipe_comes_back(tmp_path: Path) -> None:
@@ -30,7 +29,7 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
 
 
 def test_a_recipe_for_the_layer_wise_path_gets_the_settings_of_nncf_where_it_was_not_changed() -> None:
-    default = default_recipe(Target.OPENVINO)
+    default = openvino_recipe()
     assert for_nncf(default) == nncf_recipe()
     changed = default.model_copy(update={"name": "mine", "exclude": ("blocks.3.*",), "calibration_tiles": 64})
     expected = {"name": "mine", "exclude": ("blocks.3.*",), "calibration_tiles": 64}

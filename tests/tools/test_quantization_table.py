@@ -6,7 +6,7 @@ import pytest
 
 from atlas_edge.bench.interval import Interval
 from atlas_edge.errors import InputError
-from atlas_edge.quantize.recipe import Recipe, default_recipe
+from atlas_edge.quantize.recipe import Recipe, onnx_recipe
 from atlas_edge.quantize.search.timing import PlanSpeed
 from atlas_edge.spec import Precision, Target
 from quantization_table import _compared, replace_section, table_plans
@@ -39,7 +39,7 @@ def test_what_cannot_take_the_section_is_refused_before_anything_is_measured(
 
 
 def test_the_default_is_among_the_recipes_and_names_differ() -> None:
-    default = default_recipe(Target.ONNX)
+    default = onnx_recipe()
     changed = default.model_copy(update={"calibrator": "max"})
     # Two that `atlas-quantize recipe` calls custom, one of them twice, the default as saved, and one of its name.
     first, second = Recipe(), Recipe(exclude=("blocks.*",))

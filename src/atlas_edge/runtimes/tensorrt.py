@@ -17,9 +17,10 @@ from atlas_edge.errors import RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.cuda import Cuda, DeviceFault
 from atlas_edge.runtimes.gpu_probe import probe_gpu
+from atlas_edge.runtimes.registry import Runtime
 from atlas_edge.runtimes.tensorrt_engine import TensorRTEngine
 from atlas_edge.runtimes.tensorrt_fit import check_fit, library_of
-from atlas_edge.runtimes.tensorrt_library import import_library, installed_version
+from atlas_edge.runtimes.tensorrt_library import ENTERPRISE, RTX, import_library, installed_version
 from atlas_edge.spec import EncoderSpec
 
 _STREAMS = 2
@@ -53,8 +54,10 @@ class TensorRTEncoder:
         check_graph("the engine", spec, [engine.shape(engine.input_name)], [engine.shape(engine.output_name)])
 
     @classmethod
-    def from_bundle(cls, folder: Path, manifest: Manifest, *, cache_dir: Path | None = None) -> "TensorRTEncoder":
-        """Load a verified bundle's engine onto the first GPU that it fits.
+    def from_bundle(
+        cls, folder: Path, manifest: Manifest, *, threads: int | None = None, cache_dir: Path | None = None
+    ) -> "TensorRTEncoder":
+        """Load a verified bundle's engine onto the first GPU that it fits; `threads` are the processor's.
 
         Raises:
             RuntimeMissing: The library, a usable GPU or the engine's own GPU generation is not here; the hint names
@@ -215,3 +218,9 @@ def _runtime_cache(manifest: Manifest, cache_dir: Path | None) -> Path | None:
 def _collect(under_way: "deque[tuple[_Lane, int, int]]", embeddings: NDArray[np.float32]) -> None:
     lane, start, stop = under_way.popleft()
     lane.collect(embeddings[start:stop])
+
+
+ENTERPRISE_RUNTIME, RTX_RUNTIME = (
+    Runtime(title=library.title, module=library.module, extra=library.target.value, open=TensorRTEncoder.from_bundle)
+    for library in (ENTERPRISE, RTX)
+)

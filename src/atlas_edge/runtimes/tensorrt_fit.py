@@ -7,8 +7,7 @@ from pathlib import Path
 from atlas_edge.errors import RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.gpu_probe import Gpu, GpuProbe
-from atlas_edge.runtimes.tensorrt_library import ENTERPRISE, RTX, TensorRTLibrary, library_named
-from atlas_edge.spec import Target
+from atlas_edge.runtimes.tensorrt_library import LIBRARIES, TensorRTLibrary
 
 FALLBACK_FOLDER = "onnx"
 HARDWARE_COMPATIBLE, VERSION_COMPATIBLE = "hardware_compatible", "version_compatible"
@@ -24,9 +23,7 @@ class Fit:
 
 def library_of(manifest: Manifest) -> TensorRTLibrary:
     """The library that built a bundle's engine."""
-    if manifest.execution.engine_library is not None:
-        return library_named(manifest.execution.engine_library)
-    return RTX if manifest.target is Target.TENSORRT_RTX else ENTERPRISE
+    return LIBRARIES[manifest.execution.engine_library or manifest.target.value.replace("-", "_")]
 
 
 def check_fit(folder: Path, manifest: Manifest, *, version: str, probe: GpuProbe) -> Fit:

@@ -25,8 +25,7 @@ class TensorRTLibrary:
     Attributes:
         module: Import name.
         title: Name in messages.
-        target: Bundle target that it builds.
-        extra: Extra of this distribution that installs it.
+        target: Bundle target that it builds; the extra that installs it has the same name.
         minimum: Oldest version whose API has everything that is used here.
         builds_without_gpu: Engines are built for named compute capabilities rather than for the GPU of this machine.
         compute_capabilities: Names that it takes (`8.6`); empty where an engine fits the GPU it is built on.
@@ -41,7 +40,6 @@ class TensorRTLibrary:
     module: LibraryName
     title: str
     target: Target
-    extra: str
     minimum: tuple[int, int]
     builds_without_gpu: bool
     compute_capabilities: tuple[str, ...]
@@ -55,7 +53,7 @@ class TensorRTLibrary:
     @property
     def install_hint(self) -> str:
         """Command that installs it."""
-        return f"pip install 'atlas-edge[{self.extra}]'"
+        return f"pip install 'atlas-edge[{self.target}]'"
 
 
 # 10.13 is the first enterprise release that has every name used here (strongly typed networks are older);
@@ -64,7 +62,6 @@ ENTERPRISE = TensorRTLibrary(
     module="tensorrt",
     title="TensorRT",
     target=Target.TENSORRT,
-    extra="tensorrt",
     minimum=(10, 13),
     builds_without_gpu=False,
     compute_capabilities=(),
@@ -79,7 +76,6 @@ RTX = TensorRTLibrary(
     module="tensorrt_rtx",
     title="TensorRT-RTX",
     target=Target.TENSORRT_RTX,
-    extra="tensorrt-rtx",
     minimum=(1, 7),
     builds_without_gpu=True,
     compute_capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
@@ -91,17 +87,6 @@ RTX = TensorRTLibrary(
     engine_reads_on="Linux and Windows",
 )
 LIBRARIES: dict[str, TensorRTLibrary] = {library.module: library for library in (ENTERPRISE, RTX)}
-
-
-def library_named(module: str) -> TensorRTLibrary:
-    """The library with this import name.
-
-    Raises:
-        InputError: Neither of the two.
-    """
-    if module not in LIBRARIES:
-        raise InputError(f"unknown TensorRT library {module!r}, expected one of: {', '.join(LIBRARIES)}")
-    return LIBRARIES[module]
 
 
 def installed_version(library: TensorRTLibrary) -> str | None:
@@ -130,7 +115,7 @@ def import_library(library: TensorRTLibrary) -> Any:
         raise RuntimeMissing(
             f"{library.title} {version} is installed but cannot be loaded: {' '.join(str(error).split())}",
             # The extra is named as its library is; atlas-edge itself is on no index to be installed anew from.
-            hint=f"pip install --force-reinstall {library.extra}",
+            hint=f"pip install --force-reinstall {library.target}",
         ) from error
 
 

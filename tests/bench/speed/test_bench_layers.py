@@ -8,13 +8,15 @@ from rich.console import Console
 
 from atlas_edge.bench.encoders import OpenedEncoders
 from atlas_edge.bench.options import SpeedOptions
-from atlas_edge.bench.speed.layers import GROUPS, Layer, group_layers, layer_times, onnxruntime_layers
+from atlas_edge.bench.speed.layers import GROUPS, group_layers, layer_times
 from atlas_edge.bench.speed.operations import gop_per_tile
 from atlas_edge.bench.speed.roofline import gemm_model, roofline
 from atlas_edge.bench.speed.run import _roofline
 from atlas_edge.encoder import Capabilities
 from atlas_edge.errors import InputError
 from atlas_edge.models.load import load_encoder
+from atlas_edge.runtimes.onnxruntime import profiled_layers
+from atlas_edge.runtimes.registry import Layer
 from atlas_edge.spec import EncoderSpec
 from support import RunCommand
 
@@ -63,7 +65,7 @@ def test_an_onnx_runtime_profile_is_read_with_medians_after_the_warm_up() -> Non
 
     events = [event(d, 1, "m") for d in (9000, 1000, 3000, 2000)] + [event(500, 2, "m")] * 4
     events.append({"cat": "Session", "name": "model_run", "dur": 1, "args": {}})
-    first, second = onnxruntime_layers(events, warm_up=1)
+    first, second = profiled_layers(events, warm_up=1)
     assert (first.name, first.kind, first.width, first.rank, first.ms) == ("m", "MatMul", 192, 3, 2.0)
     assert second.ms == 0.5
 

@@ -9,6 +9,7 @@ from atlas_edge.errors import UsageError
 from atlas_edge.export.engine.graphs import engine_graphs
 from atlas_edge.export.graph.rules import check_graph
 from atlas_edge.models.load import LoadedModel
+from atlas_edge.quantize.backend import Job
 from atlas_edge.quantize.onnx.attention_qdq import check_attention_fits
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.runtimes.onnxruntime import OnnxEncoder
@@ -23,15 +24,14 @@ def test_a_recipe_with_attention_quantizes_both_products(
     tmp_path: Path,
 ) -> None:
     recipe = Recipe(name="attention", smooth_alphas=(0.5,), attention=True, patch_embed=False)
-    graphs = engine_graphs(
-        tiny.module, tiny.spec, tiny_onnx, calibration, tmp_path, precision=Precision.INT8, recipe=recipe
-    )
+    job = Job(model=tiny, graph=tiny_onnx, calibration=calibration, precision=Precision.INT8, recipe=recipe)
+    graphs = engine_graphs(job, tmp_path)
     assert graphs.quantization is not None
     assert graphs.quantization["attention_products"] == 4
-    found = check_graph(graphs.graph, precision=Precision.INT8)
+    found = check_graph(graphs.model, precision=Precision.INT8)
     assert (found.attention_products, found.quantized_attention_products) == (4, 4)
     exact = OnnxEncoder(tiny_onnx, tiny.spec).encode(held_out)
-    agreement = embedding_agreement(exact, OnnxEncoder(graphs.graph, tiny.spec).encode(held_out))
+    agreement = embedding_agreement(exact, OnnxEncoder(graphs.model, tiny.spec).encode(held_out))
     assert agreement.cosine_median > 0.99
 
 

@@ -12,9 +12,8 @@ from atlas_edge.models.load import LoadedModel
 from atlas_edge.quantize.onnx.fakequant import embed
 from atlas_edge.quantize.openvino.nncf import quantize_openvino
 from atlas_edge.quantize.paths import path_sentence, unknown_part
-from atlas_edge.quantize.recipe import Recipe, default_recipe, nncf_recipe
+from atlas_edge.quantize.recipe import Recipe, nncf_recipe, openvino_recipe
 from atlas_edge.runtimes.openvino import OpenVinoEncoder
-from atlas_edge.spec import Target
 
 Batches = list[NDArray[np.uint8]]
 
@@ -22,7 +21,7 @@ Batches = list[NDArray[np.uint8]]
 def test_default_recipe_is_int8_and_close(
     tiny: LoadedModel, tiny_onnx: Path, calibration: Batches, held_out: NDArray[np.uint8]
 ) -> None:
-    model, report = quantize_openvino(tiny_onnx, calibration, recipe=default_recipe(Target.OPENVINO))
+    model, report = quantize_openvino(tiny_onnx, calibration, recipe=openvino_recipe())
     assert report["coverage"]["Convolution"] == "1 of 1"
     result = OpenVinoEncoder(model, tiny.spec).encode(held_out)
     reference = embed(tiny.module, [held_out])
@@ -35,7 +34,7 @@ def test_default_recipe_is_int8_and_close(
 def test_a_vision_transformer_is_quantized_layer_by_layer(
     tiny: LoadedModel, tiny_onnx: Path, calibration: Batches, held_out: NDArray[np.uint8]
 ) -> None:
-    recipe = default_recipe(Target.OPENVINO)
+    recipe = openvino_recipe()
     model, report = quantize_openvino(tiny_onnx, calibration, recipe=recipe, module=tiny.module)
     assert report["coverage"] == {"Convolution": "1 of 1", "Linear": "12 of 12", "QueryKey": "2 of 2"}
     assert path_sentence(report) == "quantized layer by layer, recipe openvino-int8"
@@ -56,7 +55,7 @@ def test_a_network_of_convolutions_is_no_transformer_and_the_path_is_told(
     held_out: NDArray[np.uint8],
 ) -> None:
     model, graph = network("resnet"), network_onnx("resnet")
-    recipe = default_recipe(Target.OPENVINO)
+    recipe = openvino_recipe()
     quantized, report = quantize_openvino(graph, calibration, recipe=recipe, module=model.module)
     assert "(no model type)" in report["method"]
     sentence = path_sentence(report)

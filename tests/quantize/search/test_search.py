@@ -21,12 +21,12 @@ from atlas_edge.bench.judge.gate import Verdict
 from atlas_edge.encoder import Capabilities
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.models.load import load_encoder
+from atlas_edge.quantize.backend import Job
 from atlas_edge.quantize.plan import Plan, load_plan
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.quantize.search import bench as plan_bench
 from atlas_edge.quantize.search.accuracy import PlanAccuracy, judge_plan, keeps_budget
 from atlas_edge.quantize.search.bench import MeasureConfig, PlanBench
-from atlas_edge.quantize.search.build import Material
 from atlas_edge.quantize.search.candidates import first_plans, gentler_plans
 from atlas_edge.quantize.search.journal import Journal
 from atlas_edge.quantize.search.report import pareto_front
@@ -132,7 +132,7 @@ def test_another_recipe_of_a_plan_is_timed_anew(tmp_path: Path, monkeypatch: pyt
     bench.journal, bench.say = Journal(tmp_path / "out", {}), lambda _: None
     bench.config = MeasureConfig(model="m", tiles="t", evaluation="e", target=Target.ONNX, out=tmp_path / "out")
     pixels = np.zeros((8, 4, 4, 3), np.uint8)
-    bench.material = Material(model=None, graph=tmp_path, calibration=[pixels])  # type: ignore[arg-type]
+    bench.material = Job(model=None, graph=tmp_path, calibration=[pixels])  # type: ignore[arg-type]
     monkeypatch.setattr(bench, "open", lambda _: CountingEncoder())
     plans = [first_plans(Target.ONNX, (), Recipe(exclude=exclude))[0] for exclude in ((), ("blocks.*",), ())]
     rates = [bench.race([plan])["int8"].tiles_per_s for plan in plans]

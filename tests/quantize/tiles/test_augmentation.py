@@ -8,9 +8,8 @@ from atlas_edge.models.load import LoadedModel
 from atlas_edge.quantize.openvino.graph import foldable
 from atlas_edge.quantize.openvino.grids import choose_grids
 from atlas_edge.quantize.openvino.nncf import quantize_openvino
-from atlas_edge.quantize.recipe import default_recipe
+from atlas_edge.quantize.recipe import openvino_recipe
 from atlas_edge.quantize.tiles.augmentation import add_dab, add_glass, with_augmented
-from atlas_edge.spec import Target
 from atlas_edge.tiles import open_tiles
 from atlas_edge.tiles.shifts import mix_stains, stain_densities
 
@@ -70,7 +69,7 @@ def test_densities_are_mixed_back(tiles: Tiles) -> None:
 
 
 def test_ranges_grow_to_what_the_copies_show(tiny: LoadedModel, calibration: list[Tiles]) -> None:
-    recipe = default_recipe(Target.OPENVINO).model_copy(update={"smooth_alphas": (-1.0,)})
+    recipe = openvino_recipe().model_copy(update={"smooth_alphas": (-1.0,)})
 
     def ranges(share: float) -> dict[str, float]:
         grids = choose_grids(foldable(tiny.module), with_augmented(calibration, share), recipe)
@@ -91,7 +90,7 @@ def test_the_recipe_says_how_many(
         return None, {}
 
     monkeypatch.setattr("atlas_edge.quantize.openvino.graph.quantize_vit", record)
-    recipe = default_recipe(Target.OPENVINO)
+    recipe = openvino_recipe()
     count = sum(map(len, calibration))
     for share in (0.0, 0.5):
         changed = recipe.model_copy(update={"augmented_share": share})

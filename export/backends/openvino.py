@@ -1,0 +1,80 @@
+"""OpenVINO's own format, layer by layer where the network allows it, else through NNCF."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from atlas_edge.encoder import Encoder
+from atlas_edge.export.backends.base import ExportBackend
+from atlas_edge.manifest import Execution
+from atlas_edge.quantize.backend import Job, Quantized
+from atlas_edge.quantize.recipe import openvino_recipe
+from atlas_edge.runtimes.plain import NOTICE_KEY, plain_runtime_notice
+from atlas_edge.spec import Precision, Target
+
+_FILE = "model.xml"
+
+
+class OpenVinoBackend(ExportBackend):
+    """OpenVINO on the CPU."""
+
+    target = Target.OPENVINO
+    recipe = openvino_recipe()
+    impossible: ClassVar = {Precision.FP8: "OpenVINO's CPU plugin computes no FP8; choose int8 or bf16"}
+    symmetric = False
+    builds_with = ("openvino",)
+
+    def float_precisions(self) -> tuple[Precision, ...]:
+        from atlas_edge.runtimes.openvino import float_formats
+
+        here = float_formats()
+        return tuple(precision for precision in (Precision.BF16, Precision.FP16) if precision.name in here)
+
+    def modules(self, precision: Precision) -> tuple[str, ...]:
+        return ("openvino", "nncf") if precision is Precision.INT8 else self.builds_with
+
+    def quantize(self, job: Job, scratch: Path) -> Quantized:
+        import openvino
+
+        module = job.model.module
+        if job.recipe is not None:
+            from atlas_edge.quantize.openvino.nncf import quantize_openvino
+
+            model, details = quantize_openvino(job.graph, job.calibration, recipe=job.recipe, module=module)
+            return Quantized(model=model, quantization=details)
+        if job.precision is not Precision.FP32:
+            from atlas_edge.quantize.openvino.graph import build_openvino, foldable
+            from atlas_edge.quantize.openvino.grids import VitGrids
+
+            folded = foldable(module)
+            if folded is not None:
+                return Quantized(model=build_openvino(folded, VitGrids(), tile_px=job.model.spec.tile_px))
+        return Quantized(model=openvino.Core().read_model(str(job.graph)))
+
+    def write(self, job: Job, quantized: Quantized, folder: Path) -> Execution:
+        import openvino
+
+        notice = plain_runtime_notice(self.target, job.precision)
+        if notice:
+            quantized.model.set_rt_info(notice, NOTICE_KEY)
+        openvino.save_model(quantized.model, str(folder / _FILE), compress_to_fp16=job.precision is Precision.FP16)
+        return Execution(model_file=_FILE, batch=job.batch, inference_precision=_inference(job.precision))
+
+    def open_reference(self, job: Job) -> Encoder:
+        return _open(job.graph, job, Precision.FP32)
+
+    def open_written(self, job: Job, folder: Path) -> Encoder:
+        return _open(folder / _FILE, job, job.precision)
+
+
+def _open(path: Path, job: Job, precision: Precision) -> Encoder:
+    from atlas_edge.runtimes.openvino import OpenVinoEncoder
+
+    spec, inference = job.model.spec, _inference(precision)
+    return OpenVinoEncoder(path, spec, inference_precision=inference, threads=job.threads, batch=job.batch)
+
+
+def _inference(precision: Precision) -> Any:
+    return {Precision.FP32: "f32", Precision.FP16: "f16"}.get(precision, "bf16")
+
+
+BACKEND = OpenVinoBackend()
