@@ -1,6 +1,5 @@
 """What the watcher knows of every slide, in SQLite: it outlives the process and serves several of them."""
 
-import os
 import secrets
 import socket
 import sqlite3
@@ -14,7 +13,7 @@ from typing import Any
 from atlas_edge.embed.resume.plan import Plan, differences
 from atlas_edge.embed.slide_files import SlideIdentity
 from atlas_edge.embed.watch.owners import Owners
-from atlas_edge.embed.watch.schema import open_journal, read_plan, write_plan
+from atlas_edge.embed.watch.schema import open_journal, path_of, read_plan, stored_path, write_plan
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.system.process import ProcessId
 
@@ -70,7 +69,7 @@ class WatchJournal:
 
     def __init__(self, path: Path, folder: Path = Path(), *, owner: str | None = None) -> None:
         self._connection = open_journal(path)
-        self._folder = _stored(folder)
+        self._folder = stored_path(folder)
         self.owner = owner or f"{socket.gethostname()}/{ProcessId.current()}/{secrets.token_hex(4)}"
         self._plan: Plan | None = None
         self._owners = Owners(self.owner)
@@ -115,11 +114,11 @@ class WatchJournal:
         if read_plan(self._connection) is not None:
             return []
         rows = self._connection.execute("SELECT out FROM slides WHERE state = ?", (State.DONE,))
-        return [_path(row["out"]) for row in rows.fetchall()]
+        return [path_of(row["out"]) for row in rows.fetchall()]
 
     def queue_again(self, out: Path) -> None:
         """Have a slide that is done embedded again."""
-        self._connection.execute("UPDATE slides SET state = ? WHERE out = ?", (State.QUEUED, _stored(out)))
+        self._connection.execute("UPDATE slides SET state = ? WHERE out = ?", (State.QUEUED, stored_path(out)))
 
     def observe(
         self,
@@ -156,18 +155,18 @@ class WatchJournal:
             if row is None:
                 return self._insert(sql, path, outs, identity, now, embedded)
             if row["folder"] != self._folder:
-                sql.execute("UPDATE slides SET folder = ? WHERE path = ?", (self._folder, _stored(path)))
+                sql.execute("UPDATE slides SET folder = ? WHERE path = ?", (self._folder, stored_path(path)))
             if row["state"] == State.RUNNING:
                 return None
             if (row["size_bytes"], row["mtime_ns"]) != looks:
                 sql.execute(
                     "UPDATE slides SET size_bytes = ?, mtime_ns = ?, seen_at = ?, state = ?, attempts = 0, "
                     "next_try_at = 0, error = NULL WHERE path = ?",
-                    (*looks, now, State.WAITING, _stored(path)),
+                    (*looks, now, State.WAITING, stored_path(path)),
                 )
                 return "changed" if row["state"] != State.WAITING else None
             if row["state"] == State.WAITING and ready:
-                sql.execute("UPDATE slides SET state = ? WHERE path = ?", (State.QUEUED, _stored(path)))
+                sql.execute("UPDATE slides SET state = ? WHERE path = ?", (State.QUEUED, stored_path(path)))
                 return "queued"
             return None
 
@@ -185,14 +184,14 @@ class WatchJournal:
         rows = self._connection.execute(
             "SELECT path FROM slides WHERE folder = ? AND state IN (?, ?)", (self._folder, State.WAITING, State.QUEUED)
         ).fetchall()
-        paths = [_path(row["path"]) for row in rows]
+        paths = [path_of(row["path"]) for row in rows]
         gone = [path for path in paths if path not in seen and not any(folder in path.parents for folder in unread)]
         if gone and not seen and not all_of_them:
             raise InputError(f"none of {len(gone)} slides that were waiting is there any more")
         for path in gone:
             self._connection.execute(
                 "DELETE FROM slides WHERE path = ? AND state IN (?, ?)",
-                (_stored(path), State.WAITING, State.QUEUED),
+                (stored_path(path), State.WAITING, State.QUEUED),
             )
         return gone
 
@@ -223,7 +222,7 @@ class WatchJournal:
                 "WHERE path = ?",
                 (State.RUNNING, self.owner, now, row["path"]),
             )
-            return Job(path=_path(row["path"]), out=_path(row["out"]), attempts=row["attempts"] + 1)
+            return Job(path=path_of(row["path"]), out=path_of(row["out"]), attempts=row["attempts"] + 1)
 
     def progress(self, job: Job, done: int, total: int) -> None:
         """Note how far a claimed slide is."""
@@ -280,7 +279,7 @@ class WatchJournal:
                     "WHERE path = ?",
                     (state, attempts, "the process that embedded it ended", row["path"]),
                 )
-                freed.append((_path(row["path"]), state))
+                freed.append((path_of(row["path"]), state))
             return freed
 
     def unfinished(self, *, waiting: bool = True) -> int:
@@ -309,8 +308,8 @@ class WatchJournal:
         return Status(
             counts=counts,
             slides_per_hour=int(hourly),
-            rows=[{**row, "path": str(_path(row["path"]))} for row in map(dict, rows.fetchall())],
-            errors=[{**row, "path": str(_path(row["path"]))} for row in map(dict, errors.fetchall())],
+            rows=[{**row, "path": str(path_of(row["path"]))} for row in map(dict, rows.fetchall())],
+            errors=[{**row, "path": str(path_of(row["path"]))} for row in map(dict, errors.fetchall())],
         )
 
     def close(self) -> None:
@@ -337,7 +336,7 @@ class WatchJournal:
 
     def _row(self, path: Path) -> sqlite3.Row | None:
         found: sqlite3.Row | None = self._connection.execute(
-            "SELECT * FROM slides WHERE path = ?", (_stored(path),)
+            "SELECT * FROM slides WHERE path = ?", (stored_path(path),)
         ).fetchone()
         return found
 
@@ -352,26 +351,27 @@ class WatchJournal:
     ) -> str:
         looks = (identity.size_bytes, identity.mtime_ns)
         for row in sql.execute("SELECT path FROM slides WHERE size_bytes = ? AND mtime_ns = ?", looks).fetchall():
-            before = _path(row["path"])
+            before = path_of(row["path"])
             if before.name == path.name and not before.exists():
                 # The very file under another path: the share is mounted elsewhere, or the folder has a new name.
                 sql.execute(
-                    "UPDATE slides SET path = ?, folder = ? WHERE path = ?", (_stored(path), self._folder, row["path"])
+                    "UPDATE slides SET path = ?, folder = ? WHERE path = ?",
+                    (stored_path(path), self._folder, row["path"]),
                 )
                 return "moved"
         taken = "SELECT 1 FROM slides WHERE out = ?"
-        out = next(out for out in outs if sql.execute(taken, (_stored(out),)).fetchone() is None)
+        out = next(out for out in outs if sql.execute(taken, (stored_path(out),)).fetchone() is None)
         done = embedded(out)
         sql.execute(
             "INSERT INTO slides (path, folder, out, size_bytes, mtime_ns, seen_at, state) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (_stored(path), self._folder, _stored(out), *looks, now, State.DONE if done else State.WAITING),
+            (stored_path(path), self._folder, stored_path(out), *looks, now, State.DONE if done else State.WAITING),
         )
         return "already embedded" if done else "found"
 
     def _set(self, job: Job, assignment: str, *values: Any) -> None:
         # Only where it is still ours.
         self._connection.execute(
-            f"UPDATE slides SET {assignment} WHERE path = ? AND owner = ?", (*values, _stored(job.path), self.owner)
+            f"UPDATE slides SET {assignment} WHERE path = ? AND owner = ?", (*values, stored_path(job.path), self.owner)
         )
 
     @contextmanager
@@ -385,17 +385,3 @@ class WatchJournal:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
-
-
-def _stored(path: Path) -> str | bytes:
-    """SQLite's text is UTF-8; names that are not are kept as their bytes."""
-    text = str(path)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(path)
-    return text
-
-
-def _path(stored: str | bytes) -> Path:
-    return Path(os.fsdecode(stored))

@@ -1,6 +1,7 @@
 """The watcher's SQLite file: its tables, their version, and the plan that all its slides are embedded by."""
 
 import json
+import os
 import sqlite3
 import time
 from functools import lru_cache
@@ -121,3 +122,18 @@ def _set_mode(connection: sqlite3.Connection, mode: str) -> None:
             if "locked" not in str(error) or time.monotonic() > until:
                 raise
         time.sleep(0.02)
+
+
+def stored_path(path: Path) -> str | bytes:
+    """SQLite's text is UTF-8; names that are not are kept as their bytes."""
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return text
+
+
+def path_of(stored: str | bytes) -> Path:
+    """The path that `stored_path` wrote."""
+    return Path(os.fsdecode(stored))
