@@ -40,8 +40,10 @@ def test_an_editable_install_needs_no_links(linkless_tree: Path, tmp_path: Path)
     tree = shutil.copytree(linkless_tree, tmp_path / "tree")
     venv.create(tmp_path / "venv", with_pip=False)
     scripts = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    # The packages of this environment, but not its own installation of ours, which is a .pth file.
-    environ = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    # This environment's packages come last: the finder of its own installation of ours has the same name.
+    paths = sysconfig.get_paths(vars={"base": str(tmp_path / "venv"), "platbase": str(tmp_path / "venv")})
+    Path(paths["purelib"], "others.pth").write_text(sysconfig.get_path("purelib"))
     install = [scripts / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", tree]
     subprocess.run(install, check=True, capture_output=True, env=environ)
     for stage in (*STAGES, "embed"):

@@ -12,9 +12,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 _FLOCK = fcntl.flock
+_MEMORY_INFO = psutil.Process.memory_info
 
 
 class _WindowsSys(ModuleType):
@@ -32,7 +34,7 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     - What was opened for reading cannot be flushed; a folder cannot be opened at all.
     - A file that is open or mapped is neither removed nor renamed, nor is a folder with such a file in it.
-    - There is no fcntl and no resource; a lock comes from msvcrt.
+    - There is no fcntl and no resource; a lock comes from msvcrt, the peak of memory from psutil.
     - The console is cp1252, and what it lacks is an error unless somebody said otherwise.
     - Our modules read `sys.platform == "win32"`. Child processes run as they are.
     """
@@ -42,6 +44,7 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for name in ("fcntl", "resource", "pwd", "grp"):
             patch.setitem(sys.modules, name, None)
         patch.setitem(sys.modules, "msvcrt", _msvcrt())
+        patch.setattr(psutil.Process, "memory_info", _memory_info)
         platform = _WindowsSys("sys")
         for name, module in list(sys.modules.items()):
             if name.startswith("atlas_edge") and getattr(module, "sys", None) is sys:
@@ -70,6 +73,11 @@ def printed(name: str = "stdout") -> str:
     stream = getattr(sys, name)
     stream.flush()
     return str(stream.buffer.getvalue().decode("cp1252"))
+
+
+def _memory_info(process: psutil.Process) -> SimpleNamespace:
+    found = _MEMORY_INFO(process)
+    return SimpleNamespace(**found._asdict(), peak_wset=found.rss)
 
 
 def _flush(patch: pytest.MonkeyPatch) -> None:
