@@ -42,7 +42,7 @@ Example:
     python tools/engine_table.py docs/tensorrt.md --teacher ../shared/models/dinov2-vits14
 """
 
-app = make_app("atlas-engine-table", HELP)
+app = make_app("engine_table", HELP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +90,7 @@ def engine_table(
         eval_limit: Tiles that judge.
         patches: Patch sides of `atlas2-s`.
     """
+    _parts(document)  # before engines are built for minutes
     choice = find_tensorrt(RTX)
     labelled = _labelled(tiles, fit_limit, eval_limit) if tiles is not None else None
     rows: list[Row] = []
@@ -201,12 +202,17 @@ def _markdown(rows: Sequence[Row], choice: TensorRTChoice, labelled: Labelled | 
     return "\n".join(lines)
 
 
-def _write(document: Path, table: str) -> None:
-    text = document.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
+def _parts(document: Path) -> tuple[str, str]:
+    """What stands before the marks, and after them."""
+    before, begin, rest = document.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise InputError(f"{document} lacks the marks {BEGIN} and {END}")
+        raise InputError(f"{document} lacks the marks {BEGIN} and {END}", hint="add both where the table belongs")
+    return before, after
+
+
+def _write(document: Path, table: str) -> None:
+    before, after = _parts(document)
     document.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_edge.errors import AtlasError, RuntimeMissing, UsageError
+from atlas_edge.system.paths import printable
 
 if TYPE_CHECKING:
     import cyclopts
@@ -84,16 +85,17 @@ def run_app(app: "cyclopts.App", argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        return report_error(
-            app.name[0],
-            f"{error.strerror or error}{where}\n  fix: check free disk space and permissions of that path",
-            EXIT_INPUT,
-        )
+        return report_error(app.name[0], system_error(error), EXIT_INPUT)
     except Exception:  # the one place that may: a bug must leave as exit code 1, with its traceback
         traceback.print_exc()
         return report_error(app.name[0], "this is a bug in atlas-edge: please report the lines above", EXIT_BUG)
     return int(result) if isinstance(result, int) else 0
+
+
+def system_error(error: OSError) -> str:
+    """What the system refused, of which path, and what to look at."""
+    where = f": {printable(error.filename)}" if isinstance(error.filename, str) else ""
+    return f"{error.strerror or error}{where}\n  fix: check free disk space and permissions of that path"
 
 
 def report_error(command: str, message: str, exit_code: int) -> int:

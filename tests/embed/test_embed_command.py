@@ -58,6 +58,14 @@ def test_dry_run_writes_nothing(scan: Path, mean_bundle: Path, tmp_path: Path, r
     assert [path.name for path in tmp_path.iterdir()] == ["scan.tif"]
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that nothing can be written to, for root either")
+def test_where_nothing_can_be_written_is_named(scan: Path, mean_bundle: Path, run_command: RunCommand) -> None:
+    done = run_command("atlas-embed", scan, "--bundle", mean_bundle, "--out", "/proc/out.h5")
+    assert done.returncode == 5
+    assert "/proc/" in done.stderr and "fix: check free disk space and permissions of that path" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_one_bad_slide_does_not_stop_the_rest(
     scan: Path, mean_bundle: Path, tmp_path: Path, run_command: RunCommand
 ) -> None:

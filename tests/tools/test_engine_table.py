@@ -23,9 +23,14 @@ def test_a_row_goes_between_the_marks(tiny_model: Path, tmp_path: Path, monkeypa
     assert 0 < float(cells[3]) < 5  # engine MB
 
 
-def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
+def test_a_page_that_cannot_take_the_table_is_refused_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(tool, "find_tensorrt")
     document = tmp_path / "page.md"
     document.write_text("# Page\n")
     with pytest.raises(InputError, match="lacks the marks"):
-        tool._write(document, "table")
+        tool.engine_table(document)
     assert document.read_text() == "# Page\n"
+    with pytest.raises(FileNotFoundError):
+        tool.engine_table(tmp_path / "none.md")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_edge.bundle import MANIFEST, read_manifest, sha256_file
+from atlas_edge.cli import system_error
 from atlas_edge.embed.config import EmbedConfig
 from atlas_edge.embed.jobs import SlideFailure, SlideSkipped
 from atlas_edge.embed.slide import SlideResult, embed_slide
@@ -207,7 +208,12 @@ def attempt(
         return SlideFailure(slide=str(slide), reason=str(error), exit_code=error.exit_code)
     except Exception as error:
         _LOGGER.debug("%s", printable(slide), exc_info=True)
-        return SlideFailure(slide=str(slide), reason=reason_of(error), exit_code=InputError.exit_code)
+        return SlideFailure(slide=str(slide), reason=failure_of(error), exit_code=InputError.exit_code)
+
+
+def failure_of(error: Exception) -> str:
+    """Why a slide failed, with what mends it where that is known."""
+    return system_error(error) if isinstance(error, OSError) else reason_of(error)
 
 
 def reason_of(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from atlas_edge.embed.watch.encoder import WatchedEncoder
 from atlas_edge.embed.watch.event_log import EventLog
 from atlas_edge.embed.watch.journal import Job, State, Status, WatchJournal
 from atlas_edge.embed.watch.scan import Scanner, Troubles
-from atlas_edge.embed.workers import reason_of
+from atlas_edge.embed.workers import failure_of, reason_of
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, UsageError
 from atlas_edge.system.atomic import write_atomic
@@ -302,7 +302,7 @@ class Watcher:
         self._stop.wait(self._troubles.met("encoder", reason, lost))
 
     def _fail(self, journal: WatchJournal, job: Job, error: Exception) -> None:
-        options, reason = self._options, reason_of(error)
+        options, reason = self._options, failure_of(error)
         state = journal.fail(job, reason, now=time.time(), most_attempts=options.most_attempts, retry_s=options.retry_s)
         where = {} if isinstance(error, InputError | UsageError) else {"traceback": traceback.format_exc()}
         self.log.write("failed", slide=str(job.path), attempt=job.attempts, state=state, error=reason, **where)
