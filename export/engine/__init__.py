@@ -1,4 +1,4 @@
 """TensorRT engines.
 
-`target` is the way from an encoder to a bundle, `build` the build itself, in a process of its own.
+`graphs` writes the ONNX that `build` parses and builds, in a process of its own (`child`); `bundle` puts the engine in.
 """

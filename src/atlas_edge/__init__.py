@@ -1,4 +1,7 @@
-"""atlas-edge: distil, quantize, export and prove small pathology encoders."""
+"""atlas-edge: distil, quantize, export and prove small pathology encoders.
+
+Here is what the four stages share: `targets` lists targets and precisions, `spec` says what an encoder takes and gives.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
