@@ -13,7 +13,7 @@ import pytest
 
 from support import ROOT
 
-SHIPPED = {".py", ".typed", ".jinja", ".css", ".safetensors", ".json", ".md"}
+SHIPPED = {".py", ".typed", ".jinja", ".css", ".safetensors", ".json", ".md", ".toml"}
 STAGES = ("bench", "distill", "export", "quantize")
 
 

@@ -8,6 +8,7 @@ names from a list.
 import dataclasses
 import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,19 @@ def patch_side(network: "nn.Module") -> int | None:
     return int(sides.pop()) if len(sides) == 1 else None
 
 
+def with_layers(arguments: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """`model_args` with the classes that names of layers stand for: `silu`, `torch.nn.SiLU`, `SwiGLUPacked`.
+
+    Args:
+        arguments: As a folder or the table of known encoders has them.
+        path: The file that they come from, for errors.
+
+    Raises:
+        InputError: A layer is not known, or is of a kind that a name cannot stand for.
+    """
+    return {name: _layer(path, name, value) for name, value in arguments.items()}
+
+
 def timm_and_torch() -> tuple[Any, Any]:
     """The two modules, imported at first use.
 
@@ -167,12 +181,11 @@ def _checked_arguments(config: TimmConfig, taken: frozenset[str]) -> dict[str, A
             f"{config.path}: model_args holds {refused[0]!r}, which does not shape {config.architecture}",
             hint="remove it from model_args",
         )
-    arguments = {name: _layer(config, name, value) for name, value in config.arguments.items()}
+    arguments = with_layers(config.arguments, config.path)
     return arguments | {name: False for name in _DYNAMIC if arguments.get(name)}
 
 
-def _layer(config: TimmConfig, argument: str, value: Any) -> Any:
-    """The class that a layer's name stands for: `silu`, `torch.nn.SiLU`, `SwiGLUPacked`; other values as they are."""
+def _layer(path: Path, argument: str, value: Any) -> Any:
     parts = argument.split("_")
     if not isinstance(value, str) or not {"layer", "act"} & set(parts):
         return value
@@ -190,11 +203,11 @@ def _layer(config: TimmConfig, argument: str, value: Any) -> Any:
             return nn.GELU if name == "gelu" else layers.get_act_layer(_RESPELT.get(name, name))
     except Exception as error:
         raise InputError(
-            f"{config.path}: model_args names {argument} {value!r}, which is not known",
+            f"{path}: model_args names {argument} {value!r}, which is not known",
             hint="mlp_layer: Mlp, GluMlp, SwiGLU or SwiGLUPacked; act_layer and norm_layer: timm's names, such as silu",
         ) from error
     raise InputError(
-        f"{config.path}: model_args holds {argument}, a part that a name cannot stand for",
+        f"{path}: model_args holds {argument}, a part that a name cannot stand for",
         hint="remove it, and name an architecture that has it",
     )
 
