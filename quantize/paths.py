@@ -17,7 +17,7 @@ _BETTER = {
 
 
 def unknown_part(module: "nn.Module") -> str:
-    """The first part of an encoder that is not that of a plain vision transformer, as `blocks.0.mlp is a GluMlp`."""
+    """The first part of an encoder that `numerics.blocks.fit_blocks` does not know, as `blocks.0.mlp is a GluMlp`."""
     from timm.layers import Mlp
     from timm.layers.attention import Attention
     from timm.models.vision_transformer import Block, VisionTransformer
@@ -36,10 +36,6 @@ def unknown_part(module: "nn.Module") -> str:
         for leaf in ("q_norm", "norm"):
             if not isinstance(getattr(block.attn, leaf), nn.Identity):
                 return f"{name}.attn has a {leaf}"
-    if not isinstance(backbone.norm_pre, nn.Identity):
-        return "a norm stands before the blocks"
-    if getattr(backbone, "dynamic_img_size", False):
-        return "it takes tiles of any size (dynamic_img_size)"
     return "it has a part that plain vision transformers lack"
 
 

@@ -26,7 +26,7 @@ class Recipe(BaseModel):
             the least squared error (of the layer's output where weights are fitted, of the input otherwise), or that
             with the least Kullback-Leibler divergence (`clip.clipped_amax`; ONNX and TensorRT).
         weights: How weights come onto their grid: rounded to the nearest, or by GPTQ (`gptq.round_weights`; vision
-            transformers of plain blocks), for ONNX and TensorRT fitted to the quantized inputs before
+            transformers), for ONNX and TensorRT fitted to the quantized inputs before
             (`blocks.fit_blocks`).
         quantizer: What quantizes a vision transformer for OpenVINO: layer by layer (`grids.choose_grids`), or NNCF.
             Other networks always go through NNCF.
@@ -60,7 +60,7 @@ class Recipe(BaseModel):
 
 
 def openvino_recipe() -> Recipe:
-    """OpenVINO's INT8 recipe for vision transformers of plain blocks, tried on one model only."""
+    """OpenVINO's INT8 recipe for vision transformers that can be folded, tried on one model only."""
     # Stronger smoothing, and clipping, win on tissue like the calibration tiles and lose on other tissue, which leaves
     # ranges that fit every channel closely: docs/notes/2026-11-28-quantization.md has the figures.
     return Recipe(
@@ -76,7 +76,7 @@ def onnx_recipe() -> Recipe:
 
 
 def nncf_recipe() -> Recipe:
-    """OpenVINO's INT8 recipe for networks that are not vision transformers of plain blocks."""
+    """OpenVINO's INT8 recipe for networks that cannot be folded."""
     return Recipe(name="openvino-int8-nncf", smooth_alphas=(0.5,), attention=True, quantizer="nncf")
 
 

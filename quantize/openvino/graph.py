@@ -14,32 +14,25 @@ The graph is written operator by operator, because what the CPU plugin makes of 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.models.graph import INPUT, OUTPUT
 from atlas_edge.quantize.openvino.grids import PATCH_EMBED, ActivationGrid, VitGrids, choose_grids
+from atlas_edge.quantize.openvino.operators import Operators, to_numpy
 from atlas_edge.quantize.paths import LAYER_WISE
 from atlas_edge.quantize.recipe import Recipe
 
 if TYPE_CHECKING:
     import openvino as ov
-    from torch import Tensor, nn
 
-    from atlas_edge.models.folded_vit import FoldedBlock, FoldedVit
-
-_Type = Literal["f32", "i64", "i8"]
-_GRID_LEVELS = 256
-
-
-def foldable(module: "nn.Module") -> "FoldedVit | None":
-    """The folded network where this graph can express it; None otherwise (see `fold_vit`)."""
-    from atlas_edge.models.folded_vit import fold_vit
-
-    folded = fold_vit(module)
-    return None if folded is None or any(block.attn.normed for block in folded.blocks) else folded
+    from atlas_edge.models.folding.attention import FoldedAttention, HeadNorm
+    from atlas_edge.models.folding.block import FoldedBlock
+    from atlas_edge.models.folding.mlp import FoldedMlp
+    from atlas_edge.models.folding.rotation import Rotation
+    from atlas_edge.models.folding.vit import FoldedVit
 
 
 def quantize_vit(
@@ -48,7 +41,7 @@ def quantize_vit(
     """Quantize a folded vision transformer to INT8 for OpenVINO's CPU plugin.
 
     Args:
-        folded: From `foldable`; changed in place (see `choose_grids`).
+        folded: From `fold_vit`; changed in place (see `choose_grids`).
         calibration: Batches of tiles, `(B, tile_px, tile_px, 3)` uint8.
         recipe: What to quantize and how.
 
@@ -78,19 +71,17 @@ def build_openvino(folded: "FoldedVit", grids: VitGrids, *, tile_px: int) -> "ov
     """Write the graph: input `tiles` `(B, tile_px, tile_px, 3)` uint8, output `embedding` `(B, D)` float32.
 
     Args:
-        folded: From `fold_vit`, without query and key norms, as `choose_grids` left it.
+        folded: From `fold_vit`, as `choose_grids` left it.
         grids: From `choose_grids`; an empty one gives a graph in full precision.
         tile_px: Side of a tile.
     """
     return _Writer(grids).model(folded, tile_px)
 
 
-class _Writer:
+class _Writer(Operators):
     def __init__(self, grids: VitGrids) -> None:
-        from openvino import opset13
-
-        self.op: Any = opset13
-        self.grids = grids
+        super().__init__(grids)
+        self._tables: dict[int, tuple[Any, Any]] = {}
 
     def model(self, folded: "FoldedVit", tile_px: int) -> "ov.Model":
         import openvino as ov
@@ -102,113 +93,113 @@ class _Writer:
         for index, block in enumerate(folded.blocks):
             tokens = self._block(tokens, block, f"blocks.{index}")
         if folded.pooling == "cls":
-            embedding = self._layer_norm(self._first(tokens), folded.norm)
+            parts = [self.layer_norm(self.first(tokens), folded.norm)]
         else:
-            if not folded.norm_after_pooling:
-                tokens = self._layer_norm(tokens, folded.norm)
-            patches = self._slice(tokens, folded.prefix_tokens, np.iinfo(np.int64).max)
-            mean = op.reduce_mean(patches, self._constant([1], "i64"), keep_dims=True)
-            parts = [self._first(tokens), mean] if folded.pooling == "cls+mean" else [mean]
-            if folded.norm_after_pooling:
-                parts = [self._layer_norm(part, folded.norm) for part in parts]
-            embedding = op.concat(parts, 2) if len(parts) > 1 else parts[0]
-        result = op.result(op.squeeze(embedding, self._constant([1], "i64")), name=OUTPUT)
+            tokens = self.layer_norm(tokens, folded.norm)
+            patches = self.slice(tokens, folded.pooled_from, np.iinfo(np.int64).max)
+            mean = op.reduce_mean(patches, self.constant([1], "i64"), keep_dims=True)
+            parts = [self.first(tokens), mean] if folded.pooling == "cls+mean" else [mean]
+        parts = [self.layer_norm(part, folded.fc_norm) for part in parts]
+        embedding = op.concat(parts, 2) if len(parts) > 1 else parts[0]
+        result = op.result(op.squeeze(embedding, self.constant([1], "i64")), name=OUTPUT)
         result.output(0).set_names({OUTPUT})
         return ov.Model([result], [tiles], "encoder")
 
     def _patches(self, folded: "FoldedVit", tiles: Any) -> Any:
         op, convolution = self.op, folded.patch_embed.proj
-        pixels = op.transpose(op.convert(tiles, np.float32), self._constant([0, 3, 1, 2], "i64"))
-        positions = _numpy(folded.positions)
+        pixels = self.transpose(op.convert(tiles, np.float32), [0, 3, 1, 2])
+        positions = to_numpy(folded.positions)
         if PATCH_EMBED in self.grids.weights:
             # The pixels are their own grid.
-            pixels = self._on_grid(pixels, ActivationGrid(low=0.0, high=255.0))
+            pixels = self.on_grid(pixels, ActivationGrid(low=0.0, high=255.0))
             positions = positions + self.grids.weights[PATCH_EMBED].bias
-        weight = self._weight(PATCH_EMBED, convolution.weight)
+        weight = self.weight(PATCH_EMBED, convolution.weight)
         patches = op.convolution(pixels, weight, list(convolution.stride), [0, 0], [0, 0], [1, 1])
-        channels_last = op.transpose(patches, self._constant([0, 2, 3, 1], "i64"))
-        flat = op.reshape(channels_last, self._constant([0, -1, positions.shape[-1]], "i64"), special_zero=True)
-        tokens = op.add(flat, self._constant(positions))
+        flat = self.reshape(self.transpose(patches, [0, 2, 3, 1]), [0, -1, positions.shape[-1]])
+        tokens = self.layer_norm(op.add(flat, self.constant(positions)), folded.norm_pre)
         if not folded.prefix.shape[1]:
             return tokens
-        batch = op.gather(op.shape_of(tiles), self._constant([0], "i64"), self._constant(0, "i64"))
-        shape = op.concat([batch, self._constant(folded.prefix.shape[1:], "i64")], 0)
-        return op.concat([op.broadcast(self._constant(_numpy(folded.prefix)), shape), tokens], 1)
+        batch = op.gather(op.shape_of(tiles), self.constant([0], "i64"), self.constant(0, "i64"))
+        shape = op.concat([batch, self.constant(folded.prefix.shape[1:], "i64")], 0)
+        return op.concat([op.broadcast(self.constant(to_numpy(folded.prefix)), shape), tokens], 1)
 
     def _block(self, tokens: Any, block: "FoldedBlock", name: str) -> Any:
         op = self.op
-        normed = self._standardise(tokens, block.eps1)
-        queried, tokens = (self._first(normed), self._first(tokens)) if block.cls_only else (normed, tokens)
+        normed = self.standardise(tokens, block.eps1)
+        queried, tokens = (self.first(normed), self.first(tokens)) if block.cls_only else (normed, tokens)
         attended = self._attention(queried, normed, block, f"{name}.attn")
-        tokens = op.add(tokens, self._linear(attended, f"{name}.attn.proj", block.attn.proj))
-        hidden = self._linear(self._standardise(tokens, block.eps2), f"{name}.mlp.fc1", block.mlp.fc1)
-        hidden = op.gelu(hidden, "ERF")
-        return op.add(tokens, self._linear(hidden, f"{name}.mlp.fc2", block.mlp.fc2))
+        tokens = op.add(tokens, self.linear(attended, f"{name}.attn.proj", block.attn.proj))
+        hidden = self._hidden(self.standardise(tokens, block.eps2), block.mlp, f"{name}.mlp")
+        return op.add(tokens, self.linear(hidden, f"{name}.mlp.fc2", block.mlp.fc2))
 
     def _attention(self, queried: Any, tokens: Any, block: "FoldedBlock", name: str) -> Any:
         op, attention = self.op, block.attn
-
-        def heads(leaf: str, source: Any, grid: ActivationGrid | None) -> Any:
-            product = self._linear(source, f"{name}.{leaf}", getattr(attention, leaf))
-            if grid is not None:
-                product = self._on_grid(product, grid)
-            shape = self._constant([0, 0, attention.num_heads, attention.head_dim], "i64")
-            return op.transpose(op.reshape(product, shape, special_zero=True), self._constant([0, 2, 1, 3], "i64"))
-
-        grids = self.grids.activations
-        query = heads("q", queried, grids.get(f"{name}.query"))
-        key, value = heads("k", tokens, grids.get(f"{name}.key")), heads("v", tokens, None)
+        # CLS, the first token, is not turned.
+        query = self._heads(queried, attention, name, "q", None if block.cls_only else attention.rotation)
+        key = self._heads(tokens, attention, name, "k", attention.rotation)
+        value = self._heads(tokens, attention, name, "v", None)
         scores = op.matmul(query, key, False, True)
         scores.set_friendly_name(f"{name}.scores")
         attended = op.matmul(op.softmax(scores, 3), value, False, False)
         width = attention.num_heads * attention.head_dim
-        merged = op.transpose(attended, self._constant([0, 2, 1, 3], "i64"))
-        return op.reshape(merged, self._constant([0, 0, width], "i64"), special_zero=True)
+        merged = self.reshape(self.transpose(attended, [0, 2, 1, 3]), [0, 0, width])
+        return self.standardise(merged, attention.inner_eps)
 
-    def _linear(self, tokens: Any, name: str, layer: "nn.Linear") -> Any:
+    def _heads(
+        self, tokens: Any, attention: "FoldedAttention", name: str, leaf: str, rotation: "Rotation | None"
+    ) -> Any:
+        """Query, key or value of every head, `(B, heads, N, head_dim)`."""
+        heads = self.linear(tokens, f"{name}.{leaf}", getattr(attention, leaf))
+        norm = {"q": attention.q_norm, "k": attention.k_norm}.get(leaf)
+        grid = self.grids.activations.get({"q": f"{name}.query", "k": f"{name}.key"}.get(leaf, ""))
+        shape = [attention.num_heads, attention.head_dim]
+        if norm is not None:
+            heads = self._head_norm(heads, shape, norm)
+        if rotation is None:
+            return self.transpose(self.reshape(self.on_grid(heads, grid), [0, 0, *shape]), [0, 2, 1, 3])
+        heads = self.transpose(self.reshape(heads, [0, 0, *shape]), [0, 2, 1, 3])
+        return self.on_grid(self._turned(heads, rotation), grid)
+
+    def _head_norm(self, tokens: Any, shape: list[int], norm: "HeadNorm") -> Any:
+        """Every head of `(B, N, heads * head_dim)` normalised."""
         op = self.op
-        if name in self.grids.weights:
-            grid = self.grids.activations[name]
-            if grid.scale is not None:
-                tokens = op.multiply(tokens, self._constant(1 / grid.scale))
-            tokens = self._on_grid(tokens, grid)
-            bias = self.grids.weights[name].bias
+        # The plugin has a kernel for the last of three axes, not of four.
+        heads = self.reshape(tokens, [0, -1, shape[1]])
+        if norm.centred:
+            heads = self.standardise(heads, norm.eps)
         else:
-            bias = _numpy(layer.bias)
-        product = op.matmul(tokens, self._weight(name, layer.weight), False, True)
-        product.set_friendly_name(name)
-        return op.add(product, self._constant(bias.reshape(1, 1, -1)))
+            power = op.reduce_mean(op.power(heads, self.constant(2.0)), self.constant([2], "i64"), True)
+            heads = op.divide(heads, op.sqrt(op.add(power, self.constant(norm.eps))))
+        tokens = self.reshape(heads, [0, -1, shape[0] * shape[1]])
+        tokens = op.multiply(tokens, self.constant(to_numpy(norm.weight).ravel()))
+        return op.add(tokens, self.constant(to_numpy(norm.bias).ravel())) if norm.bias.any() else tokens
 
-    def _weight(self, name: str, weight: "Tensor") -> Any:
-        if name not in self.grids.weights:
-            return self._constant(_numpy(weight))
-        grid = self.grids.weights[name]
-        values = self.op.convert(self._constant(grid.values, "i8"), np.float32)
-        return self.op.multiply(values, self._constant(grid.step.reshape(-1, *[1] * (grid.values.ndim - 1))))
+    def _turned(self, heads: Any, rotation: "Rotation") -> Any:
+        """Written as the plugin's RoPE fusion looks for it: slices, a product with -1, two with tables of four axes."""
+        op = self.op
+        if id(rotation) not in self._tables:
+            cos, sin = (self.constant(to_numpy(table)[None]) for table in (rotation.cos, rotation.sin))
+            self._tables[id(rotation)] = cos, sin
+        cos, sin = self._tables[id(rotation)]
+        half = self.constant([rotation.cos.shape[-1] // 2] * 2, "i64")
+        first, second = op.variadic_split(heads, self.constant(3, "i64"), half).outputs()
+        turned = op.concat([op.multiply(second, self.constant(-1.0)), first], -1)
+        return op.add(op.multiply(heads, cos), op.multiply(turned, sin))
 
-    def _on_grid(self, tensor: Any, grid: ActivationGrid) -> Any:
-        low, high = self._constant(grid.low), self._constant(grid.high)
-        return self.op.fake_quantize(tensor, low, high, low, high, _GRID_LEVELS)
+    def _hidden(self, normed: Any, mlp: "FoldedMlp", name: str) -> Any:
+        """What `fc2` reads, `(B, N, H)`."""
+        first, *others = (self.linear(normed, f"{name}.{leaf}", getattr(mlp, leaf)) for leaf in mlp.first)
+        hidden = self._activated(first, mlp.activation)
+        for value in others:
+            hidden = self.op.multiply(hidden, value)
+        return self.standardise(hidden, mlp.inner_eps)
 
-    def _standardise(self, tokens: Any, eps: float) -> Any:
-        return self.op.mvn(tokens, self._constant([2], "i64"), True, eps, "inside_sqrt")
-
-    def _layer_norm(self, tokens: Any, norm: "nn.LayerNorm") -> Any:
-        scaled = self.op.multiply(self._standardise(tokens, norm.eps), self._constant(_numpy(norm.weight)))
-        return self.op.add(scaled, self._constant(_numpy(norm.bias)))
-
-    def _first(self, tokens: Any) -> Any:
-        return self._slice(tokens, 0, 1)
-
-    def _slice(self, tokens: Any, start: int, stop: int) -> Any:
-        ends = (self._constant([value], "i64") for value in (start, stop, 1, 1))
-        return self.op.slice(tokens, *ends)
-
-    def _constant(self, value: Any, kind: _Type = "f32") -> Any:
-        types = {"f32": np.float32, "i64": np.int64, "i8": np.int8}
-        return self.op.constant(np.asarray(value, dtype=types[kind]))
-
-
-def _numpy(tensor: "Tensor") -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.detach().numpy()
-    return array
+    def _activated(self, hidden: Any, name: str) -> Any:
+        op = self.op
+        if name == "gelu":
+            return op.gelu(hidden, "ERF")
+        if name == "gelu_tanh":
+            return op.gelu(hidden, "TANH")
+        if name == "quick_gelu":
+            return op.swish(hidden, self.constant(1.702))
+        return {"relu": op.relu, "sigmoid": op.sigmoid, "silu": op.swish}[name](hidden)

@@ -2,7 +2,8 @@
 
 import fnmatch
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,9 @@ from atlas_edge.quantize.numerics.rounding import (
 from atlas_edge.quantize.recipe import Recipe
 
 if TYPE_CHECKING:
-    from atlas_edge.models.folded_vit import FoldedAttention, FoldedBlock, FoldedVit
+    from atlas_edge.models.folding.attention import FoldedAttention
+    from atlas_edge.models.folding.block import FoldedBlock
+    from atlas_edge.models.folding.vit import FoldedVit
 
 PATCH_EMBED = "patch_embed.proj"
 # Shares of the range that calibration tiles fill which are tried where the recipe asks for the least error.
@@ -99,13 +102,16 @@ class VitGrids:
 def choose_grids(folded: "FoldedVit", calibration: Sequence[NDArray[np.uint8]], recipe: Recipe) -> VitGrids:
     """Choose every INT8 grid, in one full-precision pass over the calibration tiles.
 
-    Before that, three exact changes to `folded`, in place, that make its tensors fit a grid better:
+    Before that, exact changes to `folded`, in place, that make its tensors fit a grid better, each where the network
+    allows it (`FoldedAttention`, `FoldedBlock.inputs`):
 
     - a constant is taken from each key channel, so that its range is centred: it adds the same to all scores of a
       query, and softmax does not see it;
     - a constant is taken from each value channel; attention weights sum to one, so it passes through to the
       projection, whose bias gives it back;
-    - query and key channels are scaled against each other until their ranges are equal.
+    - query and key channels are scaled against each other until their ranges are equal, two by two where positions
+      turn them;
+    - SmoothQuant's division of what a gated MLP's second product reads goes into the rows of its value.
 
     Then, for each Linear, the SmoothQuant strength (arXiv:2211.10438, equation 4) and the share of the range are those
     with the least output error on sampled tokens; weights are rounded by GPTQ where the recipe fits them; and the mean
@@ -188,6 +194,11 @@ class _Inputs(_Extremes):
         super().shift(offset)
         self._rows = [rows - offset for rows in self._rows]
 
+    def divide(self, scale: Tensor) -> None:
+        """Divide every token by a positive scale `(C,)`."""
+        self.low, self.high = self.low / scale, self.high / scale
+        self._rows = [rows / scale for rows in self._rows]
+
 
 class _Block:
     """Chooses the grids of one block."""
@@ -196,79 +207,85 @@ class _Block:
         self, name: str, block: "FoldedBlock", grids: VitGrids, recipe: Recipe, excluded: frozenset[str]
     ) -> None:
         self.name, self.block, self.grids, self.recipe, self.excluded = name, block, grids, recipe, excluded
-        self.inputs = {leaf: _Inputs() for leaf in ("attn.q", "attn.k", "attn.proj", "mlp.fc1", "mlp.fc2")}
-        self.products = {leaf: _Extremes() for leaf in ("q", "k", "v")}
+        self.inputs = {read.products[0]: _Inputs() for read in block.inputs}
+        self.outputs = {leaf: _Extremes() for leaf in ("attn.query", "attn.key", "attn.v")}
+        self.smoothed: dict[str, ActivationGrid] = {}
 
     def run(self, tokens: Tensor) -> Tensor:
         """Pass all tokens `(T, N, D)` through the block, then choose: what the next block reads."""
-        after = torch.cat([self._record(piece) for piece in tokens.split(_BATCH)])
-        attention = self.block.attn
-        self._centre(attention)
-        self._balance(attention)
-        if self.block.cls_only:
-            self._choose("attn.q", ("attn.q",))
-            self._choose("attn.k", ("attn.k", "attn.v"))
-        else:
-            self._choose("attn.q", ("attn.q", "attn.k", "attn.v"))
-        for leaf in ("attn.proj", "mlp.fc1", "mlp.fc2"):
-            self._choose(leaf, (leaf,))
+        with self._watched():
+            after = torch.cat([self.block(piece) for piece in tokens.split(_BATCH)])
+        self._centre(self.block.attn)
+        self._balance(self.block.attn)
+        for read in self.block.inputs:
+            # The projection's scale stays a multiplication: the plugin joins it with the grid that follows.
+            if read.linear_in is not None and read.linear_in != "attn.v":
+                self._smooth(read.products[0], read.linear_in)
+        for read in self.block.inputs:
+            self._choose(read.products)
         return after
 
-    def _record(self, tokens: Tensor) -> Tensor:
-        block, attention = self.block, self.block.attn
-        normed = functional.layer_norm(tokens, block.width, eps=block.eps1)
-        queried, tokens = (normed[:, :1], tokens[:, :1]) if block.cls_only else (normed, tokens)
-        self.inputs["attn.q"].add(queried)
-        self.inputs["attn.k"].add(normed)
-        for leaf, source in (("q", queried), ("k", normed), ("v", normed)):
-            self.products[leaf].add(getattr(attention, leaf)(source))
-        attended = attention.attend(queried, normed)
-        self.inputs["attn.proj"].add(attended)
-        tokens = tokens + attention.proj(attended)
-        normed = functional.layer_norm(tokens, block.width, eps=block.eps2)
-        self.inputs["mlp.fc1"].add(normed)
-        hidden = functional.gelu(block.mlp.fc1(normed))
-        self.inputs["mlp.fc2"].add(hidden)
-        mixed: Tensor = tokens + block.mlp.fc2(hidden)
-        return mixed
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Record what the products read, and the ranges of queries, keys and values."""
+
+        def reads(seen: _Inputs) -> Any:
+            return lambda _, given: seen.add(given[0])
+
+        def makes(seen: _Extremes) -> Any:
+            return lambda _, __, made: seen.add(made if made.dim() == 3 else made.transpose(1, 2).flatten(2))
+
+        handles = [self.block.get_submodule(n).register_forward_pre_hook(reads(s)) for n, s in self.inputs.items()]
+        handles += [self.block.get_submodule(n).register_forward_hook(makes(s)) for n, s in self.outputs.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _centre(self, attention: "FoldedAttention") -> None:
-        if attention.normed:
-            return
-        key, value = self.products["k"], self.products["v"]
-        for product in (key, value):
-            middle = (product.low + product.high) / 2
-            product.shift(middle)
-            (attention.k if product is key else attention.v).bias.data -= middle
-            if product is value:
-                attention.proj.bias.data += attention.proj.weight @ middle
-                self.inputs["attn.proj"].shift(middle)
+        key, value = self.outputs["attn.key"], self.outputs["attn.v"]
+        if attention.shifts_keys:
+            middle = (key.low + key.high) / 2
+            key.shift(middle)
+            attention.shift_keys(middle)
+        if attention.shifts_values:
+            middle = (value.low + value.high) / 2
+            attention.shift_values(middle)
+            self.inputs["attn.proj"].shift(middle)
 
     def _balance(self, attention: "FoldedAttention") -> None:
-        query, key = self.products["q"], self.products["k"]
-        if not attention.normed:
-            ratio = (_peak(key) / _peak(query)).sqrt().clamp(1e-3, 1e3)
-            for layer, factor in ((attention.q, ratio), (attention.k, 1 / ratio)):
-                layer.weight.data *= factor[:, None]
-                layer.bias.data *= factor
-            query.low, query.high, key.low, key.high = (
-                query.low * ratio,
-                query.high * ratio,
-                key.low / ratio,
-                key.high / ratio,
-            )
-            if self.recipe.attention and not self.excluded & {f"{self.name}.attn.q", f"{self.name}.attn.k"}:
-                for leaf, product in (("query", query), ("key", key)):
-                    low, high = symmetric_ends(float(_peak(product).max()))
-                    self.grids.activations[f"{self.name}.attn.{leaf}"] = ActivationGrid(low=low, high=high)
+        query, key = (attention.together(_peak(self.outputs[leaf])) for leaf in ("attn.query", "attn.key"))
+        ratio = (key / query).sqrt().clamp(1e-3, 1e3)
+        attention.scale_queries(ratio)
+        if self.recipe.attention and not self.excluded & {f"{self.name}.attn.q", f"{self.name}.attn.k"}:
+            for leaf, peak in (("query", query * ratio), ("key", key / ratio)):
+                low, high = symmetric_ends(float(peak.max()))
+                self.grids.activations[f"{self.name}.attn.{leaf}"] = ActivationGrid(low=low, high=high)
 
-    def _choose(self, source: str, leaves: Sequence[str]) -> None:
+    def _smooth(self, leaf: str, linear_in: str) -> None:
+        """SmoothQuant, exactly and at no cost: the scale goes into the rows of the product that makes the input."""
+        if f"{self.name}.{leaf}" in self.excluded:
+            return
+        inputs, layer, maker = self.inputs[leaf], self.block.get_submodule(leaf), self.block.get_submodule(linear_in)
+        grid = _activation_grid(inputs, inputs.choosing, layer.weight, self.recipe)
+        if grid.scale is not None:
+            scale = torch.from_numpy(grid.scale)
+            maker.weight.data /= scale[:, None]
+            maker.bias.data /= scale
+            layer.weight.data *= scale
+            inputs.divide(scale)
+        self.smoothed[leaf] = replace(grid, scale=None)
+
+    def _choose(self, leaves: Sequence[str]) -> None:
         names = [name for name in (f"{self.name}.{leaf}" for leaf in leaves) if name not in self.excluded]
         if not names:
             return
-        inputs, layers = self.inputs[source], [self.block.get_submodule(name[len(self.name) + 1 :]) for name in names]
+        inputs, layers = self.inputs[leaves[0]], [self.block.get_submodule(n[len(self.name) + 1 :]) for n in names]
         rows = inputs.rows
-        grid = _activation_grid(inputs, inputs.choosing, torch.cat([layer.weight for layer in layers]), self.recipe)
+        grid = self.smoothed.get(leaves[0]) or _activation_grid(
+            inputs, inputs.choosing, torch.cat([layer.weight for layer in layers]), self.recipe
+        )
         scale = torch.ones(rows.shape[1]) if grid.scale is None else torch.from_numpy(grid.scale)
         rounded = fake_round(rows / scale, grid.low, grid.high)
         for name, layer in zip(names, layers, strict=True):
@@ -342,7 +359,7 @@ def _patch_embedding(folded: "FoldedVit", tiles: Tensor) -> WeightGrid:
 
 
 def _excluded(folded: "FoldedVit", recipe: Recipe) -> frozenset[str]:
-    """Names of the layers that stay in floating point; `attn.qkv`, timm's name, stands for all three."""
+    """Names of the layers that stay in floating point; timm's `attn.qkv` stands for all three."""
     names = [n for n, layer in folded.named_modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
     found: set[str] = set()
     for pattern in recipe.exclude:
@@ -358,3 +375,6 @@ def _aliases(name: str) -> Iterator[str]:
     stem, _, leaf = name.rpartition(".")
     if leaf in ("q", "k", "v"):
         yield f"{stem}.qkv"
+        yield f"{stem}.{leaf}_proj"
+    if leaf in ("fc1_g", "fc1_x"):
+        yield f"{stem}.fc1"

@@ -1,4 +1,4 @@
-"""INT8 for OpenVINO: layer by layer for vision transformers (`openvino_vit`), through NNCF for everything else."""
+"""INT8 for OpenVINO: layer by layer for vision transformers (`graph`), through NNCF for everything else."""
 
 import fnmatch
 import io
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from atlas_edge.errors import UsageError
 from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.quantize.onnx.fakequant import cosine_error, split_choice
-from atlas_edge.quantize.paths import NNCF, unknown_part
+from atlas_edge.quantize.paths import NNCF
 from atlas_edge.quantize.recipe import Calibrator, Recipe, for_nncf
 from atlas_edge.quantize.tiles.augmentation import with_augmented
 
@@ -58,12 +58,14 @@ def quantize_openvino(
     reason = "the recipe asks for it" if recipe.quantizer == "nncf" else "there is its ONNX alone"
     batches = with_augmented(list(calibration), recipe.augmented_share)
     if module is not None and recipe.quantizer == "layers" and any(map(len, batches)):
-        from atlas_edge.quantize.openvino.graph import foldable, quantize_vit
+        from atlas_edge.models.folding.known import unfoldable_part
+        from atlas_edge.models.folding.vit import fold_vit
+        from atlas_edge.quantize.openvino.graph import quantize_vit
 
-        folded = foldable(module)
+        folded = fold_vit(module)
         if folded is not None:
             return quantize_vit(folded, batches, recipe)
-        reason = unknown_part(module)
+        reason = unfoldable_part(module) or reason
     recipe = for_nncf(recipe)
     model = ov.Core().read_model(onnx_path)
     held_out, statistics_tiles = split_choice(batches, recipe)

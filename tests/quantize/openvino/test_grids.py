@@ -1,21 +1,28 @@
 """Grids of a folded vision transformer, and the OpenVINO graph that they go into."""
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from timm.layers import GluMlp, RmsNorm, SwiGLUPacked
 
+from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.errors import UsageError
 from atlas_edge.models.encoder_module import EncoderModule
-from atlas_edge.models.folded_vit import FoldedVit, fold_vit
+from atlas_edge.models.folding.vit import FoldedVit, fold_vit
 from atlas_edge.models.load import LoadedModel, load_model
 from atlas_edge.quantize.numerics import blocks
 from atlas_edge.quantize.numerics.rounding import even_smooth_scale, fake_round, grid_ends, symmetric_ends
-from atlas_edge.quantize.openvino.graph import build_openvino, foldable
+from atlas_edge.quantize.onnx.fakequant import embed
+from atlas_edge.quantize.openvino.graph import build_openvino
 from atlas_edge.quantize.openvino.grids import VitGrids, _Inputs, choose_grids
-from atlas_edge.quantize.recipe import Recipe
+from atlas_edge.quantize.openvino.nncf import quantize_openvino
+from atlas_edge.quantize.paths import LAYER_WISE
+from atlas_edge.quantize.recipe import Recipe, openvino_recipe
 from atlas_edge.runtimes.int8_sums import int8_properties
 from atlas_edge.runtimes.openvino import OpenVinoEncoder
 from atlas_edge.spec import EncoderSpec, Pooling
@@ -24,9 +31,45 @@ Batches = list[NDArray[np.uint8]]
 RECIPE = Recipe(smooth_alphas=(0.5, 0.85), calibrator="mse", weights="fitted", attention=True)
 
 
+VIT = "vit_tiny_patch16_224"
+# Parts that DINOv2 lacks, each at least once: timm architecture and arguments, pooling.
+KINDS: dict[str, tuple[str, dict[str, Any], Pooling]] = {
+    "pre-norm": (VIT, {"pre_norm": True, "reg_tokens": 8, "dynamic_img_size": True}, "cls+mean"),
+    "averaged": (VIT, {"class_token": False, "global_pool": "avg"}, "avg"),
+    "normed after pooling": (VIT, {"global_pool": "avg", "pool_include_prefix": True}, "avg"),
+    "gated": (VIT, {"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU, "reg_tokens": 4}, "cls+mean"),
+    "gate last": (VIT, {"mlp_layer": GluMlp, "act_layer": "quick_gelu"}, "cls"),
+    "normed": (VIT, {"qk_norm": True}, "avg"),
+    "normed by mean square": ("vit_small_patch16_dinov3", {"qk_norm": True}, "cls+mean"),
+    "turned": ("vit_small_patch16_dinov3_qkvb", {}, "avg"),
+    "turned by head": ("vit_small_patch16_rope_mixed_224", {}, "cls"),
+    "turned, gated, normed within": ("eva02_base_patch16_clip_224", {}, "cls"),
+}
+
+
+def _encoder(kind: str) -> tuple[EncoderModule, EncoderSpec]:
+    import timm
+
+    architecture, options, pooling = KINDS[kind]
+    settings = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 0}
+    torch.manual_seed(0)
+    backbone = timm.create_model(architecture, **(settings | options))
+    for parameter in backbone.parameters():
+        parameter.data += (0.1 if parameter.dim() == 2 else 0.3) * torch.randn_like(parameter)
+    if kind == "normed by mean square":
+        for block in backbone.blocks:
+            for name in ("q_norm", "k_norm"):
+                setattr(block.attn, name, RmsNorm(32))
+    half, width = (0.5, 0.5, 0.5), 128 if pooling == "cls+mean" else 64
+    spec = EncoderSpec(
+        name=kind, architecture=architecture, embed_dim=width, tile_px=32, mean=half, std=half, pooling=pooling
+    )
+    return EncoderModule(backbone, spec).eval(), spec
+
+
 @pytest.fixture
 def folded(tiny: LoadedModel) -> FoldedVit:
-    result = foldable(tiny.module)
+    result = fold_vit(tiny.module)
     assert result is not None
     return result
 
@@ -36,7 +79,7 @@ def test_the_graph_without_grids_computes_the_encoder(
     pooling: Pooling, tiny_model: object, held_out: NDArray[np.uint8]
 ) -> None:
     model = load_model(str(tiny_model), pooling=pooling)
-    folded = foldable(model.module)
+    folded = fold_vit(model.module)
     assert folded is not None
     found = OpenVinoEncoder(build_openvino(folded, VitGrids(), tile_px=32), model.spec).encode(held_out)
     with torch.inference_mode():
@@ -44,25 +87,59 @@ def test_the_graph_without_grids_computes_the_encoder(
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("pooling", [None, "cls", "cls+mean"])
-def test_a_norm_after_pooling_stays_in_the_graph(pooling: Pooling | None, held_out: NDArray[np.uint8]) -> None:
-    import timm
-
-    torch.manual_seed(0)
-    settings = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 2, "num_classes": 0}
-    backbone = timm.create_model("vit_tiny_patch16_224", global_pool="avg", pool_include_prefix=True, **settings)
-    for parameter in backbone.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    width, half = 128 if pooling == "cls+mean" else 64, (0.5, 0.5, 0.5)
-    spec = EncoderSpec(
-        name="t", architecture="t", embed_dim=width, tile_px=32, mean=half, std=half, pooling=pooling or "avg"
-    )
-    module = EncoderModule(backbone, spec).eval()
-    folded = foldable(module)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_graph_of_every_kind_computes_the_encoder(kind: str, held_out: NDArray[np.uint8]) -> None:
+    module, spec = _encoder(kind)
+    folded = fold_vit(module)
     assert folded is not None
     found = OpenVinoEncoder(build_openvino(folded, VitGrids(), tile_px=32), spec).encode(held_out)
+    expected = embed(module, [held_out])
+    assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_quantized_whole_and_close(kind: str, calibration: Batches, held_out: NDArray[np.uint8]) -> None:
+    module, spec = _encoder(kind)
+    model, report = quantize_openvino(Path("no graph"), calibration, recipe=openvino_recipe(), module=module)
+    assert report["path"] == LAYER_WISE
+    linears = len(report["layers"])
+    assert report["coverage"] == {"Convolution": "1 of 1", "Linear": f"{linears} of {linears}", "QueryKey": "2 of 2"}
+    agreement = embedding_agreement(embed(module, [held_out]), OpenVinoEncoder(model, spec).encode(held_out))
+    assert 0.9995 < agreement.cosine_worst < 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_choosing_moves_changes_nothing_at_full_precision(
+    kind: str, calibration: Batches, held_out: NDArray[np.uint8]
+) -> None:
+    module, _ = _encoder(kind)
+    folded = fold_vit(module)
+    assert folded is not None
+    before = copy.deepcopy(folded.state_dict())
+    grids = choose_grids(folded, calibration, RECIPE)
+    moved = {name for name, values in folded.state_dict().items() if not torch.equal(values, before[name])}
+    attention, mlp = folded.blocks[0].attn, folded.blocks[0].mlp
+    # Each where it is exact, and nowhere else.
+    assert ("blocks.0.attn.q.weight" in moved) is (attention.q_norm is None)
+    assert ("blocks.0.attn.q_norm.weight" in moved) is (attention.q_norm is not None)
+    assert ("blocks.0.attn.v.bias" in moved) is (attention.inner_eps is None)
+    assert ("blocks.0.mlp.fc1_x.weight" in moved) is (mlp.linear_in is not None)
+    assert (grids.activations["blocks.0.mlp.fc2"].scale is None) is (mlp.linear_in is not None)
+    expected = embed(module, [held_out])
     with torch.inference_mode():
-        np.testing.assert_allclose(found, module(torch.from_numpy(held_out)).numpy(), rtol=1e-3, atol=1e-4)
+        found = folded(torch.from_numpy(held_out)).numpy()
+    assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "holds", "count"),
+    [("gated", "FullyConnected", "Swish", 2), ("turned", "RoPE", "Add", 4), ("normed", "MVN", "MVN", 9)],
+)
+def test_the_plugin_fuses_what_a_kind_adds(kind: str, layer: str, holds: str, count: int, calibration: Batches) -> None:
+    folded = fold_vit(_encoder(kind)[0])
+    assert folded is not None
+    ran = _executed(build_openvino(folded, choose_grids(folded, calibration, RECIPE), tile_px=32))
+    assert len([names for kind_of, _, names in ran if kind_of == layer and holds in names]) == count
 
 
 def test_centring_and_balancing_change_nothing_at_full_precision(
@@ -85,7 +162,7 @@ def test_grids_hold_zero_and_every_calibration_value(folded: FoldedVit, calibrat
             layer.register_forward_pre_hook(lambda _, inputs, name=name: read.__setitem__(name, inputs[0]))
     with torch.inference_mode():
         folded(torch.from_numpy(np.concatenate(calibration)))
-    assert len(read) == 12
+    assert len(read) == 16
     for name, values in read.items():
         grid = grids.activations[name]
         scaled = values if grid.scale is None else values / torch.from_numpy(grid.scale)
@@ -189,21 +266,23 @@ def test_symmetric_ends_by_hand() -> None:
 
 
 def test_query_times_key_runs_in_int8(folded: FoldedVit, calibration: Batches) -> None:
-    import openvino as ov
-
     if int8_properties():
         pytest.skip("this processor has no exact 8-bit products: OpenVINO computes INT8 in floating point here")
-    grids = choose_grids(folded, calibration, RECIPE)
-    model = build_openvino(folded, grids, tile_px=32)
+    ran = _executed(build_openvino(folded, choose_grids(folded, calibration, RECIPE), tile_px=32))
+    for block in (0, 1):
+        precisions = {precision for _, precision, names in ran if f"blocks.{block}.attn.scores" in names.split(",")}
+        assert precisions and precisions <= {"i8", "u8"}
+
+
+def _executed(model: Any) -> list[tuple[str, str, str]]:
+    """Kind, precision and original names of every operator that the plugin runs."""
+    import openvino as ov
+
     model.reshape([4, 32, 32, 3])
-    executed = ov.Core().compile_model(model, "CPU").get_runtime_model()
-    ran = {
-        name: str(node.get_rt_info()["runtimePrecision"].astype(str))
-        for node in executed.get_ops()
-        if "originalLayersNames" in node.get_rt_info()
-        for name in node.get_rt_info()["originalLayersNames"].astype(str).split(",")
-    }
-    assert {ran["blocks.0.attn.scores"], ran["blocks.1.attn.scores"]} <= {"i8", "u8"}
+    executed = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).get_runtime_model()
+    keys = ("layerType", "runtimePrecision", "originalLayersNames")
+    infos = [node.get_rt_info() for node in executed.get_ops()]
+    return [tuple(str(info[key].astype(str)) for key in keys) for info in infos if all(key in info for key in keys)]
 
 
 def test_smoothing_moves_the_outlier_channel_to_the_weights() -> None:
@@ -212,21 +291,3 @@ def test_smoothing_moves_the_outlier_channel_to_the_weights() -> None:
     # sqrt(1), sqrt(100), divided by their geometric mean sqrt(10).
     torch.testing.assert_close(half, torch.tensor([1.0, 10.0]) / 10**0.5)
     assert torch.equal(even_smooth_scale(peak, weight, -1), torch.ones(2))
-
-
-def test_query_norms_are_left_to_nncf(tiny: LoadedModel) -> None:
-    import timm
-
-    module = copy.deepcopy(tiny.module)
-    module.backbone = timm.create_model(
-        "vit_tiny_patch16_224",
-        img_size=32,
-        patch_size=8,
-        embed_dim=64,
-        depth=2,
-        num_heads=2,
-        num_classes=0,
-        qk_norm=True,
-    )
-    assert fold_vit(module) is not None
-    assert foldable(module) is None

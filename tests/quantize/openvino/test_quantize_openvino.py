@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.models.folding.known import unfoldable_part
 from atlas_edge.models.graph import export_onnx
 from atlas_edge.models.load import LoadedModel
 from atlas_edge.quantize.onnx.fakequant import embed
@@ -66,17 +67,18 @@ def test_a_network_of_convolutions_is_no_transformer_and_the_path_is_told(
 
 
 @pytest.mark.parametrize(
-    ("name", "part"),
+    ("name", "block_by_block", "layer_by_layer"),
     [
-        ("swiglu", "blocks.0.mlp is a GluMlp"),
-        ("eva02", "Eva is no plain vision transformer"),
-        ("swin", "SwinTransformer is no plain vision transformer"),
+        ("swiglu", "blocks.0.mlp is a GluMlp", None),
+        ("eva02", "Eva is no plain vision transformer", None),
+        ("swin", "SwinTransformer is no plain vision transformer", "SwinTransformer is no plain vision transformer"),
     ],
 )
-def test_the_part_that_keeps_a_network_from_the_fast_path_is_named(
-    name: str, part: str, network: Callable[[str], LoadedModel]
+def test_the_part_that_keeps_a_network_from_the_better_path_is_named(
+    name: str, block_by_block: str, layer_by_layer: str | None, network: Callable[[str], LoadedModel]
 ) -> None:
-    assert unknown_part(network(name).module) == part
+    assert unknown_part(network(name).module) == block_by_block
+    assert unfoldable_part(network(name).module) == layer_by_layer
 
 
 def test_what_nncf_raises_is_named(tiny_onnx: Path, calibration: Batches, monkeypatch: pytest.MonkeyPatch) -> None:

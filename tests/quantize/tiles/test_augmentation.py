@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from atlas_edge.models.folding.vit import fold_vit
 from atlas_edge.models.load import LoadedModel
-from atlas_edge.quantize.openvino.graph import foldable
 from atlas_edge.quantize.openvino.grids import choose_grids
 from atlas_edge.quantize.openvino.nncf import quantize_openvino
 from atlas_edge.quantize.recipe import openvino_recipe
@@ -72,7 +72,7 @@ def test_ranges_grow_to_what_the_copies_show(tiny: LoadedModel, calibration: lis
     recipe = openvino_recipe().model_copy(update={"smooth_alphas": (-1.0,)})
 
     def ranges(share: float) -> dict[str, float]:
-        grids = choose_grids(foldable(tiny.module), with_augmented(calibration, share), recipe)
+        grids = choose_grids(fold_vit(tiny.module), with_augmented(calibration, share), recipe)
         return {name: grid.high - grid.low for name, grid in grids.activations.items() if "attn.q" not in name}
 
     plain, wide = ranges(0.0), ranges(0.25)
