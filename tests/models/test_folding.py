@@ -41,6 +41,15 @@ def _module(pooling: Pooling = "cls", architecture: str = VIT, **options: Any) -
     return EncoderModule(backbone, spec).eval()
 
 
+def _with_head_norms(module: EncoderModule, norm: type[nn.Module]) -> EncoderModule:
+    for block in module.backbone.blocks:
+        for name in ("q_norm", "k_norm"):
+            part = norm(16)
+            part.weight.data += 0.3 * torch.randn(16)
+            setattr(block.attn, name, part)
+    return module
+
+
 def _error(folded: FoldedVit | None, module: EncoderModule) -> float:
     """Relative to the embedding's size."""
     assert folded is not None
@@ -69,7 +78,6 @@ def _error(folded: FoldedVit | None, module: EncoderModule) -> float:
         {"dynamic_img_size": True},
         {"dynamic_img_size": True, "dynamic_img_pad": True, "reg_tokens": 2},
         {"pre_norm": True, "reg_tokens": 2},
-        {"pos_embed": "none"},
         {"act_layer": nn.SiLU},
         {"act_layer": "quick_gelu"},
         {"act_layer": "gelu_tanh"},
@@ -99,12 +107,7 @@ def test_no_class_token(registers: int) -> None:
 @pytest.mark.parametrize("norm", [LayerNorm, RmsNorm])
 @pytest.mark.parametrize("architecture", [VIT, "vit_small_patch16_dinov3"])
 def test_norms_of_queries_and_keys(norm: type[nn.Module], architecture: str) -> None:
-    module = _module("cls", architecture, qk_norm=True)
-    for block in module.backbone.blocks:
-        for name in ("q_norm", "k_norm"):
-            part = norm(16)
-            part.weight.data += 0.3 * torch.randn(16)
-            setattr(block.attn, name, part)
+    module = _with_head_norms(_module("cls", architecture), norm)
     assert _error(fold_vit(module), module) < 1e-5
 
 
@@ -117,7 +120,7 @@ def test_norms_of_queries_and_keys(norm: type[nn.Module], architecture: str) -> 
         ("vit_small_patch16_dinov3", {}),
         ("vit_small_patch16_dinov3_qkvb", {}),
         ("vit_small_plus_patch16_dinov3", {}),  # SwiGLU
-        ("vit_small_patch16_dinov3", {"rope_type": "mrope", "num_reg_tokens": 8}),
+        ("vit_small_patch16_dinov3", {"num_reg_tokens": 8}),
         ("vit_small_patch16_rope_224", {}),  # neighbours are turned
         ("vit_small_patch16_rope_mixed_ape_224", {}),  # each head of each block by angles of its own
         ("vit_pe_core_small_patch16_384", {}),  # a norm before the blocks
@@ -132,16 +135,18 @@ def test_forms_of_eva(architecture: str, options: dict[str, Any], pooling: Pooli
 
 
 @pytest.mark.parametrize(
-    ("architecture", "options"),
+    ("architecture", "norm"),
     [
-        (VIT, {}),
-        (VIT, {"qk_norm": True}),
-        ("vit_small_patch16_rope_mixed_224", {}),
-        ("vit_small_patch16_dinov3", {"qk_norm": True}),
+        (VIT, None),
+        (VIT, LayerNorm),
+        ("vit_small_patch16_rope_mixed_224", None),
+        ("vit_small_patch16_dinov3", LayerNorm),
     ],
 )
-def test_queries_are_scaled_against_keys_at_no_cost(architecture: str, options: dict[str, Any]) -> None:
-    module = _module("avg", architecture, depth=1, **options)
+def test_queries_are_scaled_against_keys_at_no_cost(architecture: str, norm: type[nn.Module] | None) -> None:
+    module = _module("avg", architecture, depth=1)
+    if norm is not None:
+        _with_head_norms(module, norm)
     folded = fold_vit(module)
     assert folded is not None
     attention = folded.blocks[0].attn
@@ -193,6 +198,7 @@ def test_a_block_names_what_its_products_read() -> None:
 @pytest.mark.parametrize(
     ("architecture", "options", "part"),
     [
+        (VIT, {"pos_embed": "none"}, "it has no position embedding"),
         (VIT, {"norm_layer": nn.Identity}, "blocks.0.norm1 is a Identity"),
         (VIT, {"norm_layer": RmsNorm}, "blocks.0.norm1 is a RmsNorm"),
         (VIT, {"act_layer": nn.Hardswish}, "blocks.0.mlp.act is a Hardswish"),

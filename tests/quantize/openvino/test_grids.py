@@ -40,7 +40,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], Pooling]] = {
     "gated": (VIT, {"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU, "reg_tokens": 4}, "cls+mean"),
     "gate last": (VIT, {"mlp_layer": GluMlp, "act_layer": "quick_gelu"}, "cls"),
     "normed": (VIT, {"qk_norm": True}, "avg"),
-    "normed by mean square": ("vit_small_patch16_dinov3", {"qk_norm": True}, "cls+mean"),
+    "turned, normed by mean square": ("vit_small_patch16_dinov3", {}, "cls+mean"),
     "turned": ("vit_small_patch16_dinov3_qkvb", {}, "avg"),
     "turned by head": ("vit_small_patch16_rope_mixed_224", {}, "cls"),
     "turned, gated, normed within": ("eva02_base_patch16_clip_224", {}, "cls"),
@@ -56,7 +56,7 @@ def _encoder(kind: str) -> tuple[EncoderModule, EncoderSpec]:
     backbone = timm.create_model(architecture, **(settings | options))
     for parameter in backbone.parameters():
         parameter.data += (0.1 if parameter.dim() == 2 else 0.3) * torch.randn_like(parameter)
-    if kind == "normed by mean square":
+    if kind == "turned, normed by mean square":
         for block in backbone.blocks:
             for name in ("q_norm", "k_norm"):
                 setattr(block.attn, name, RmsNorm(32))

@@ -40,7 +40,7 @@ class FoldedAttention(nn.Module):
 
     def __init__(self, attention: Any, norm: nn.LayerNorm, gamma: Tensor | None, rotation: Rotation | None) -> None:
         super().__init__()
-        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
+        self.num_heads, self.head_dim = attention.num_heads, attention.proj.in_features // attention.num_heads
         self.q, self.k, self.v = (after_norm(weight, bias, norm) for weight, bias in _separate(attention))
         self.query, self.key = nn.Identity(), nn.Identity()
         self.rotation = rotation
