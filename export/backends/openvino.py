@@ -41,14 +41,14 @@ class OpenVinoBackend(ExportBackend):
 
             model, details = quantize_openvino(job.graph, job.calibration, recipe=job.recipe, module=module)
             return Quantized(model=model, quantization=details)
-        if job.precision is not Precision.FP32:
-            from atlas_edge.models.folding.vit import fold_vit
+        from atlas_edge.models.folding.vit import fold_vit
+
+        folded = fold_vit(module)
+        if folded is not None:
             from atlas_edge.quantize.openvino.graph import build_openvino
             from atlas_edge.quantize.openvino.grids import VitGrids
 
-            folded = fold_vit(module)
-            if folded is not None:
-                return Quantized(model=build_openvino(folded, VitGrids(), tile_px=job.model.spec.tile_px))
+            return Quantized(model=build_openvino(folded, VitGrids(), tile_px=job.model.spec.tile_px))
         return Quantized(model=openvino.Core().read_model(str(job.graph)))
 
     def write(self, job: Job, quantized: Quantized, folder: Path) -> Execution:
