@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a fresh machine needs: each creates .venv and installs into it.
 PYTHON ?= python3
 BIN := .venv/bin
-# Processes that run tests; a file of tests stays in one of them.
+# Processes that run tests, each with one thread; a file of tests stays in one of them.
 WORKERS ?= 2
 
 .PHONY: demo test lint docs
@@ -11,7 +11,7 @@ demo: .venv/demo
 	@ls -d bundles/*
 
 test: .venv/dev
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 lint: .venv/dev
 	$(BIN)/ruff check .

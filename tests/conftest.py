@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from support import ROOT, TINY_PX, RunCommand
+from support import ROOT, TINY_PX, RunCommand, command_environment
+from warm import WarmCommands
 
 
 @pytest.fixture(scope="session")
@@ -87,22 +89,22 @@ def tiny_tiles() -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="session")
-def run_command() -> RunCommand:
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmCommands]:
+    """Runs our commands and tools in processes of their own."""
+    commands = WarmCommands(tmp_path_factory.mktemp("commands"))
+    yield commands
+    commands.close()
+
+
+@pytest.fixture(scope="session")
+def run_command(warm: WarmCommands) -> RunCommand:
     """Run one of the commands in its own process, as a user does: `run_command("atlas-export", "doctor")`."""
 
     def run(
         command: str, *arguments: str | Path, cwd: Path | None = None, **environment: str
     ) -> "subprocess.CompletedProcess[str]":
-        package = command.removeprefix("atlas-")
-        environ = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "120", **environment}
-        return subprocess.run(
-            [sys.executable, "-m", f"atlas_edge.{package}", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=cwd,
-            env=environ,
-            timeout=500,
-        )
+        module = f"atlas_edge.{command.removeprefix('atlas-')}"
+        return warm.run(["-m", module, *arguments], cwd=cwd, environment=command_environment(**environment))
 
     return run
 

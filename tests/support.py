@@ -1,6 +1,7 @@
 """What tests import from one another."""
 
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,6 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 TINY_PX = 32
 
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def command_environment(**environment: str) -> dict[str, str]:
+    """What our commands are run with."""
+    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "120", **environment}
 
 
 def heed_ctrl_c() -> None:

@@ -113,10 +113,11 @@ def write_section(
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder, expected a Markdown file", hint=f"give {path / 'quantization.md'}")
+    # Refused now rather than after minutes of measuring.
+    for name in re.findall("<!-- (?:begin|end) (.*?) -->", _text(path)):
+        replace_section(_text(path), name, "")
     bench = PlanBench(config, screen.print)
     name = f"{bench.model.spec.name} {config.target.value}"
-    # Refused now rather than after minutes of measuring.
-    replace_section(_text(path), name, "")
     plans = table_plans(config.target, recipes)
     measured: dict[str, PlanAccuracy] = {}
     for plan in plans:

@@ -1,25 +1,18 @@
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from support import ROOT, RunCommand
+from support import ROOT, RunCommand, command_environment
+from warm import WarmCommands
 
 
 @pytest.fixture(scope="session")
-def run_tool() -> RunCommand:
+def run_tool(warm: WarmCommands) -> RunCommand:
     """Run one of the scripts that make the documentation's figures: `run_tool("engine_table", "--help")`."""
 
     def run(tool: str, *arguments: str | Path, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, ROOT / "tools" / f"{tool}.py", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "120"},
-            timeout=500,
-        )
+        script = ROOT / "tools" / f"{tool}.py"
+        return warm.run([script, *arguments], cwd=cwd, environment=command_environment())
 
     return run
