@@ -11,7 +11,7 @@ import numpy as np
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.quantize.finetune.qad import CHECKPOINT, QadOptions, QadResult, check_options, distill_quantized
 from atlas_edge.quantize.finetune.trained_ranges import FILE, save_ranges
-from atlas_edge.quantize.numerics.blocks import has_plain_blocks
+from atlas_edge.quantize.numerics.stages import unfittable_part
 from atlas_edge.quantize.onnx.qkv_bias import separate_biases
 from atlas_edge.quantize.recipe import Recipe, onnx_recipe
 from atlas_edge.system.atomic import atomic_folder, check_vacant
@@ -110,7 +110,7 @@ def default_start(weight_bits: int, module: "nn.Module") -> Recipe:
     if not 2 <= weight_bits <= 8:
         raise UsageError(f"--weight-bits {weight_bits}: a weight has 2 to 8 bits", hint="leave it out")
     changes: dict[str, Any] = {"name": f"w{weight_bits}a8", "weight_bits": weight_bits}
-    if not has_plain_blocks(module):
+    if unfittable_part(module) is not None:
         changes |= {"weights": "nearest", "smooth_alphas": (-1.0,)}
     return onnx_recipe().model_copy(update=changes)
 
@@ -136,10 +136,9 @@ def check_distillation(
         raise UsageError(f"{name} is no model folder with {CONFIG}", hint="give a folder: atlas-distill writes one")
     model = load_model(name)
     recipe = recipe or default_start(weight_bits, model.module)
-    if max(recipe.smooth_alphas) >= 0 and (recipe.weights == "nearest" or not has_plain_blocks(model.module)):
+    if max(recipe.smooth_alphas) >= 0 and (recipe.weights == "nearest" or unfittable_part(model.module) is not None):
         raise UsageError(
-            "smoothing cannot be stored in a model folder but where weights are fitted, in a vision transformer of "
-            "plain blocks",
+            "smoothing cannot be stored in a model folder but where weights are fitted, in a vision transformer",
             hint='put "weights": "nearest", "smooth_alphas": [-1] into the recipe, or leave --recipe out',
         )
     apart = separate_biases(model.module)

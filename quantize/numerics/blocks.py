@@ -1,10 +1,11 @@
 """A vision transformer quantized block by block: each layer is fitted to what the quantized ones before it hand on.
 
-Per block, first attention and then the MLP, each a LayerNorm, a Linear that reads it, and a Linear that writes to the
-residual stream:
+Per block, first attention and then the MLP (`stages.Stage`), each a LayerNorm, Linears that read it, and a Linear that
+writes to the residual stream:
 
-1. smoothing moves outliers from inputs to weights, exactly: into the LayerNorm, into the value rows of `qkv`, and
-   before `fc2` into one multiplication (SmoothQuant, arXiv:2211.10438);
+1. smoothing moves outliers from inputs to weights, exactly: into the LayerNorm, into the value rows of `qkv` or of a
+   gated MLP or into the norm inside it, and before a plain MLP's `fc2` into one multiplication (SmoothQuant,
+   arXiv:2211.10438);
 2. strength and range are chosen by the error of each Linear's output (`clip.choose_range`);
 3. weights are fitted to the inputs as quantized, then rounded by GPTQ (`gptq`); what quantization has already done to
    the residual stream is part of the target, so that errors are taken back rather than piled up;
@@ -16,7 +17,7 @@ say how its inputs are to be quantized.
 
 import contextlib
 import copy
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from atlas_edge.quantize.numerics.gptq import fit_weights, round_weights
 from atlas_edge.quantize.numerics.ranges import InputRange, choose_range
 from atlas_edge.quantize.numerics.rounding import fake_int8
+from atlas_edge.quantize.numerics.stages import Stage, stages
 from atlas_edge.quantize.recipe import Calibrator
 
 if TYPE_CHECKING:
@@ -83,36 +85,6 @@ class LayerRange:
     error: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    """Attention or MLP of a block; `values`: rows of `first` in which the inputs of `second` are linear."""
-
-    norm: Any
-    body: "nn.Module"
-    layer_scale: Any
-    first: "nn.Linear"
-    second: "nn.Linear"
-    names: tuple[str, str]
-    values: slice | None
-
-
-def has_plain_blocks(module: "nn.Module") -> bool:
-    """Whether `fit_blocks` knows every block: timm's `Block` of `Attention` and `Mlp`, under `backbone.blocks`."""
-    from timm.layers import Mlp
-    from timm.layers.attention import Attention
-    from timm.models.vision_transformer import Block
-    from torch import nn
-
-    blocks = getattr(getattr(module, "backbone", None), "blocks", None)
-    return blocks is not None and all(
-        type(block) is Block
-        and type(block.attn) is Attention
-        and type(block.mlp) is Mlp
-        and all(isinstance(norm, nn.LayerNorm) and norm.weight is not None for norm in (block.norm1, block.norm2))
-        for block in blocks
-    )
-
-
 def fit_blocks(
     module: "nn.Module",
     tiles: NDArray[np.uint8],
@@ -123,7 +95,7 @@ def fit_blocks(
     """Smooth, fit and round every Linear of a ViT's blocks.
 
     Args:
-        module: `EncoderModule` around a timm ViT for which `has_plain_blocks` holds. Unchanged.
+        module: `EncoderModule` around a timm ViT in which `stages.unfittable_part` finds nothing. Unchanged.
         tiles: `(N, H, W, 3)` uint8 calibration tiles. The widest layer has 4 D inputs: N times the tokens of a tile
             should be several times that.
         options: See `FitOptions`.
@@ -140,10 +112,10 @@ def fit_blocks(
     with torch.inference_mode():
         exact = _tokens(fitted, tiles)
         rounded = exact.clone()
-        for stage in _stages(fitted):
+        for stage in stages(fitted):
             exact, rounded = _fit_stage(stage, exact, rounded, options, ranges)
             if progress is not None:
-                progress(stage.names[1])
+                progress(stage.names[-1])
     for parameter in fitted.parameters():
         # Tensors made in inference mode cannot be trained.
         parameter.data = parameter.data.clone()
@@ -174,39 +146,33 @@ class _Reached(Exception):
     """The first block was reached."""
 
 
-def _stages(module: Any) -> Iterator[_Stage]:
-    from torch import nn
-
-    for index, block in enumerate(module.backbone.blocks):
-        at, attention, mlp = f"backbone.blocks.{index}", block.attn, block.mlp
-        linear = isinstance(attention.norm, nn.Identity) and getattr(attention, "gate", None) is None
-        values = slice(2 * attention.attn_dim, 3 * attention.attn_dim) if linear else None
-        names = f"{at}.attn.qkv", f"{at}.attn.proj"
-        yield _Stage(block.norm1, attention, block.ls1, attention.qkv, attention.proj, names, values)
-        yield _Stage(block.norm2, mlp, block.ls2, mlp.fc1, mlp.fc2, (f"{at}.mlp.fc1", f"{at}.mlp.fc2"), None)
-
-
 def _fit_stage(
-    stage: _Stage, exact: "Tensor", rounded: "Tensor", options: FitOptions, ranges: dict[str, LayerRange]
+    stage: Stage, exact: "Tensor", rounded: "Tensor", options: FitOptions, ranges: dict[str, LayerRange]
 ) -> "tuple[Tensor, Tensor]":
-    """Fit both Linears; returns the residual streams after the stage, exact and as quantized."""
+    """Fit all its Linears; returns the residual streams after the stage, exact and as quantized."""
     normed = _in_pieces(stage.norm, exact)
     written, inner = _run_body(stage, normed, None)
-    written = _in_pieces(stage.layer_scale, written)
+    if stage.gamma is not None:
+        written *= stage.gamma
     _fold_layer_scale(stage)
-    first = _choose(normed, stage.first, options)
-    folded = stage.values is not None
-    second = _choose(inner, stage.second, options if folded or options.multiply else replace(options, alphas=(-1.0,)))
+    first = _choose(normed, _joined(stage.first), options)
+    folded = stage.values is not None or stage.inner_norm is not None
+    second = _choose(
+        inner, stage.second.weight, options if folded or options.multiply else replace(options, alphas=(-1.0,))
+    )
     multiplier = _smooth(stage, first, second)
-    is_float = [name in options.float_layers for name in stage.names]
+    *first_names, second_name = stage.names
+    amax = None if set(first_names) <= set(options.float_layers) else first.amax
 
     # Only one tensor as wide as the MLP is held at a time, and a copy of it where it is computed with.
-    target = normed @ (stage.first.weight / first.scale).T
-    del normed
     seen = _in_pieces(stage.norm, rounded)
-    amax = None if is_float[0] else first.amax
-    weights = _fit_layer(stage.first, _rounded(seen, amax), target, options, is_float=is_float[0])
-    ranges[stage.names[0]] = _range(first, None, weights)
+    for layer, name in zip(stage.first, first_names, strict=True):
+        target = normed @ (layer.weight / first.scale).T
+        is_float = name in options.float_layers
+        weights = _fit_layer(layer, _rounded(seen, None if is_float else amax), target, options, is_float=is_float)
+        ranges[name] = _range(first, None, weights)
+        del target
+    del normed
 
     target = inner @ (stage.second.weight / second.scale).T
     target += exact
@@ -215,9 +181,10 @@ def _fit_stage(
     _, seen = _run_body(stage, seen, amax)
     if multiplier is not None:
         seen *= multiplier
-    seen = _rounded(seen, None if is_float[1] else second.amax)
-    weights = _fit_layer(stage.second, seen, target, options, is_float=is_float[1])
-    ranges[stage.names[1]] = _range(second, multiplier, weights)
+    is_float = second_name in options.float_layers
+    seen = _rounded(seen, None if is_float else second.amax)
+    weights = _fit_layer(stage.second, seen, target, options, is_float=is_float)
+    ranges[second_name] = _range(second, multiplier, weights)
     return exact + written, rounded + _in_pieces(stage.second, seen)
 
 
@@ -233,7 +200,7 @@ def _range(chosen: InputRange, multiplier: "Tensor | None", weights: "tuple[Tens
     )
 
 
-def _run_body(stage: _Stage, normed: "Tensor", amax: float | None) -> "tuple[Tensor, Tensor]":
+def _run_body(stage: Stage, normed: "Tensor", amax: float | None) -> "tuple[Tensor, Tensor]":
     """What attention or MLP computes, and what its second Linear reads; the input is rounded with `amax`."""
     import torch
 
@@ -246,7 +213,13 @@ def _run_body(stage: _Stage, normed: "Tensor", amax: float | None) -> "tuple[Ten
     return out, torch.cat(seen)
 
 
-def _choose(inputs: "Tensor", layer: "nn.Linear", options: FitOptions) -> InputRange:
+def _joined(layers: "Sequence[nn.Linear]") -> "Tensor":
+    import torch
+
+    return torch.cat([layer.weight for layer in layers])
+
+
+def _choose(inputs: "Tensor", weight: "Tensor", options: FitOptions) -> InputRange:
     import torch
 
     flat = inputs.reshape(-1, inputs.shape[-1])
@@ -258,44 +231,52 @@ def _choose(inputs: "Tensor", layer: "nn.Linear", options: FitOptions) -> InputR
     return choose_range(
         torch.cat([inputs[first, 0], flat[rows]]),
         flat.abs().amax(0),
-        layer.weight,
+        weight,
         alphas=options.alphas,
         calibrator=options.calibrator,
         levels=options.levels,
     )
 
 
-def _fold_layer_scale(stage: _Stage) -> None:
+def _fold_layer_scale(stage: Stage) -> None:
     import torch
 
-    gamma = getattr(stage.layer_scale, "gamma", None)
-    if gamma is None:
+    if stage.gamma is None:
         return
+    gamma = stage.gamma.data
     stage.second.weight.data = stage.second.weight * gamma[:, None]
     if stage.second.bias is not None:
         stage.second.bias.data = stage.second.bias * gamma
-    # Ones rather than Identity: modules keep their names and kinds.
-    stage.layer_scale.gamma.data = torch.ones_like(gamma)
+    # Ones rather than nothing: modules keep their names and kinds.
+    stage.gamma.data = torch.ones_like(gamma)
 
 
-def _smooth(stage: _Stage, first: InputRange, second: InputRange) -> "Tensor | None":
+def _smooth(stage: Stage, first: InputRange, second: InputRange) -> "Tensor | None":
     """Move the scales into what computes the inputs; returns what the second input must be multiplied by."""
-    norm = stage.norm
-    norm.weight.data = norm.weight / first.scale
-    if norm.bias is not None:
-        norm.bias.data = norm.bias / first.scale
-    stage.first.weight.data = stage.first.weight * first.scale
+    _divide_norm(stage.norm, first.scale)
+    for layer in stage.first:
+        layer.weight.data = layer.weight * first.scale
     stage.second.weight.data = stage.second.weight * second.scale
+    if stage.inner_norm is not None:
+        _divide_norm(stage.inner_norm, second.scale)
+        return None
     if stage.values is None:
         return None if second.alpha < 0 else 1 / second.scale
-    weight = stage.first.weight.clone()
-    weight[stage.values] /= second.scale[:, None]
-    stage.first.weight.data = weight
-    if stage.first.bias is not None:
-        bias = stage.first.bias.clone()
-        bias[stage.values] /= second.scale
-        stage.first.bias.data = bias
+    layer, rows = stage.values
+    weight = layer.weight.clone()
+    weight[rows] /= second.scale[:, None]
+    layer.weight.data = weight
+    if layer.bias is not None:
+        bias = layer.bias.clone()
+        bias[rows] /= second.scale
+        layer.bias.data = bias
     return None
+
+
+def _divide_norm(norm: Any, scale: "Tensor") -> None:
+    norm.weight.data = norm.weight / scale
+    if norm.bias is not None:
+        norm.bias.data = norm.bias / scale
 
 
 def _fit_layer(

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.quantize.foreign import foreign_errors
-from atlas_edge.quantize.numerics.blocks import FitOptions, fit_blocks, has_plain_blocks
+from atlas_edge.quantize.numerics.blocks import FitOptions, fit_blocks
 from atlas_edge.quantize.numerics.ranges import clipped_amax
 from atlas_edge.quantize.numerics.rounding import smooth_scale
+from atlas_edge.quantize.numerics.stages import unfittable_part
 from atlas_edge.quantize.onnx.qkv_bias import join_biases, separate_biases
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.quantize.tiles.augmentation import with_augmented
@@ -43,7 +44,7 @@ def fake_quantize(
 ) -> "torch.nn.Module":
     """A copy of an encoder whose Linears and convolutions round weights (per channel) and inputs (per tensor) to INT8.
 
-    Weights are fitted block by block where the recipe says so and the encoder is a ViT of plain blocks. Otherwise the
+    Weights are fitted block by block where the recipe says so and `fit_blocks` knows the encoder. Otherwise the
     SmoothQuant strength is chosen among `recipe.smooth_alphas` by embedding error on tiles held out of the statistics;
     these are collected once and shared by all candidates.
 
@@ -68,7 +69,7 @@ def fake_quantize(
     if separate_biases(module):
         module = join_biases(copy.deepcopy(module))
     calibration = with_augmented(calibration, recipe.augmented_share)
-    if recipe.weights == "fitted" and has_plain_blocks(module):
+    if recipe.weights == "fitted" and unfittable_part(module) is None:
         return _fitted(module, calibration, recipe, multiply=multiply, trainable=trainable)
     held_out, statistics_tiles = split_choice(calibration, recipe)
     statistics = input_statistics(module, statistics_tiles, quantized_layers(module, recipe))
@@ -122,8 +123,9 @@ def _fitted(
 
 
 def _tokens_of_a_tile(module: "torch.nn.Module") -> int:
-    positions = getattr(module.get_submodule("backbone"), "pos_embed", None)
-    return 1 if positions is None else int(positions.shape[1])
+    backbone: Any = module.get_submodule("backbone")
+    positions = getattr(backbone, "pos_embed", None)
+    return int(backbone.patch_embed.num_patches) if positions is None else int(positions.shape[1])
 
 
 def split_choice(calibration: Sequence[Tiles], recipe: Recipe) -> tuple[list[Tiles], list[Tiles]]:

@@ -13,9 +13,9 @@ from atlas_edge.errors import InputError
 from atlas_edge.models.graph import export_onnx
 from atlas_edge.quantize.finetune.trained_ranges import quantize_with_ranges
 from atlas_edge.quantize.foreign import foreign_errors
-from atlas_edge.quantize.numerics.blocks import has_plain_blocks
+from atlas_edge.quantize.numerics.stages import unfittable_part
 from atlas_edge.quantize.onnx.fakequant import fake_quantize, kind_of, quiet_modelopt, store_in_int8
-from atlas_edge.quantize.paths import FITTED, NEAREST, TRAINED, unknown_part
+from atlas_edge.quantize.paths import FITTED, NEAREST, TRAINED
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.spec import EncoderSpec
 
@@ -69,12 +69,12 @@ def quantize_onnx(
     quantized = fake_quantize(module, list(calibration), recipe)
     written = write_quantized(quantized, spec, out, batch=batch)
     fitted = recipe.weights == "fitted"
-    plain = has_plain_blocks(module)
+    unknown = unfittable_part(module)
     return {
         "recipe": recipe.model_dump(mode="json"),
         "method": "ModelOpt fake quantization, symmetric Q/DQ",
-        "path": FITTED if fitted and plain else NEAREST,
-        "path_reason": unknown_part(module) if fitted and not plain else None,
+        "path": FITTED if fitted and unknown is None else NEAREST,
+        "path_reason": unknown if fitted else None,
         "smooth_alpha": quantized.smooth_alpha,
         **written,
     }

@@ -16,8 +16,11 @@ _VIT: dict[str, Any] = {"img_size": TINY_PX, "patch_size": 8, "embed_dim": 64, "
 # Small forms of networks with parts that plain vision transformers lack.
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "swiglu": ("vit_giant_patch14_reg4_dinov2", {**_VIT, "mlp_ratio": 3.0}),
+    "qk-norm": ("vit_tiny_patch16_224", {**_VIT, "qk_norm": True}),
+    "post-norm": ("eva02_enormous_patch14_clip_224", {**_VIT, "qkv_bias": False, "global_pool": "token"}),
     "beit": ("beit_base_patch16_224", {**_VIT, "global_pool": "token"}),
     "eva02": ("eva02_small_patch14_224", {**_VIT, "global_pool": "token"}),
+    "eva02-clip": ("eva02_base_patch16_clip_224", {**_VIT, "global_pool": "token"}),
     "dinov3": ("vit_small_patch16_dinov3", {**_VIT, "global_pool": "token"}),
     "dinov3-qkv-bias": ("vit_small_patch16_dinov3_qkvb", {**_VIT, "global_pool": "token"}),
     "swin": (

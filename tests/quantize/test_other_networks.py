@@ -113,7 +113,7 @@ def test_every_layer_has_a_switch_where_biases_lie_beside_it(network: Network, c
 
 
 def test_other_blocks_are_rounded_to_the_nearest(network: Network, calibration: Batches) -> None:
-    module = network("swiglu").module
+    module = network("post-norm").module
     quantized = fake_quantize(module, calibration, Recipe(weights="fitted", smooth_alphas=(-1.0,), patch_embed=False))
     layer = quantized.get_submodule("backbone.blocks.0.mlp.fc1")
     # Fitting would have changed it; rounding comes with the quantizer.

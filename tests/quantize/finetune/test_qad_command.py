@@ -137,7 +137,7 @@ def test_ranges_that_are_broken_or_of_another_model_are_refused(
 def test_a_network_of_other_blocks_is_stored_as_it_was_trained(
     distilled: Path, network_folder: Callable[[str], Path], held_out: NDArray[np.uint8], tmp_path: Path
 ) -> None:
-    source, out = network_folder("swiglu"), tmp_path / "out"
+    source, out = network_folder("post-norm"), tmp_path / "out"
     report = distill_model(str(source), str(distilled.parent / "tiles"), out, recipe=None, options=OPTIONS)
     assert not out.with_name("out.qad").exists()
     assert report["held_out_by"] == "tile"
@@ -153,7 +153,7 @@ def test_a_recipe_that_a_folder_cannot_hold_is_refused(
 ) -> None:
     smoothed = RECIPE.model_copy(update={"smooth_alphas": (0.5,)})
     fitted = smoothed.model_copy(update={"weights": "fitted"})
-    for folder, recipe in ((tiny_model, smoothed), (network_folder("swiglu"), fitted)):
+    for folder, recipe in ((tiny_model, smoothed), (network_folder("post-norm"), fitted)):
         with pytest.raises(UsageError, match="cannot be stored in a model folder"):
             distill_model(str(folder), "none", tmp_path / "out", recipe=recipe, options=OPTIONS)
     with pytest.raises(InputError, match=r"backbone\.blocks\.0\.attn\.qkv adds its bias outside"):

@@ -1,11 +1,17 @@
+import copy
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.models.load import LoadedModel
 from atlas_edge.quantize.numerics.blocks import FitOptions, fit_blocks
+from atlas_edge.quantize.numerics.stages import stages
 from atlas_edge.quantize.onnx.fakequant import cosine_error, embed, fake_quantize
+from atlas_edge.quantize.onnx.qkv_bias import join_biases
 from atlas_edge.quantize.recipe import Calibrator, Recipe
 
 Batches = list[NDArray[np.uint8]]
@@ -21,6 +27,32 @@ def test_smoothing_alone_changes_nothing(tiny: LoadedModel, calibration: Batches
     block, before = smoothed.get_submodule("backbone.blocks.0"), tiny.module.get_submodule("backbone.blocks.0")
     assert not np.allclose(block.norm1.weight.detach(), before.norm1.weight.detach(), rtol=0.01)
     np.testing.assert_allclose(embed(smoothed, [held_out]), embed(tiny.module, [held_out]), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["swiglu", "qk-norm", "dinov3", "eva02", "eva02-clip"])
+def test_other_parts_are_smoothed_at_no_cost_and_fitted(
+    name: str, network: Callable[[str], LoadedModel], calibration: Batches, held_out: NDArray[np.uint8]
+) -> None:
+    module = join_biases(copy.deepcopy(network(name).module))
+    names = [linear for stage in stages(module) for linear in stage.names]
+    in_blocks = [n for n, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)]
+    assert names == in_blocks
+    reference = embed(module, [held_out])
+    options = FitOptions(alphas=(0.7,), float_layers=names, multiply=False, ridge=1e9)
+    smoothed, ranges = fit_blocks(module, np.concatenate(calibration), options)
+    # Only a plain MLP's activation stands in the way.
+    assert {n for n, found in ranges.items() if found.alpha < 0} == {
+        n for n in names if n.endswith("fc2") and name in ("qk-norm", "dinov3")
+    }
+    assert all(found.input_scale is None for found in ranges.values())
+    np.testing.assert_allclose(embed(smoothed, [held_out]), reference, atol=2e-5)
+    nearest = Recipe(smooth_alphas=(0.65,), patch_embed=False)
+    fitted = nearest.model_copy(update={"weights": "fitted", "calibrator": "mse"})
+    errors = [
+        cosine_error(reference, embed(fake_quantize(module, calibration, recipe), [held_out]))
+        for recipe in (fitted, nearest)
+    ]
+    assert 0 < errors[0] < errors[1]
 
 
 @pytest.mark.parametrize(("bits", "share"), [(8, 0.9), (4, 0.5)])

@@ -231,7 +231,7 @@ def test_how_cls_tokens_weigh_does_not_depend_on_the_number_of_tiles(count: int)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "choose_range", record)
-        blocks._choose(tokens, torch.nn.Linear(4, 4), blocks.FitOptions())
+        blocks._choose(tokens, torch.eye(4), blocks.FitOptions())
     # A seventeenth of the tokens of all kinds are CLS tokens, too.
     assert float(seen[0].mean()) == pytest.approx(0.25 + 0.75 / 17, abs=0.02)
 

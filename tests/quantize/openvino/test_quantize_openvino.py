@@ -10,9 +10,10 @@ from atlas_edge.errors import InputError, UsageError
 from atlas_edge.models.folding.known import unfoldable_part
 from atlas_edge.models.graph import export_onnx
 from atlas_edge.models.load import LoadedModel
+from atlas_edge.quantize.numerics.stages import unfittable_part
 from atlas_edge.quantize.onnx.fakequant import embed
 from atlas_edge.quantize.openvino.nncf import quantize_openvino
-from atlas_edge.quantize.paths import path_sentence, unknown_part
+from atlas_edge.quantize.paths import path_sentence
 from atlas_edge.quantize.recipe import Recipe, nncf_recipe, openvino_recipe
 from atlas_edge.runtimes.openvino import OpenVinoEncoder
 
@@ -67,18 +68,20 @@ def test_a_network_of_convolutions_is_no_transformer_and_the_path_is_told(
 
 
 @pytest.mark.parametrize(
-    ("name", "block_by_block", "layer_by_layer"),
+    ("name", "part"),
     [
-        ("swiglu", "blocks.0.mlp is a GluMlp", None),
-        ("eva02", "Eva is no plain vision transformer", None),
-        ("swin", "SwinTransformer is no plain vision transformer", "SwinTransformer is no plain vision transformer"),
+        ("swiglu", None),
+        ("qk-norm", None),
+        ("eva02", None),
+        ("post-norm", "blocks.0 is a EvaBlockPostNorm"),
+        ("swin", "SwinTransformer is no plain vision transformer"),
     ],
 )
 def test_the_part_that_keeps_a_network_from_the_better_path_is_named(
-    name: str, block_by_block: str, layer_by_layer: str | None, network: Callable[[str], LoadedModel]
+    name: str, part: str | None, network: Callable[[str], LoadedModel]
 ) -> None:
-    assert unknown_part(network(name).module) == block_by_block
-    assert unfoldable_part(network(name).module) == layer_by_layer
+    module = network(name).module
+    assert unfoldable_part(module) == unfittable_part(module) == part
 
 
 def test_what_nncf_raises_is_named(tiny_onnx: Path, calibration: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
