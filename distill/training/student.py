@@ -211,7 +211,7 @@ def inherit_from(
     own = load_model(teacher)
     if own.spec.random_weights:
         raise UsageError(f"{teacher} has random weights: there is nothing to inherit", hint="use --init random")
-    if own.spec.patch is None or own.spec.pooling != "cls":
+    if own.spec.patch is None or own.spec.pooling not in ("cls", "cls+mean"):
         kind = "is a CNN" if own.spec.patch is None else f"embeds by {own.spec.pooling} and not by its CLS token"
         raise UsageError(f"{teacher} {kind}: a ViT cannot inherit its weights", hint="use --init random")
     # The teacher runs at the resolution at which its patch grid is the student's.

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from atlas_edge.bundle import MANIFEST, open_bundle, sha256_file
 from atlas_edge.encoder import Encoder
-from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing, UsageError
+from atlas_edge.errors import ChecksumError, InputError, UsageError
 from atlas_edge.manifest import ModelProvenance
+from atlas_edge.models.facts import with_known
+from atlas_edge.models.hub import download
+from atlas_edge.models.known import Known, find_known, known_encoders, known_of_hub
 from atlas_edge.models.students import (
     EMBEDDED,
     OWN_NAMES,
@@ -19,7 +22,7 @@ from atlas_edge.models.students import (
     find_student,
 )
 from atlas_edge.models.timm_config import CONFIG, IMAGENET_MEAN, IMAGENET_STD, WEIGHTS, read_config
-from atlas_edge.models.timm_folder import CONVERT, load_backbone, patch_side, timm_and_torch
+from atlas_edge.models.timm_folder import has_architecture, load_backbone, patch_side, timm_and_torch
 from atlas_edge.spec import EncoderSpec, Pooling
 
 if TYPE_CHECKING:
@@ -75,8 +78,13 @@ def load_model(
     pooling: Pooling | None = None,
     tile_px: int | None = None,
     seed: int = 0,
+    known: str | None = None,
+    called: str | None = None,
 ) -> LoadedModel:
     """Load a full-precision model; what its files leave open is logged as a warning.
+
+    What the files of a known encoder do not say is taken from the table of known encoders, pooling included; it is
+    known by its repository, or by the name that its folder's `config.json` has.
 
     Args:
         name: A registry name (`atlas2-s`, `atlas2-demo`), a folder with `config.json` and `model.safetensors` (timm's
@@ -87,13 +95,16 @@ def load_model(
         pooling: `cls`, `cls+mean` or `avg` of the tokens; the model's own when None.
         tile_px: Build the network for tiles of this side, position embeddings resampled; its own side when None.
         seed: Seed of a registry student's random weights.
+        known: Name of the known encoder that a folder holds; what `config.json` says of it when None.
+        called: What the model of a folder is called; as its folder when None.
 
     Raises:
         UsageError: No such model, or an option that it does not have.
         InputError: A file is missing, truncated, or does not fit the architecture.
         RuntimeMissing: PyTorch or timm is not installed.
     """
-    loaded = _load(name, patch, registers, pooling, tile_px=tile_px, seed=seed)
+    entry = None if known is None else find_known(known)
+    loaded = _load(name, patch, registers, pooling, tile_px=tile_px, seed=seed, known=entry, called=called)
     embedding: Any = getattr(loaded.module.backbone, "patch_embed", None)
     side = loaded.spec.patch or 1
     # Patches that overlap cover a rim of any width.
@@ -115,6 +126,8 @@ def _load(
     *,
     tile_px: int | None,
     seed: int,
+    known: Known | None,
+    called: str | None,
 ) -> LoadedModel:
     if name in OWN_NAMES and (Path(name) / CONFIG).is_file():
         _LOGGER.warning("%s is a model of atlas-edge's own; to read the folder of that name, write ./%s", name, name)
@@ -126,8 +139,13 @@ def _load(
         return _embedded_student(EMBEDDED[name], pooling=pooling, tile_px=tile_px)
     if name.startswith("hf-hub:"):
         repository, _, revision = name.removeprefix("hf-hub:").partition("@")
-        folder = _download(repository, revision or None)
-        loaded = _checkpoint(folder, repository.rpartition("/")[2], "hf-hub", pooling=pooling, tile_px=tile_px)
+        known = known or known_of_hub(repository)
+        if known is not None:
+            known.must_load()
+            revision = revision or known.revision or ""
+        folder = download(repository, revision or None, known)
+        short = repository.rpartition("/")[2]
+        loaded = _checkpoint(folder, short, "hf-hub", pooling=pooling, tile_px=tile_px, known=known)
         # A snapshot lies in a folder that is called by its commit.
         return replace(loaded, provenance=loaded.provenance.model_copy(update={"revision": folder.name}))
     folder = Path(name.removeprefix("local-dir:"))
@@ -137,7 +155,8 @@ def _load(
             hint=f"give {', '.join([*EMBEDDED, *STUDENTS])}, a folder with {CONFIG} and {WEIGHTS}, or "
             "hf-hub:organisation/name",
         )
-    return _checkpoint(folder, folder.resolve().name, "checkpoint", pooling=pooling, tile_px=tile_px)
+    called = called or folder.resolve().name
+    return _checkpoint(folder, called, "checkpoint", pooling=pooling, tile_px=tile_px, known=known)
 
 
 def _registry_student(
@@ -174,9 +193,20 @@ def _embedded_student(student: EmbeddedStudent, *, pooling: Pooling | None, tile
 
 
 def _checkpoint(
-    folder: Path, name: str, source: _Source, *, pooling: Pooling | None, tile_px: int | None
+    folder: Path,
+    name: str,
+    source: _Source,
+    *,
+    pooling: Pooling | None,
+    tile_px: int | None,
+    known: Known | None = None,
 ) -> LoadedModel:
-    config = read_config(folder)
+    config = read_config(folder, known=None if known is None else known.name)
+    stated_pooling = config.pooling
+    known = known or known_encoders().get(config.name or "")
+    if known is not None:
+        known.must_load()
+        config = with_known(config, known, has_architecture=has_architecture(config.architecture))
     weights = folder / WEIGHTS
     digest = sha256_file(weights) if weights.is_file() else None
     backbone = load_backbone(config, tile_px=tile_px)
@@ -184,8 +214,17 @@ def _checkpoint(
     provenance = ModelProvenance(
         name=name, source=source, sha256=digest, licence=stated.license, assumptions=backbone.assumptions
     )
-    known = {"name": name, "mpp": stated.mpp, "mean": stated.mean, "std": stated.std}
-    return _loaded(backbone.network, known, provenance, config.architecture, backbone.tile_px, pooling)
+    facts = {"name": name, "mpp": stated.mpp, "mean": stated.mean, "std": stated.std}
+    return _loaded(
+        backbone.network,
+        facts,
+        provenance,
+        config.architecture,
+        backbone.tile_px,
+        pooling,
+        stated=stated_pooling,
+        published=config.pooling,
+    )
 
 
 def _loaded(
@@ -194,35 +233,53 @@ def _loaded(
     provenance: ModelProvenance,
     architecture: str,
     tile_px: int,
-    pooling: Pooling | None,
+    asked: Pooling | None,
+    *,
+    stated: Pooling | None = None,
+    published: Pooling | None = None,
 ) -> LoadedModel:
     """Choose the pooling and run one tile: attributes of a network do not say how wide its embedding is."""
     from atlas_edge.models.encoder_module import EncoderModule, has_class_token, own_pooling
 
-    own, assumptions = own_pooling(backbone), provenance.assumptions
+    own = own_pooling(backbone)
     prefix, cls = int(getattr(backbone, "num_prefix_tokens", 0)), has_class_token(backbone)
-    if pooling not in (None, own) and not (prefix and (cls or pooling == "avg")):
-        raise UsageError(
-            f"{architecture} has no CLS token: pooling {pooling} cannot be had", hint="leave out --pooling"
-        )
-    if pooling is None and own is None and prefix and cls:
-        pooling = "cls"
-        assumptions += ("the network names no pooling: its CLS token was taken (--pooling cls+mean for more)",)
+    wanted = asked or stated or published
+    pooling, said = _choose_pooling(architecture, own, wanted, asked=asked is not None, prefix=bool(prefix), cls=cls)
+    if asked or stated:  # whoever asked for it, or wrote it down, knows
+        said = ()
     spec = EncoderSpec(
         **known,
         architecture=architecture,
         embed_dim=1,
         tile_px=tile_px,
-        pooling=pooling or own or "own",
-        own_pooling=own if pooling not in (None, own) else None,
+        pooling=pooling,
+        own_pooling=own if asked not in (None, own) else None,
         patch=patch_side(backbone),
         registers=prefix - cls - hasattr(backbone, "dist_token") if prefix else 0,
     )
     module = EncoderModule(backbone, spec).eval()
     spec = spec.model_copy(update={"embed_dim": _embed_dim(module, spec)})
-    for assumption in assumptions:
-        _LOGGER.warning("%s: %s", provenance.name, assumption)
+    assumptions = (*provenance.assumptions, *said)
+    for sentence in assumptions:
+        _LOGGER.warning("%s: %s", provenance.name, sentence)
     return LoadedModel(module=module, spec=spec, provenance=provenance.model_copy(update={"assumptions": assumptions}))
+
+
+def _choose_pooling(
+    architecture: str, own: Pooling | None, wanted: Pooling | None, *, asked: bool, prefix: bool, cls: bool
+) -> tuple[Pooling, tuple[str, ...]]:
+    """The pooling, and what is to be said where nobody asked for it: as published, the network's own, or CLS."""
+    if wanted not in (None, own) and not (prefix and (cls or wanted == "avg")):
+        message = f"{architecture} has no CLS token: pooling {wanted} cannot be had"
+        if asked:
+            raise UsageError(message, hint="leave out --pooling")
+        raise InputError(message, hint=f'leave "pooling" out of {CONFIG}')
+    if wanted is None and own is None and prefix and cls:
+        return "cls", ("the network names no pooling: its CLS token was taken (--pooling cls+mean for more)",)
+    if wanted is not None and wanted != own:
+        without = "names no pooling" if own is None else f"by itself has pooling {own}"
+        return wanted, (f"the network {without}: {wanted} was taken, as it is published",)
+    return wanted or own or "own", ()
 
 
 def _embed_dim(module: "EncoderModule", spec: EncoderSpec) -> int:
@@ -244,23 +301,3 @@ def _embed_dim(module: "EncoderModule", spec: EncoderSpec) -> int:
             hint="choose a global_pool in model_args, or check the weights",
         )
     return int(found.shape[1])
-
-
-def _download(repository: str, revision: str | None) -> Path:
-    """The snapshot with configuration and weights of one commit."""
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise RuntimeMissing("huggingface_hub is not installed", hint="pip install 'atlas-edge[torch]'") from error
-    copied = f"copy {CONFIG} and {WEIGHTS} into a folder and give that folder"
-    try:
-        folder = Path(hf_hub_download(repository, CONFIG, revision=revision)).parent
-        hf_hub_download(repository, WEIGHTS, revision=folder.name)
-    except Exception as error:  # hub, network, cache: whatever it raises is about that repository
-        missing = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
-        raise InputError(
-            f"hf-hub:{repository}: {str(error).splitlines()[0] if str(error) else repr(error)}",
-            hint=f"{copied}; where it has only a pickled checkpoint, {CONVERT}" if missing else copied,
-        ) from error
-    return folder

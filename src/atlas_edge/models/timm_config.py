@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from atlas_edge.errors import InputError
+from atlas_edge.spec import Pooling
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -20,6 +21,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # A config with the names of all classes of ImageNet-21k has 2 MB.
 _MOST_BYTES = 1 << 24
+# Of the tokens: they need nothing that the network lacks.
+_POOLINGS: tuple[Pooling, ...] = ("cls", "cls+mean", "avg")
 _FORM = "give timm's form: architecture, model_args, pretrained_cfg"
 _Mean = Annotated[float, Field(ge=0, le=1)]
 _Deviation = Annotated[float, Field(gt=0, le=1)]
@@ -66,6 +69,9 @@ class TimmConfig:
         architecture: timm architecture; not yet known to be one.
         arguments: `model_args`, as they stand.
         stated: Preprocessing, size, licence.
+        given: Which of `stated` the file states.
+        name: A known encoder's name, where the file gives one.
+        pooling: Of the tokens, where the file states it beside timm's own form.
         num_classes: Of the classifier; None where it is not stated.
         assumptions: What is not stated and was taken for granted, one sentence each.
     """
@@ -74,12 +80,19 @@ class TimmConfig:
     architecture: str
     arguments: dict[str, Any]
     stated: Stated
+    given: frozenset[str]
+    name: str | None
+    pooling: Pooling | None
     num_classes: int | None
     assumptions: tuple[str, ...]
 
 
-def read_config(folder: Path) -> TimmConfig:
+def read_config(folder: Path, *, known: str | None = None) -> TimmConfig:
     """Read a model folder's `config.json`.
+
+    Args:
+        folder: The folder.
+        known: Name of the known encoder that it holds, for what an error recommends.
 
     Raises:
         InputError: It is missing, of another form, or holds a value that cannot be.
@@ -89,31 +102,59 @@ def read_config(folder: Path) -> TimmConfig:
     if "architecture" not in found and found.keys() & {"model_type", "architectures", "transformers_version"}:
         raise InputError(
             f"{path} is that of a transformers folder ({found.get('model_type') or found.get('architectures')})",
-            hint="save the encoder in timm's form: its architecture, model_args and pretrained_cfg, and the weights "
-            "under timm's names",
+            hint=f"{import_command(folder, known)} brings it to timm's form",
         )
     architecture, arguments = found.get("architecture"), found.get("model_args") or {}
     given = found.get("pretrained_cfg", found)
     if not isinstance(architecture, str) or not isinstance(arguments, dict) or not isinstance(given, dict):
         what = "no architecture" if architecture is None else "architecture, model_args or pretrained_cfg of no use"
         raise InputError(f"{path} cannot be read: it has {what}", hint=_FORM)
-    known = {name: given[name] for name in Stated.model_fields if given.get(name) is not None}
+    facts = {name: given[name] for name in Stated.model_fields if given.get(name) is not None}
     if found.get("mpp") is not None:  # timm refuses names that it does not know in pretrained_cfg
-        known["mpp"] = found["mpp"]
-    stated = _stated(path, known)
+        facts["mpp"] = found["mpp"]
+    pooling, name = found.get("pooling"), found.get("name")
+    if pooling not in (None, *_POOLINGS):
+        raise InputError(f"{path}: pooling is {str(pooling)[:80]}", hint=f"one of {', '.join(_POOLINGS)}")
+    stated = stated_facts(path, facts)
     channels = arguments.get("in_chans", 3)
     if channels != 3:
         raise InputError(f"{path}: the network takes {channels} channels, tiles are RGB", hint="give an RGB encoder")
     classes = found.get("num_classes")
-    missing = [name for name in ("mean", "std") if name not in known]
+    missing = [name for name in ("mean", "std") if name not in facts]
     return TimmConfig(
         path=path,
         architecture=architecture,
         arguments=dict(arguments),
         stated=stated,
+        given=frozenset(facts),
+        name=name if isinstance(name, str) else None,
+        pooling=pooling,
         num_classes=classes if isinstance(classes, int) else None,
         assumptions=(f"{CONFIG} states no {' and no '.join(missing)}: ImageNet's were taken",) if missing else (),
     )
+
+
+def import_command(path: Path, known: str | None = None) -> str:
+    """The command that brings a file or folder to timm's form."""
+    return f"atlas-export import {path} {f'--as {known} ' if known else ''}--out FOLDER"
+
+
+def stated_facts(path: Path, known: dict[str, Any]) -> Stated:
+    """What a file states, checked.
+
+    Raises:
+        InputError: A value that cannot be.
+    """
+    try:
+        return Stated.model_validate(known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"{path}: {where} is {str(first['input'])[:80]}: {first['msg']}",
+            hint="mean and std are three numbers on the 0-1 scale, input_size is [3, height, width], mpp a number"
+            " in µm per pixel, license a name",
+        ) from error
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -130,16 +171,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path} cannot be read: it holds no table", hint=_FORM)
     return found
-
-
-def _stated(path: Path, known: dict[str, Any]) -> Stated:
-    try:
-        return Stated.model_validate(known)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(
-            f"{path}: {where} is {str(first['input'])[:80]}: {first['msg']}",
-            hint="mean and std are three numbers on the 0-1 scale, input_size is [3, height, width], mpp a number"
-            " in µm per pixel, license a name",
-        ) from error

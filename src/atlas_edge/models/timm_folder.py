@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_edge.errors import InputError, RuntimeMissing
-from atlas_edge.models.timm_config import CONFIG, WEIGHTS, TimmConfig
+from atlas_edge.models.timm_config import CONFIG, WEIGHTS, TimmConfig, import_command
 from atlas_edge.system.interrupts import held_interrupts
 
 if TYPE_CHECKING:
@@ -26,11 +26,6 @@ _BY_TIMM = frozenset({"drop_rate", "drop_path_rate", "global_pool", "in_chans", 
 _DYNAMIC = ("dynamic_img_size", "dynamic_img_pad")
 _LONGEST = 300
 _RESPELT = {"quickgelu": "quick_gelu", "gelutanh": "gelu_tanh", "leakyrelu": "leaky_relu"}
-
-CONVERT = f"""convert it once, where you trust its source:
-    import torch; from safetensors.torch import save_file
-    state = torch.load("pytorch_model.bin", map_location="cpu", weights_only=True)
-    save_file({{name: value.clone().contiguous() for name, value in state.items()}}, "{WEIGHTS}")"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +55,7 @@ def load_backbone(config: TimmConfig, *, tile_px: int | None = None) -> Backbone
         RuntimeMissing: PyTorch or timm is not installed.
     """
     timm, _ = timm_and_torch()
-    try:
-        known = bool(timm.is_model(config.architecture))
-    except ValueError:
-        known = False
-    if not known:
+    if not has_architecture(config.architecture):
         raise InputError(
             f"{config.path} names architecture {config.architecture!r}, which timm {timm.__version__} does not have",
             hint="pip install --upgrade timm",
@@ -111,6 +102,19 @@ def patch_side(network: "nn.Module") -> int | None:
     return int(sides.pop()) if len(sides) == 1 else None
 
 
+def has_architecture(name: str) -> bool:
+    """Whether the installed timm has an architecture.
+
+    Raises:
+        RuntimeMissing: PyTorch or timm is not installed.
+    """
+    timm, _ = timm_and_torch()
+    try:
+        return bool(timm.is_model(name))
+    except ValueError:
+        return False
+
+
 def with_layers(arguments: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """`model_args` with the classes that names of layers stand for: `silu`, `torch.nn.SiLU`, `SwiGLUPacked`.
 
@@ -149,7 +153,7 @@ def _weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         if pickled is not None:
             raise InputError(
                 f"{path} is missing, there is {pickled.name}; pickled checkpoints are never loaded",
-                hint=CONVERT.replace("pytorch_model.bin", pickled.name),
+                hint=f"{import_command(pickled)} converts it once, where you trust its source",
             )
         raise InputError(
             f"{path} is missing", hint="save the weights as safetensors; pickled checkpoints are never loaded"
