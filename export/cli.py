@@ -2,7 +2,9 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from atlas_edge.cli import console, make_app, print_json, run_app
 from atlas_edge.errors import GateFailed, RuntimeMissing
@@ -146,6 +148,35 @@ def rebuild(
         print_json(manifest.model_dump(mode="json"))
     else:
         print(f"{out or bundle}: rebuilt for {built_for(manifest)}")
+
+
+@app.command(name="import")
+def import_(
+    file: Path,
+    /,
+    *,
+    known: Annotated[str | None, Parameter(name="--as")] = None,
+    out: Path,
+    overwrite: Flag = False,
+    dry_run: Flag = False,
+    output: Output = Output(),
+) -> None:
+    """Bring a checkpoint to the form that every command takes: config.json and model.safetensors, as timm has them.
+
+    Takes pickled checkpoints (read once, tensors alone) and safetensors under the names of timm, DINOv2, or
+    transformers' ViT and DINOv2. What was made is compared with the network that it came from.
+
+    Args:
+        file: A checkpoint, or a folder with one; a config.json beside it says what network it is.
+        known: The known encoder that it is, such as uni2-h or owkin/phikon, where config.json does not say enough.
+        out: Model folder to write.
+        overwrite: Replace a folder that this command wrote; never another one.
+        dry_run: Read the checkpoint and say what would be written, write nothing.
+        output: What is printed.
+    """
+    from atlas_edge.export.commands.import_model import run_import
+
+    run_import(file, known=known, out=out, overwrite=overwrite, dry_run=dry_run, output=output)
 
 
 @app.command

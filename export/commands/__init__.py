@@ -1,0 +1,1 @@
+"""Verbs of `atlas-export` beside the export itself, one file each."""
