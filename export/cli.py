@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -177,6 +177,32 @@ def import_(
     from atlas_edge.export.commands.import_model import run_import
 
     run_import(file, known=known, out=out, overwrite=overwrite, dry_run=dry_run, output=output)
+
+
+@app.command
+def inspect(
+    model: str,
+    /,
+    *,
+    known: Annotated[str | None, Parameter(name="--as")] = None,
+    pooling: Literal["cls", "cls+mean", "avg"] | None = None,
+    tile_px: int | None = None,
+    output: Output = Output(),
+) -> None:
+    """Say what an encoder is, where each fact of it comes from, and which way it takes to each target and precision.
+
+    Nothing is calibrated or built.
+
+    Args:
+        model: Registry name, model folder, or hf-hub:organisation/name.
+        known: The known encoder that a folder holds, where its config.json does not name it.
+        pooling: Pooling of the tokens; the model's own when left out.
+        tile_px: The encoder built for tiles of this side; its own side when left out.
+        output: What is printed.
+    """
+    from atlas_edge.export.commands.inspect_model import run_inspect
+
+    run_inspect(model, known=known, pooling=pooling, tile_px=tile_px, output=output)
 
 
 @app.command

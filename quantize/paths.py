@@ -6,6 +6,7 @@ LAYER_WISE = "layer by layer"
 NNCF = "through NNCF"
 FITTED = "with ModelOpt, block by block"
 NEAREST = "with ModelOpt, to the nearest"
+FLOAT = "floating point"
 TRAINED = "in the ranges that the model was trained with"
 _BETTER = {
     NNCF: "not layer by layer, which is faster and closer (docs/quantization.md)",

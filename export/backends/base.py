@@ -10,11 +10,16 @@ from atlas_edge.export.steps import Steps
 from atlas_edge.manifest import Execution, Manifest
 from atlas_edge.quantize import backend as quantize
 from atlas_edge.quantize.backend import Job, Quantized
+from atlas_edge.quantize.paths import FLOAT
 from atlas_edge.runtimes.registry import runtime_of
 from atlas_edge.spec import Precision, Target
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from atlas_edge.export.config import ExportConfig
+
+QUANTIZED = (Precision.INT8, Precision.FP8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +30,19 @@ class Ability:
     build: bool
     run: bool
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How a network is brought to a precision.
+
+    Attributes:
+        path: One of those in `quantize.paths`; None where the target cannot have the precision.
+        reason: Why it is not the better way, or none.
+    """
+
+    path: str | None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +84,16 @@ class ExportBackend(quantize.Backend):
         """
         for module in ("torch", "timm", "onnx", "onnxruntime", "sklearn", *self.modules(config.precision)):
             require_module(module, extra="torch")
+
+    def way(self, precision: Precision, module: "nn.Module") -> Way:
+        """How the default recipe would bring a network to a precision; nothing is computed."""
+        if precision in self.impossible:
+            return Way(path=None, reason=self.impossible[precision])
+        return self.quantized_way(precision, module) if precision in QUANTIZED else Way(path=FLOAT)
+
+    def quantized_way(self, precision: Precision, module: "nn.Module") -> Way:
+        """The same of INT8 and FP8."""
+        return Way(path="by its backend")
 
     def build(self, config: "ExportConfig", job: Job, quantized: Quantized, folder: Path, steps: Steps) -> Built:
         """Write the model files into the bundle.

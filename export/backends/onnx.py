@@ -2,16 +2,20 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from atlas_edge.encoder import Encoder
-from atlas_edge.export.backends.base import ExportBackend
+from atlas_edge.export.backends.base import ExportBackend, Way
 from atlas_edge.manifest import Execution
 from atlas_edge.quantize.backend import Job, Quantized
 from atlas_edge.quantize.foreign import foreign_errors
+from atlas_edge.quantize.paths import FITTED, NEAREST
 from atlas_edge.quantize.recipe import Recipe, onnx_recipe
 from atlas_edge.runtimes.plain import NOTICE_KEY, plain_runtime_notice
 from atlas_edge.spec import Precision, Target
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _ATTENTION_TILES = 32
 _INFERENCE: Any = {Precision.FP16: "f16", Precision.BF16: "bf16"}
@@ -37,6 +41,14 @@ class OnnxBackend(ExportBackend):
     def modules(self, precision: Precision) -> tuple[str, ...]:
         # OpenVINO watches the scales while calibration tiles are added.
         return ("modelopt", "openvino") if precision in (Precision.INT8, Precision.FP8) else ()
+
+    def quantized_way(self, precision: Precision, module: "nn.Module") -> Way:
+        from atlas_edge.quantize.numerics.stages import unfittable_part
+
+        if self.default_recipe(precision).weights != "fitted":
+            return Way(path=NEAREST)
+        unknown = unfittable_part(module)
+        return Way(path=FITTED if unknown is None else NEAREST, reason=unknown)
 
     @foreign_errors("the network cannot be brought to this precision")
     def quantize(self, job: Job, scratch: Path) -> Quantized:

@@ -1,15 +1,19 @@
 """OpenVINO's own format, layer by layer where the network allows it, else through NNCF."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from atlas_edge.encoder import Encoder
-from atlas_edge.export.backends.base import ExportBackend
+from atlas_edge.export.backends.base import ExportBackend, Way
 from atlas_edge.manifest import Execution
 from atlas_edge.quantize.backend import Job, Quantized
+from atlas_edge.quantize.paths import LAYER_WISE, NNCF
 from atlas_edge.quantize.recipe import openvino_recipe
 from atlas_edge.runtimes.plain import NOTICE_KEY, plain_runtime_notice
 from atlas_edge.spec import Precision, Target
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _FILE = "model.xml"
 
@@ -31,6 +35,12 @@ class OpenVinoBackend(ExportBackend):
 
     def modules(self, precision: Precision) -> tuple[str, ...]:
         return ("openvino", "nncf") if precision is Precision.INT8 else self.builds_with
+
+    def quantized_way(self, precision: Precision, module: "nn.Module") -> Way:
+        from atlas_edge.models.folding.known import unfoldable_part
+
+        unknown = unfoldable_part(module)
+        return Way(path=LAYER_WISE if unknown is None else NNCF, reason=unknown)
 
     def quantize(self, job: Job, scratch: Path) -> Quantized:
         import openvino

@@ -47,11 +47,15 @@ class LoadedModel:
         module: uint8 tiles `(B, H, W, 3)` in, float32 embeddings `(B, D)` out; in eval mode.
         spec: Shape and preprocessing.
         provenance: Where the weights came from.
+        known: Its entry in the table of known encoders.
+        stated: Facts that its own files state, such as `mean`, `mpp` and `pooling`.
     """
 
     module: "EncoderModule"
     spec: EncoderSpec
     provenance: ModelProvenance
+    known: Known | None = None
+    stated: frozenset[str] = frozenset()
 
 
 def load_encoder(name: str, *, threads: int | None = None) -> Encoder:
@@ -202,7 +206,7 @@ def _checkpoint(
     known: Known | None = None,
 ) -> LoadedModel:
     config = read_config(folder, known=None if known is None else known.name)
-    stated_pooling = config.pooling
+    own = config
     known = known or known_encoders().get(config.name or "")
     if known is not None:
         known.must_load()
@@ -215,16 +219,18 @@ def _checkpoint(
         name=name, source=source, sha256=digest, licence=stated.license, assumptions=backbone.assumptions
     )
     facts = {"name": name, "mpp": stated.mpp, "mean": stated.mean, "std": stated.std}
-    return _loaded(
+    loaded = _loaded(
         backbone.network,
         facts,
         provenance,
         config.architecture,
         backbone.tile_px,
         pooling,
-        stated=stated_pooling,
+        stated=own.pooling,
         published=config.pooling,
     )
+    given = own.given | ({"pooling"} if own.pooling or own.arguments.get("global_pool") else set())
+    return replace(loaded, known=known, stated=frozenset(given))
 
 
 def _loaded(
