@@ -12,6 +12,8 @@ from torch import nn
 from atlas_edge.models.encoder_module import EncoderModule
 from atlas_edge.models.folding.known import unfoldable_part
 from atlas_edge.models.folding.vit import FoldedVit, fold_vit
+from atlas_edge.models.known import Known, known_encoders
+from atlas_edge.quantize.numerics.stages import unfittable_part
 from atlas_edge.spec import EncoderSpec, Pooling
 
 VIT = "vit_tiny_patch16_224"
@@ -236,3 +238,28 @@ def _output_shapes(folded: FoldedVit) -> dict[str, tuple[int, ...]]:
             layer.register_forward_hook(lambda _, __, out, name=name: shapes.__setitem__(name, tuple(out.shape)))
     folded(TILES)
     return shapes
+
+
+@pytest.mark.parametrize(
+    "known", [known for known in known_encoders().values() if known.architecture], ids=lambda k: k.name
+)
+def test_every_known_encoder_takes_the_better_path(known: Known) -> None:
+    import timm
+
+    arguments = dict(known.arguments)
+    if "mlp_layer" in arguments:
+        arguments["mlp_layer"] = getattr(timm.layers, arguments["mlp_layer"])
+    with torch.device("meta"):
+        backbone = timm.create_model(known.architecture, **(arguments | {"depth": 2, "num_classes": 0}))
+    half = (0.5, 0.5, 0.5)
+    spec = EncoderSpec(
+        name=known.name,
+        architecture="known",
+        embed_dim=8,
+        tile_px=224,
+        mean=half,
+        std=half,
+        pooling=known.pooling or "cls",
+    )
+    module = EncoderModule(backbone, spec)
+    assert unfoldable_part(module) is unfittable_part(module) is None
