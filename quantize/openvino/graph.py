@@ -3,6 +3,10 @@
 The graph is written operator by operator, because what the CPU plugin makes of it depends on how it is written:
 
 - query, key and value are three products: the plugin then reads each head where it lies, without a split and copies;
+- gate and value of a gated MLP are two: the gate's takes its activation in, and gate times value is one operator with
+  the grid of what reads it;
+- a rotation is written as the plugin's RoPE fusion looks for it, which takes the way from tokens to heads in as well;
+- heads are normalised on three axes, for which the plugin has kernels (MVN, RMS); on four it takes them apart;
 - the patch embedding's output is brought to channels last before it is flattened: that is how the convolution wrote it;
 - the grid of a Linear's input, and of query and key, follows its producer directly, so that the producer writes INT8;
 - the grids of query and key are symmetric: with a zero point, the plugin takes both back to floating point before it
@@ -163,7 +167,6 @@ class _Writer(Operators):
     def _head_norm(self, tokens: Any, shape: list[int], norm: "HeadNorm") -> Any:
         """Every head of `(B, N, heads * head_dim)` normalised."""
         op = self.op
-        # The plugin has a kernel for the last of three axes, not of four.
         heads = self.reshape(tokens, [0, -1, shape[1]])
         if norm.centred:
             heads = self.standardise(heads, norm.eps)
@@ -175,7 +178,7 @@ class _Writer(Operators):
         return op.add(tokens, self.constant(to_numpy(norm.bias).ravel())) if norm.bias.any() else tokens
 
     def _turned(self, heads: Any, rotation: "Rotation") -> Any:
-        """Written as the plugin's RoPE fusion looks for it: slices, a product with -1, two with tables of four axes."""
+        """Halves, a product with -1, two with tables of four axes: all in the form that RoPE fusion knows."""
         op = self.op
         if id(rotation) not in self._tables:
             cos, sin = (self.constant(to_numpy(table)[None]) for table in (rotation.cos, rotation.sin))

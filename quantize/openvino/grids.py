@@ -47,7 +47,7 @@ class ActivationGrid:
         low: Smallest value.
         high: Largest value.
         scale: `(C,)` that the input is divided by, and the weight multiplied with, before; None without SmoothQuant.
-        alpha: SmoothQuant strength of `scale`.
+        alpha: SmoothQuant strength of `scale`, or of the scale that went into the rows of the product before.
         clip: Share of the range that calibration tiles fill.
     """
 

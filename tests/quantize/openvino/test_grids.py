@@ -247,6 +247,20 @@ def test_exclusions_take_names_of_timm_and_leave_layers_in_floating_point(
         choose_grids(folded, calibration, RECIPE.model_copy(update={"exclude": ("*.fc9",)}))
 
 
+@pytest.mark.parametrize(("excluded", "smoothed"), [("fc1", True), ("fc1_x", True), ("fc2", False)])
+def test_exclusions_know_both_names_of_a_gated_mlp(excluded: str, smoothed: bool, calibration: Batches) -> None:
+    folded = fold_vit(_encoder("gated")[0])
+    assert folded is not None
+    before = folded.blocks[0].mlp.fc1_x.weight.clone()
+    recipe = RECIPE.model_copy(update={"exclude": (f"blocks.0.mlp.{excluded}",)})
+    grids = choose_grids(folded, calibration, recipe)
+    left = {"fc1": {"fc1_g", "fc1_x"}}.get(excluded, {excluded})
+    assert {f"blocks.0.mlp.{leaf}" for leaf in ("fc1_g", "fc1_x", "fc2")} - set(grids.weights) == {
+        f"blocks.0.mlp.{leaf}" for leaf in left
+    }
+    assert torch.equal(before, folded.blocks[0].mlp.fc1_x.weight) is not smoothed
+
+
 def test_a_calibrator_that_is_not_there_is_refused(folded: FoldedVit, calibration: Batches) -> None:
     with pytest.raises(UsageError, match="percentile"):
         choose_grids(folded, calibration, RECIPE.model_copy(update={"calibrator": "percentile"}))
