@@ -66,6 +66,12 @@ class Job:
 
         return export_onnx(self.model.module, self.model.spec, scratch / "fixed.onnx", batch=self.batch)
 
+    def traced_graph(self, scratch: Path) -> Path:
+        """Full-precision ONNX as PyTorch's exporter writes it, for a program that is compared with ours."""
+        from atlas_edge.models.graph import export_onnx
+
+        return export_onnx(self.model.module, self.model.spec, scratch / "traced.onnx", fold=False)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantized:

@@ -49,7 +49,8 @@ class OpenVinoBackend(ExportBackend):
         if job.recipe is not None:
             from atlas_edge.quantize.openvino.nncf import quantize_openvino
 
-            model, details = quantize_openvino(job.graph, job.calibration, recipe=job.recipe, module=module)
+            graph = job.traced_graph(scratch) if job.recipe.quantizer == "nncf" else job.graph
+            model, details = quantize_openvino(graph, job.calibration, recipe=job.recipe, module=module)
             return Quantized(model=model, quantization=details)
         from atlas_edge.models.folding.vit import fold_vit
 

@@ -3,6 +3,9 @@
 from functools import partial
 from typing import Any
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from timm.layers import GluMlp, LayerNorm, RmsNorm, SwiGLU, SwiGLUPacked
@@ -11,6 +14,7 @@ from torch import nn
 
 from atlas_edge.models.encoder_module import EncoderModule
 from atlas_edge.models.folding.known import unfoldable_part
+from atlas_edge.models.folding.onnx_graph import folded_graph
 from atlas_edge.models.folding.vit import FoldedVit, fold_vit
 from atlas_edge.models.known import Known, known_encoders
 from atlas_edge.quantize.numerics.stages import unfittable_part
@@ -60,6 +64,20 @@ def _error(folded: FoldedVit | None, module: EncoderModule) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+def _onnx_error(module: EncoderModule, batch: int | None = None) -> float:
+    """Of the graph that is written from the folded network, in ONNX Runtime."""
+    folded = fold_vit(module)
+    assert folded is not None
+    with torch.inference_mode():
+        graph = folded_graph(folded, tile_px=32, batch=batch, names=("tiles", "embedding"), opset=20)
+        expected = module(TILES).numpy()
+    onnx.checker.check_model(graph, full_check=True)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"tiles": TILES.numpy()})[0]
+    assert found.shape == tuple(session.get_outputs()[0].shape if batch else expected.shape)
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -96,6 +114,7 @@ def _error(folded: FoldedVit | None, module: EncoderModule) -> float:
 def test_folding_keeps_the_embedding(options: dict[str, Any], pooling: Pooling) -> None:
     module = _module(pooling, **options)
     assert _error(fold_vit(module), module) < 1e-5
+    assert _onnx_error(module) < 1e-5
 
 
 @pytest.mark.parametrize("registers", [0, 2])
@@ -103,6 +122,7 @@ def test_no_class_token(registers: int) -> None:
     options = {"class_token": False, "global_pool": "avg", "reg_tokens": registers}
     module = _module("avg", **options)
     assert _error(fold_vit(module), module) < 1e-5
+    assert _onnx_error(module) < 1e-5
     assert fold_vit(_module("cls", **options)) is None
 
 
@@ -111,6 +131,7 @@ def test_no_class_token(registers: int) -> None:
 def test_norms_of_queries_and_keys(norm: type[nn.Module], architecture: str) -> None:
     module = _with_head_norms(_module("cls", architecture), norm)
     assert _error(fold_vit(module), module) < 1e-5
+    assert _onnx_error(module) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -134,6 +155,20 @@ def test_norms_of_queries_and_keys(norm: type[nn.Module], architecture: str) -> 
 def test_forms_of_eva(architecture: str, options: dict[str, Any], pooling: Pooling) -> None:
     module = _module(pooling, architecture, depth=2, **options)
     assert _error(fold_vit(module), module) < 1e-5
+    assert _onnx_error(module) < 1e-5
+
+
+def test_a_fixed_batch_is_written_into_the_graph() -> None:
+    assert _onnx_error(_module("cls+mean", reg_tokens=2), batch=3) < 1e-5
+
+
+def test_nodes_are_called_by_their_module() -> None:
+    folded = fold_vit(_module("cls", depth=1))
+    assert folded is not None
+    nodes = folded_graph(folded, tile_px=32, batch=None, names=("a", "b"), opset=20).graph.node
+    products = [node.name.partition("/")[0] for node in nodes if node.op_type == "MatMul"]
+    leaves = ("attn.q", "attn.k", "attn.v", "attn", "attn", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert products == [f"backbone.blocks.0.{leaf}" for leaf in leaves]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,12 @@ def tiny_onnx(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def tiny_traced(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As PyTorch's exporter writes it."""
+    return export_onnx(tiny.module, tiny.spec, tmp_path_factory.mktemp("onnx") / "traced.onnx", fold=False)
+
+
+@pytest.fixture(scope="session")
 def network_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of one of `NETWORKS`, in timm's form, with random weights that leave no part without effect."""
 

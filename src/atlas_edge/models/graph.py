@@ -27,16 +27,26 @@ _SMALLEST_BESIDE = 1024
 
 
 def export_onnx(
-    module: "nn.Module", spec: EncoderSpec, path: Path, *, batch: int | None = None, dynamo: bool = True
+    module: "nn.Module",
+    spec: EncoderSpec,
+    path: Path,
+    *,
+    batch: int | None = None,
+    fold: bool = True,
+    dynamo: bool = True,
 ) -> Path:
     """Write the encoder as ONNX: input `tiles` `(B, H, W, 3)` uint8, output `embedding` `(B, D)` float32.
+
+    A vision transformer that can be folded is written as it is when folded, which takes a moment; others are traced.
 
     Args:
         module: Takes uint8 tiles, in eval mode.
         spec: Gives H, W.
         path: File to write. Weights beyond protobuf's limit go to `<path>.data` beside it.
         batch: Fixed batch size; None leaves it dynamic.
-        dynamo: PyTorch's graph exporter. Fake-quantized modules (ModelOpt) need the older one, `False`.
+        fold: Without, a vision transformer is traced, too: what other programs are given to quantize.
+        dynamo: PyTorch's graph exporter. Fake-quantized modules (ModelOpt) need the older one, `False`, and are never
+            folded.
 
     Returns:
         `path`.
@@ -44,6 +54,14 @@ def export_onnx(
     import onnx
     import torch
 
+    from atlas_edge.models.folding.onnx_graph import folded_graph
+    from atlas_edge.models.folding.vit import fold_vit
+
+    folded = fold_vit(module) if fold and dynamo else None
+    if folded is not None:
+        names = INPUT, OUTPUT
+        save_onnx(folded_graph(folded, tile_px=spec.tile_px, batch=batch, names=names, opset=OPSET), path)
+        return path
     example = torch.zeros((batch or 2, spec.tile_px, spec.tile_px, 3), dtype=torch.uint8)
     options: dict[str, Any] = {}
     if dynamo:

@@ -37,11 +37,15 @@ class FoldedVit(nn.Module):
     Attributes:
         prefix: `(1, prefix, D)` tokens before the patches.
         positions: `(1, N, D)` that is added to the patches.
+        mean: `(1, 3, 1, 1)` of pixels on the 0-255 scale; folded away, for who must keep it apart.
+        scale: `(1, 3, 1, 1)` that centred pixels are multiplied by; likewise.
         pooled_from: The first token that the mean takes in.
     """
 
     prefix: Tensor
     positions: Tensor
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, module: EncoderModule) -> None:
         super().__init__()
@@ -57,6 +61,8 @@ class FoldedVit(nn.Module):
         )
         prefix, positions = _positions(backbone)
         self.register_buffer("prefix", (prefix if self.norm_pre is None else self.norm_pre(prefix)).detach())
+        self.register_buffer("mean", module.mean)
+        self.register_buffer("scale", module.scale)
         self.register_buffer("positions", positions + _pixel_offset(backbone.patch_embed.proj, module))
         last = len(backbone.blocks) - 1
         cls_only = module.pooling == "cls"
