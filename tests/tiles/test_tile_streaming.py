@@ -1,4 +1,4 @@
-"""Memory stays flat for a million tiles."""
+"""Memory stays flat for any number of tiles: kept, the records of so many would be ten times the limit and more."""
 
 import tracemalloc
 from collections import deque
@@ -12,7 +12,7 @@ from atlas_edge.tiles.folders import image_names
 from atlas_edge.tiles.overlap import in_first_half
 from atlas_edge.tiles.synthetic.source import SyntheticTiles
 
-MILLION = 1_000_000
+MANY = 200_000
 FLAT_BYTES = 2 * 2**20
 
 
@@ -28,14 +28,14 @@ def peak_bytes(records: Iterator[TileRecord] | Iterator[str]) -> tuple[int, int]
     return count, peak
 
 
-def test_a_million_synthetic_tiles() -> None:
-    count, peak = peak_bytes(SyntheticTiles(MILLION).records())
-    assert count == MILLION
+def test_many_synthetic_tiles() -> None:
+    count, peak = peak_bytes(SyntheticTiles(MANY).records())
+    assert count == MANY
     assert peak < FLAT_BYTES
 
 
 def test_a_large_manifest(tmp_path: Path) -> None:
-    rows = MILLION // 5
+    rows = MANY // 5
     with (tmp_path / "manifest.csv").open("w") as file:
         file.write("file,shard,label,split,group,sha256\n")
         for index in range(rows):

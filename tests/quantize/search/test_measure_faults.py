@@ -69,12 +69,14 @@ def test_ctrl_c_leaves_the_output_alone_and_keeps_what_is_known(
     assert (folder / "doc.md").read_text() == BEFORE and not (folder / "plan").exists()
     known = journal(folder).count("\n")
     assert known
+    if kind == "search":  # that it goes on is seen in `test_search_finds_a_plan_that_export_reproduces`
+        return
 
     again = started(arguments)
     said = again.communicate(timeout=500)[1]
-    assert again.returncode in (0, 3), said
+    assert again.returncode == 0, said
     assert f"going on with {known} results" in said
-    assert (folder / "plan" / "plan.json").is_file() if kind == "search" else "tiny" in (folder / "doc.md").read_text()
+    assert "tiny" in (folder / "doc.md").read_text()
     assert (folder / "doc.md").read_text().startswith(BEFORE.strip())
     assert not list(folder.glob(".*.work"))
 
