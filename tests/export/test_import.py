@@ -220,12 +220,13 @@ def test_dinov2_of_another_size_is_resampled_as_transformers_does(tmp_path: Path
         (lambda s: {name: value for name, value in s.items() if name != "norm.bias"}, r"norm\.bias"),
         (lambda s: s | {"patch_embed.proj.bias": torch.zeros(7)}, "does not fit the architecture"),
         (lambda s: {"optimizer": {"lr": 1.0}, "epoch": 1}, "is no tensor"),
+        (lambda s: s | {"norm.bias": torch.eye(48).to_sparse()}, r"norm\.bias is no tensor"),
         (lambda s: [1, 2], "holds no table of tensors"),
         (lambda s: {"features.0.weight": torch.zeros(3)}, "holds no patch embedding"),
         (lambda s: {f"{who}.{name}": v for name, v in s.items() for who in "ab"}, "holds 2 vision transformers"),
         (lambda s: {f"a.{name}": v for name, v in s.items()} | {"b.weight": torch.zeros(1)}, r"b\.weight is no part"),
     ],
-    ids=["one more", "one less", "another shape", "no weights", "a list", "a CNN", "two", "beside"],
+    ids=["one more", "one less", "another shape", "no weights", "sparse", "a list", "a CNN", "two", "beside"],
 )
 def test_every_tensor_is_accounted_for(change: Any, message: str, tmp_path: Path) -> None:
     made = network()
@@ -233,6 +234,15 @@ def test_every_tensor_is_accounted_for(change: Any, message: str, tmp_path: Path
     with pytest.raises(InputError, match=message):
         import_model(open_source(folder, known="uni"), tmp_path / "out", overwrite=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_tensors_that_share_memory_are_stored_each(tmp_path: Path) -> None:
+    made = network()
+    state = made.state_dict()
+    for name in ("norm.weight", "norm.bias"):
+        state[name] = state["blocks.0.norm1.weight"]
+    folder = hub_folder(tmp_path / "hub", made, state)
+    bring(folder, tmp_path, "uni")
 
 
 class Evil:

@@ -40,6 +40,12 @@ def test_what_the_folder_leaves_out_is_published(tmp_path: Path, caplog: pytest.
     assert "leaves out what UNI" in caplog.text
 
 
+def test_the_network_is_built_for_the_published_size(tmp_path: Path) -> None:
+    shape = {name: value for name, value in VIT.items() if name != "img_size"}
+    path = folder(tmp_path, "vit_small_patch14_dinov2", img_size=64, config_args=shape, cfg={"input_size": None})
+    assert load_model(str(path), known="dinov2-s").spec.tile_px == 518
+
+
 def test_the_name_may_stand_in_the_folder(tmp_path: Path) -> None:
     path = folder(tmp_path, top={"name": "uni"}, cfg={"mean": None, "std": None})
     assert load_model(str(path)).spec.mpp == 0.5

@@ -4,6 +4,7 @@ This is the one place that opens a pickle. `torch.load` then builds tensors and 
 everything else; such a file is read once, to be written anew as safetensors.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,9 @@ def _read_safetensors(path: Path) -> "dict[str, Tensor]":
 def _read_pickled(path: Path) -> Any:
     _, torch = timm_and_torch()
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old forms; errors are raised
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader of a foreign file: whatever it raises is about that file
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
         raise InputError(
@@ -122,7 +125,7 @@ def _unwrapped(found: Any, path: Path) -> "dict[str, Tensor]":
     for _ in range(_MOST_WRAPPED):
         if not isinstance(found, Mapping) or not found:
             break
-        stray = [name for name, value in found.items() if not torch.is_tensor(value)]
+        stray = [name for name, value in found.items() if not _is_plain(torch, value)]
         if not stray:
             return {str(name): tensor for name, tensor in found.items()}
         wrapped = [name for name in _WRAPPERS if isinstance(found.get(name), Mapping)]
@@ -133,6 +136,10 @@ def _unwrapped(found: Any, path: Path) -> "dict[str, Tensor]":
             )
         found = found[wrapped[0]]
     raise InputError(f"{path} holds no table of tensors", hint="save the state_dict of the encoder")
+
+
+def _is_plain(torch: Any, value: Any) -> bool:
+    return torch.is_tensor(value) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
 
 
 def _prefix(found: "Mapping[str, Tensor]", path: Path) -> str:

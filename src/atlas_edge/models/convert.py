@@ -270,7 +270,15 @@ def _fold_class_position(tensors: "Tensors", registers: str) -> None:
 
 
 def _whole(tensors: "Tensors") -> "Tensors":
-    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    """Each in memory of its own, as safetensors stores them; what has its own already is not copied."""
+    found: Tensors = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+        alone = alone and tensor.data_ptr() not in places
+        places.add(tensor.data_ptr())
+        found[name] = tensor.detach() if alone else tensor.detach().clone().contiguous()
+    return found
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -87,7 +87,8 @@ def _rest(config: TimmConfig, known: Known, filled: list[str], at_odds: list[str
     taken: dict[str, Any] = {}
     stated = config.stated
     if known.tile_px is not None and "input_size" not in config.given and "img_size" not in config.arguments:
-        taken["input_size"] = (3, known.tile_px, known.tile_px)
+        # Without the second, timm builds some networks for another size than they are stated for.
+        taken |= {"input_size": (3, known.tile_px, known.tile_px), "fixed_input_size": True}
         filled.append(f"{known.tile_px} px")
     if known.mpp and stated.mpp is None:
         taken["mpp"] = known.mpp[0]

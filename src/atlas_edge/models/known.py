@@ -10,7 +10,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.spec import Pooling
 
 _FILE = Path(__file__).with_name("known.toml")
 _SHIPPED = {
@@ -32,7 +31,7 @@ class Known(BaseModel):
         revision: A commit, where a source states it.
         architecture: Of timm.
         arguments: For it, in the form of `model_args`.
-        pooling: As published.
+        pooling: Of the tokens, as published.
         mean: Per-channel mean on the 0-1 scale.
         std: Per-channel standard deviation on the 0-1 scale.
         tile_px: Side of its tiles, pixels.
@@ -57,7 +56,7 @@ class Known(BaseModel):
     revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
     architecture: str | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
-    pooling: Pooling | None = None
+    pooling: Literal["cls", "cls+mean", "avg"] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     tile_px: int | None = Field(default=None, gt=0)
