@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from atlas_edge.cli import run_app
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.export.cli import app
 from atlas_edge.export.importing import RECORD, import_model, open_source
 from atlas_edge.models.load import LoadedModel, load_model
-from support import RunCommand, write_timm_folder
+from support import write_timm_folder
 
 VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 GATED: dict[str, Any] = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU, "mlp_ratio": 64 / 48}
@@ -58,10 +60,15 @@ def embedding(model: LoadedModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"epoch": 3, "state_dict": {"model": s}}], ids=["bare", "wrapped"]
+    ("prefix", "wrap"),
+    [
+        ("", lambda state: state),
+        ("visual.", lambda state: {"model": state}),
+        ("module.backbone.", lambda state: {"epoch": 3, "state_dict": {"teacher": state}}),
+    ],
+    ids=["bare", "a tower", "in training"],
 )
-@pytest.mark.parametrize("prefix", ["", "module.", "module.backbone.", "visual."])
-def test_a_pickled_checkpoint_is_brought_to_timm_s_form(wrap: Any, prefix: str, tmp_path: Path) -> None:
+def test_a_pickled_checkpoint_is_brought_to_timm_s_form(prefix: str, wrap: Any, tmp_path: Path) -> None:
     made = network()
     state = {prefix + name: value for name, value in made.state_dict().items()}
     folder = hub_folder(tmp_path / "hub", made, wrap(state))
@@ -277,16 +284,17 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         open_source(tmp_path / "a.pth", known=None)
 
 
-def test_the_command(run_command: RunCommand, tmp_path: Path) -> None:
-    folder = hub_folder(tmp_path / "hub", network())
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(hub_folder(tmp_path / "hub", network()))
     out = tmp_path / "out"
-    dry = run_command("atlas-export", "import", folder, "--as", "uni", "--out", out, "--dry-run", "--json")
-    assert dry.returncode == 0 and not out.exists(), dry.stderr
-    assert json.loads(dry.stdout)["config"]["name"] == "uni"
-    done = run_command("atlas-export", "import", folder, "--as", "uni", "--out", out, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["check"]["one_minus_cosine"] < 1e-6
-    assert run_command("atlas-export", "import", folder, "--as", "uni", "--out", out).returncode == 2
+    bring_it = ["import", folder, "--as", "uni", "--out"]
+    assert run_app(app, [*bring_it, str(out), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["config"]["name"] == "uni" and not out.exists()
+    assert run_app(app, [*bring_it, str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["check"]["one_minus_cosine"] < 1e-6
+    assert run_app(app, [*bring_it, str(out)]) == 2
+    assert run_app(app, [*bring_it, str(out), "--overwrite"]) == 0
     other = write_timm_folder(tmp_path / "other", "vit_tiny_patch16_224", **VIT)
-    refused = run_command("atlas-export", "import", folder, "--as", "uni", "--out", other, "--overwrite")
-    assert refused.returncode == 2 and "import.json" in refused.stderr
+    assert run_app(app, [*bring_it, str(other), "--overwrite"]) == 2
+    assert "import.json" in capsys.readouterr().err
+    assert run_app(app, ["import", folder, "--as", "ctranspath", "--out", str(tmp_path / "new")]) == 5

@@ -44,7 +44,13 @@ def test_rows_go_between_the_marks(page: Path, monkeypatch: pytest.MonkeyPatch) 
         small(arguments=gated, pooling="cls+mean", mpp=[0.5, 1], licence="mit", students="yes"),
         small(name="closed", title="Closed", cannot="its door is shut"),
     )
-    tool.encoder_table(page, depth=2, int8=True)
+    monkeypatch.setattr(tool, "_CALIBRATION", 8)
+    monkeypatch.setattr(tool, "_JUDGED", 8)
+    tool.encoder_table(page, depth=1, only="small", int8=True)
+    assert "*Closed*" not in page.read_text()
+    with_numbers = cells(page, "small")[11:]
+    assert float(with_numbers[0]) > 0.99 and float(with_numbers[1]) <= float(with_numbers[0])
+    tool.encoder_table(page, depth=2)
     text = page.read_text()
     assert text.startswith("# Page\n") and text.endswith("\n\nThe end.\n") and "old" not in text
     assert "*Closed* cannot be loaded: its door is shut." in text
@@ -53,7 +59,6 @@ def test_rows_go_between_the_marks(page: Path, monkeypatch: pytest.MonkeyPatch) 
     assert found[2:7] == ["32; 0.5, 1", "96-d cls+mean", "mit", "yes", "yes"]
     assert float(found[7]) < 1e-6
     assert found[8:11] == ["layer by layer", "block by block", "to the nearest"]
-    assert float(found[11]) > 0.99 and float(found[12]) <= float(found[11])
     assert cells(page, "closed")[6] == "no, exit 5"
 
 
