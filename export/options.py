@@ -52,6 +52,7 @@ class Choices(Options):
         max_drop_pp: Budget on the upper end of the accuracy drop's 95 % interval, percentage points; exit 3 when
             missed.
         tile_fit: What to do with tiles of another size than the encoder's.
+        known: The known encoder that a folder holds, such as uni2-h, where its config.json does not name it.
         pooling: Pooling of the tokens; the model's own, whatever it is, when left out.
         tile_px: Build the encoder for tiles of this side, position embeddings resampled; its own side when left out.
         patch: Patch side of a registry student in pixels: 8, 14 or 16.
@@ -75,6 +76,7 @@ class Choices(Options):
     out: Path | None = None
     max_drop_pp: Annotated[float | None, Ge(0), Parameter(name="--max-drop")] = None
     tile_fit: TileFit = "exact"
+    known: Annotated[str | None, Parameter(name="--as")] = None
     pooling: Literal["cls", "cls+mean", "avg"] | None = None
     tile_px: Annotated[int | None, Ge(1), Le(4096)] = None
     patch: int | None = None

@@ -194,6 +194,7 @@ def _load(config: ExportConfig, steps: Steps) -> LoadedModel:
         pooling=config.pooling,
         tile_px=config.tile_px,
         seed=config.seed,
+        known=config.known,
     )
     if model.spec.notice:
         steps.warn(model.spec.notice)

@@ -74,3 +74,14 @@ def test_the_command(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(app, ["inspect", str(plain), "--as", "conch-v1.5"]) == 5
     assert run_app(app, ["inspect", str(plain), "--as", "nobody"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_export_takes_the_same_facts(plain: Path) -> None:
+    from atlas_edge.cli import console
+    from atlas_edge.export.config import resolve
+    from atlas_edge.export.pipeline import _load
+    from atlas_edge.export.steps import Steps
+
+    config = resolve(model=str(plain), known="virchow2", target=Target.ONNX, precision=Precision.FP32)
+    model = _load(config, Steps(console(quiet=True), 1))
+    assert (model.spec.pooling, model.provenance.licence) == ("cls+mean", "cc-by-nc-nd-4.0")
