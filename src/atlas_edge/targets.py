@@ -37,5 +37,5 @@ class Target(StrEnum):
     @classmethod
     def _missing_(cls, value: object) -> "Target | None":
         # pydantic has noted the members from before `add`.
-        found = cls._value2member_map_.get(value)
+        found = cls._value2member_map_.get(value) if isinstance(value, str) else None
         return found if isinstance(found, cls) else None

@@ -140,6 +140,29 @@ def test_damaged_bundles_end_in_one_line(tmp_path: Path) -> None:
     assert ended["exit 5"] > 60, ended
 
 
+@pytest.mark.parametrize("name", ["target", "precision"])
+def test_a_list_where_one_name_belongs(name: str, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps(manifest | {name: [manifest[name], 3]}))
+    assert ends_in(bundle) == "exit 5"
+
+
+def test_a_name_in_a_graph_that_is_no_utf_8(tmp_path: Path) -> None:
+    """ONNX Runtime loads it, and fails when it is asked for the shape."""
+    bundle = make_bundle(tmp_path / "bundle")
+    graph = bundle / "model.onnx"
+    named = graph.read_bytes()
+    assert b"\x12\x01B" in named
+    graph.write_bytes(named.replace(b"\x12\x01B", b"\x12\x01\xe0"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for entry in manifest["files"]:
+        if entry["path"] == "model.onnx":
+            entry["sha256"] = sha256_file(graph)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert ends_in(bundle) == "exit 5"
+
+
 if __name__ == "__main__":
     import tempfile
 

@@ -42,17 +42,22 @@ class OnnxEncoder:
         available = onnxruntime.get_available_providers()
         providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
         try:
-            self._session: Any = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
-        except Exception as error:  # its errors have no common base
+            # Falling back prints, and is of use only where there is a GPU.
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path), sess_options=options, providers=providers, enable_fallback=len(providers) > 1
+            )
+            shapes = [
+                [port.shape for port in ports] for ports in (self._session.get_inputs(), self._session.get_outputs())
+            ]
+            self._input = self._session.get_inputs()[0].name if shapes[0] else ""
+        except Exception as error:  # its errors have no common base; names that are no UTF-8 are told when asked for
             raise InputError(
                 f"{path.name}: ONNX Runtime cannot load it: {' '.join(str(error).split())}",
                 hint="export the bundle again with this version of onnxruntime",
             ) from error
         self.spec = spec
-        graph_inputs, graph_outputs = self._session.get_inputs(), self._session.get_outputs()
-        check_graph(path.name, spec, [port.shape for port in graph_inputs], [port.shape for port in graph_outputs])
-        self._input = graph_inputs[0].name
-        batch = graph_inputs[0].shape[0]
+        check_graph(path.name, spec, *shapes)
+        batch = shapes[0][0][0]
         provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")
         self.capabilities = Capabilities(
             gpu=0 if provider == "CUDA" else None,
