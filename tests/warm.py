@@ -43,7 +43,7 @@ class WarmCommands:
         if not self._takes(environment):
             start = [sys.executable, *argv]
             return subprocess.run(start, capture_output=True, text=True, cwd=cwd, env=environment, timeout=_LONGEST_S)
-        order: dict[str, Any] = {"argv": argv, "environment": environment}
+        order: dict[str, Any] = {"argv": argv, "environment": environment, "largest_file": _largest_file()}
         order |= {"cwd": str(cwd or Path.cwd()), "stdout": str(out), "stderr": str(err)}
         with self._lock:
             if self._server is None:
@@ -77,6 +77,13 @@ def _lasting(environment: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in environment.items() if not key.startswith(("ATLAS_", "PYTEST_"))}
 
 
+def _largest_file() -> tuple[int, int]:
+    """The limit that `support.disk_full_after` sets."""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_FSIZE)
+
+
 def _serve() -> None:
     for module in _HEAVY:
         importlib.import_module(module)
@@ -91,6 +98,9 @@ def _serve() -> None:
 
 
 def _become(order: dict[str, Any]) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, order["largest_file"])
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["environment"])

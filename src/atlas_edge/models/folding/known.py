@@ -18,7 +18,7 @@ def unfoldable_part(module: nn.Module) -> str | None:
     if type(backbone) not in (VisionTransformer, Eva):
         return f"{type(backbone).__name__} is no plain vision transformer"
     if type(backbone) is VisionTransformer and backbone.pos_embed is None:
-        # Older timm (1.0.24) leaves the class token out then.
+        # Older timm leaves the class token out then.
         return "it has no position embedding"
     found = _of_embedding(backbone)
     for index, block in enumerate(backbone.blocks):
