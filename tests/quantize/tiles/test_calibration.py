@@ -129,7 +129,7 @@ def test_scales_converge_and_an_outlier_moves_them(tiny_onnx: Path) -> None:
     assert (found.tiles, found.converged, found.movement) == (96, True, (0.0, 0.0))
     assert found.enough(fitted=False) == 96
     assert found.enough(fitted=True) == FITTED_TILES
-    assert found.layers == 17  # 8 Linears, the convolution, and both operands of 4 attention products
+    assert found.layers == 18  # 9 inputs of Linears, the convolution, and both operands of 4 attention products
     tiles[64:96] = 255 * (np.indices((TINY_PX, TINY_PX)).sum(0) % 2)[..., None]
     moved = watch_ranges(tiny_onnx, tiles)
     assert moved.movement[1] > 0.01
