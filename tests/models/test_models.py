@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from atlas_edge.errors import ChecksumError, InputError, UsageError
 from atlas_edge.models.load import DEFAULT_MODEL, load_encoder, load_model
-from atlas_edge.models.students import EMBEDDED, EmbeddedStudent
+from atlas_edge.models.students import EMBEDDED, EmbeddedStudent, find_student
 from support import timm_embedding
 
 
@@ -78,6 +78,28 @@ def test_registry_student_is_deterministic_and_says_random() -> None:
     assert not torch.equal(weights[0], weights[2])
     assert first.spec.random_weights
     assert (first.spec.patch, first.spec.registers, first.spec.tile_px) == (16, 4, 224)
+
+
+def test_at_patch_8_a_student_has_the_shape_of_its_published_analogue() -> None:
+    model = load_model("atlas2-s", patch=8)
+    spec, backbone = model.spec, model.module.backbone
+    assert (spec.patch, spec.registers, spec.pooling, spec.embed_dim) == (8, 8, "cls+mean", 768)
+    assert spec.mean == (0.7072, 0.5787, 0.7036) and spec.std == (0.2119, 0.2301, 0.1775)
+    assert backbone.rope is not None and backbone.pos_embed is None
+    assert sum(weight.numel() for weight in backbone.parameters()) == pytest.approx(21.4e6, rel=0.01)
+    assert load_model("atlas2-s", patch=8, registers=2, pooling="cls").spec.embed_dim == 384
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("atlas2-b", 86e6), ("atlas2", 2.0e9)])
+def test_larger_shapes_have_the_published_number_of_parameters(name: str, parameters: float) -> None:
+    import timm
+    import torch
+
+    student = find_student(name)
+    with torch.device("meta"):
+        network = timm.create_model(student.architecture, num_classes=0, img_size=224, **student.shape())
+    assert sum(weight.numel() for weight in network.parameters()) == pytest.approx(parameters, rel=0.01)
+    assert network.patch_embed.patch_size == (student.patch, student.patch)
 
 
 def test_the_default_is_the_trained_demonstration_and_says_so() -> None:

@@ -21,7 +21,7 @@ from atlas_edge.models.students import (
     EmbeddedStudent,
     find_student,
 )
-from atlas_edge.models.timm_config import CONFIG, IMAGENET_MEAN, IMAGENET_STD, WEIGHTS, read_config
+from atlas_edge.models.timm_config import CONFIG, WEIGHTS, read_config
 from atlas_edge.models.timm_folder import has_architecture, load_backbone, patch_side, timm_and_torch
 from atlas_edge.spec import EncoderSpec, Pooling
 
@@ -168,18 +168,13 @@ def _registry_student(
 ) -> LoadedModel:
     student = find_student(name, patch=patch, registers=registers)
     timm, torch = timm_and_torch()
-    arguments: dict[str, Any] = {
-        "img_size": tile_px,
-        "patch_size": student.patch,
-        "reg_tokens": student.registers,
-        "init_values": _RANDOM_LAYER_SCALE,
-    }
+    arguments = {"img_size": tile_px, "init_values": _RANDOM_LAYER_SCALE, **student.shape()}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         backbone = timm.create_model(student.architecture, pretrained=False, num_classes=0, **arguments)
-    known = {"name": name, "mpp": STUDENT_MPP, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "random_weights": True}
+    known = {"name": name, "mpp": STUDENT_MPP, "mean": student.mean, "std": student.std, "random_weights": True}
     provenance = ModelProvenance(name=name, source="registry", licence="apache-2.0", seed=seed)
-    return _loaded(backbone, known, provenance, student.architecture, tile_px, pooling)
+    return _loaded(backbone, known, provenance, student.architecture, tile_px, pooling, stated=student.pooling)
 
 
 def _embedded_student(student: EmbeddedStudent, *, pooling: Pooling | None, tile_px: int | None) -> LoadedModel:
