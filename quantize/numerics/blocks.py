@@ -17,7 +17,7 @@ say how its inputs are to be quantized.
 
 import contextlib
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.quantize.numerics.gptq import fit_weights, round_weights
+from atlas_edge.quantize.numerics.moments import Moments
 from atlas_edge.quantize.numerics.ranges import InputRange, choose_range
 from atlas_edge.quantize.numerics.rounding import fake_int8
 from atlas_edge.quantize.numerics.stages import Stage, stages
@@ -126,24 +127,32 @@ def _tokens(module: "nn.Module", tiles: NDArray[np.uint8]) -> "Tensor":
     """`(N, T, D)` tokens before the first block."""
     import torch
 
+    pieces = (torch.from_numpy(tiles[start : start + _PIECE]) for start in range(0, len(tiles), _PIECE))
+    return _stopped(module.get_submodule("backbone.blocks.0"), module, pieces)
+
+
+def _stopped(layer: "nn.Module", function: "Callable[[Tensor], object]", pieces: "Iterable[Tensor]") -> "Tensor":
+    """What a layer reads while a function of the pieces is computed, which goes no further."""
+    import torch
+
     seen: list[Tensor] = []
 
     def stop(_: Any, inputs: "tuple[Tensor, ...]") -> None:
         seen.append(inputs[0])
         raise _Reached
 
-    handle = module.get_submodule("backbone.blocks.0").register_forward_pre_hook(stop)
+    handle = layer.register_forward_pre_hook(stop)
     try:
-        for start in range(0, len(tiles), _PIECE):
+        for piece in pieces:
             with contextlib.suppress(_Reached):
-                module(torch.from_numpy(tiles[start : start + _PIECE]))
+                function(piece)
     finally:
         handle.remove()
     return torch.cat(seen)
 
 
 class _Reached(Exception):
-    """The first block was reached."""
+    """The layer was reached."""
 
 
 def _fit_stage(
@@ -151,7 +160,7 @@ def _fit_stage(
 ) -> "tuple[Tensor, Tensor]":
     """Fit all its Linears; returns the residual streams after the stage, exact and as quantized."""
     normed = _in_pieces(stage.norm, exact)
-    written, inner = _run_body(stage, normed, None)
+    written, inner = _run_body(stage, normed)
     if stage.gamma is not None:
         written *= stage.gamma
     _fold_layer_scale(stage)
@@ -164,26 +173,30 @@ def _fit_stage(
     *first_names, second_name = stage.names
     amax = None if set(first_names) <= set(options.float_layers) else first.amax
 
-    # Only one tensor as wide as the MLP is held at a time, and a copy of it where it is computed with.
+    # Outputs of the first Linears are as wide as the MLP: what is wanted of them follows from their inputs.
     seen = _in_pieces(stage.norm, rounded)
-    for layer, name in zip(stage.first, first_names, strict=True):
-        target = normed @ (layer.weight / first.scale).T
-        is_float = name in options.float_layers
-        weights = _fit_layer(layer, _rounded(seen, None if is_float else amax), target, options, is_float=is_float)
-        ranges[name] = _range(first, None, weights)
-        del target
+    for is_float in {name in options.float_layers for name in first_names}:
+        moments = Moments(_rounded(seen, None if is_float else amax), options.cls_weight)
+        mean, cross = moments.against(normed)
+        for layer, name in zip(stage.first, first_names, strict=True):
+            if (name in options.float_layers) is is_float:
+                wanted = (layer.weight / first.scale).T
+                weights = _fit_layer(layer, moments, (mean @ wanted, cross @ wanted), options, is_float=is_float)
+                ranges[name] = _range(first, None, weights)
+        del moments
     del normed
 
     target = inner @ (stage.second.weight / second.scale).T
     target += exact
     target -= rounded
     del inner
-    _, seen = _run_body(stage, seen, amax)
+    seen = _inner(stage, seen, amax)
     if multiplier is not None:
         seen *= multiplier
     is_float = second_name in options.float_layers
     seen = _rounded(seen, None if is_float else second.amax)
-    weights = _fit_layer(stage.second, seen, target, options, is_float=is_float)
+    moments = Moments(seen, options.cls_weight)
+    weights = _fit_layer(stage.second, moments, moments.against(target), options, is_float=is_float)
     ranges[second_name] = _range(second, multiplier, weights)
     return exact + written, rounded + _in_pieces(stage.second, seen)
 
@@ -200,17 +213,22 @@ def _range(chosen: InputRange, multiplier: "Tensor | None", weights: "tuple[Tens
     )
 
 
-def _run_body(stage: Stage, normed: "Tensor", amax: float | None) -> "tuple[Tensor, Tensor]":
-    """What attention or MLP computes, and what its second Linear reads; the input is rounded with `amax`."""
+def _run_body(stage: Stage, normed: "Tensor") -> "tuple[Tensor, Tensor]":
+    """What attention or MLP computes, and what its second Linear reads."""
     import torch
 
     seen: list[Tensor] = []
     handle = stage.second.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        out = _in_pieces(stage.body, _rounded(normed, amax))
+        out = _in_pieces(stage.body, normed)
     finally:
         handle.remove()
     return out, torch.cat(seen)
+
+
+def _inner(stage: Stage, normed: "Tensor", amax: float | None) -> "Tensor":
+    """What the second Linear reads where the input of the first is rounded with `amax`."""
+    return _stopped(stage.second, stage.body, _rounded(normed, amax).split(_PIECE))
 
 
 def _joined(layers: "Sequence[nn.Linear]") -> "Tensor":
@@ -280,31 +298,26 @@ def _divide_norm(norm: Any, scale: "Tensor") -> None:
 
 
 def _fit_layer(
-    layer: "nn.Linear", inputs: "Tensor", targets: "Tensor", options: FitOptions, *, is_float: bool
+    layer: "nn.Linear",
+    moments: Moments,
+    wanted: "tuple[Tensor, Tensor]",
+    options: FitOptions,
+    *,
+    is_float: bool,
 ) -> "tuple[Tensor, Tensor | None]":
     """Set weight and bias; returns the largest weights of the channels, and the weights before rounding.
 
-    `inputs` are `(N, T, C)` as quantized, `targets` `(N, T, O)` without bias.
+    `wanted` is what `moments.against` gives for the outputs without bias.
     """
-    import torch
-
-    count, tokens, channels = inputs.shape
-    weights = torch.ones(count, tokens, 1)
-    weights[:, 0] = options.cls_weight
-    weights = (weights / weights.mean()).reshape(-1, 1)
-    inputs, targets = inputs.reshape(-1, channels), targets.reshape(count * tokens, -1)
-    input_mean, target_mean = (weights * inputs).mean(0), (weights * targets).mean(0)
-    root = weights.sqrt()
-    inputs = (inputs - input_mean).mul_(root)
-    gram = inputs.T @ inputs
-    fitted = fit_weights(inputs, (targets - target_mean) * root, layer.weight, gram=gram, ridge=options.ridge)
+    target_mean, cross = wanted
+    fitted = fit_weights(moments.gram, cross, layer.weight, ridge=options.ridge)
     peaks, sought = fitted.abs().amax(1), None
     if not is_float:
-        found = round_weights(fitted, gram, levels=options.levels)
+        found = round_weights(fitted, moments.gram, levels=options.levels)
         fitted, peaks, sought = found.weight, found.largest, found.sought
     layer.weight.data = fitted
     if layer.bias is not None and options.bias_correction:
-        layer.bias.data = layer.bias + target_mean - fitted @ input_mean
+        layer.bias.data = layer.bias + target_mean - fitted @ moments.mean
     return peaks, sought
 
 

@@ -28,20 +28,17 @@ class RoundedWeights:
     largest: "Tensor"
 
 
-def fit_weights(
-    inputs: "Tensor", targets: "Tensor", weight: "Tensor", *, gram: "Tensor | None" = None, ridge: float = 0.01
-) -> "Tensor":
+def fit_weights(gram: "Tensor", cross: "Tensor", weight: "Tensor", *, ridge: float = 0.01) -> "Tensor":
     """The weights that map quantized inputs to wanted outputs best, held to the given ones by a ridge.
 
-    `W' = argmin ||T - X W'||^2 + r ||W' - W||^2` with `r = ridge * mean diag(X X^T)`: what quantization upstream
+    `W' = argmin ||T - X W'||^2 + r ||W' - W||^2` with `r = ridge * mean diag(X^T X)`: what quantization upstream
     changed in the inputs is taken back as far as it is linear in them (the asymmetric calibration of GPTAQ,
     arXiv:2504.02692).
 
     Args:
-        inputs: `(N, C)` as the quantized layer sees them, centred.
-        targets: `(N, O)` outputs wanted, without bias, centred.
+        gram: `(C, C)`, `X^T X` of the inputs as the quantized layer sees them, centred.
+        cross: `(C, O)`, `X^T T` with the outputs wanted, without bias, centred.
         weight: `(O, C)`.
-        gram: `X^T X` of the inputs, where it is known.
         ridge: Strength of the hold, relative to the mean variance of an input.
 
     Returns:
@@ -49,9 +46,8 @@ def fit_weights(
     """
     import torch
 
-    held = damped(inputs.T @ inputs if gram is None else gram, ridge)
-    residual = targets - inputs @ weight.T
-    step = torch.cholesky_solve((inputs.T @ residual).double(), torch.linalg.cholesky(held))
+    missed = cross.double() - gram.double() @ weight.T.double()
+    step = torch.cholesky_solve(missed, torch.linalg.cholesky(damped(gram, ridge)))
     return weight + step.T.to(weight.dtype)
 
 
