@@ -44,6 +44,7 @@ _SHORT = {
     FITTED: "block by block",
     NEAREST: "to the nearest",
 }
+_WAYS = ["OpenVINO INT8", "ONNX and TensorRT INT8", "TensorRT FP8"]
 _STUDENTS = {"yes": "yes", "non-commercial": "non-commercial", "no": "no", None: "not checked"}
 
 HELP = """Load every known encoder's network with random weights: what comes of it, and which way each target takes it.
@@ -145,20 +146,26 @@ def make_row(known: Known, *, depth: int | None = None, int8: bool = False) -> R
 
 def markdown(rows: Sequence[Row], *, int8: bool) -> str:
     """The table, and the sentences above it."""
-    more = " | INT8 cosine median | p1" if int8 else ""
+    ways = [_all_ways(row.inspection) for row in rows]
+    taken = set(filter(any, ways))
+    shared = len(taken) == 1
+    columns = ["encoder", "network", "px, µm per pixel", "embedding", "licence", "students", "loads", "1 - cosine"]
+    columns += [] if shared else _WAYS
+    columns += ["INT8 cosine median", "p1"] if int8 else []
+    right = {"1 - cosine", "INT8 cosine median", "p1"}
+    every = ", ".join(f"{name} {way}" for name, way in zip(_WAYS, next(iter(taken), ()), strict=False))
     lines = [
         f"{len(rows)} encoders in their exact shape with random weights, since no published ones were at hand; where a "
         f"network has more than {_WHOLE_MILLIONS} M parameters, {_FEW_BLOCKS} of its blocks. *1 - cosine* is the "
         "embedding's to that of timm's own network, pooled as published. FP32, FP16 and BF16 are floating point on "
         'every target. INT8 is "layer by layer" (the fast graph) or through NNCF for OpenVINO, "block by block" or "to '
         'the nearest" with ModelOpt for the others. An encoder in italics cannot be loaded; where timm has its shape, '
-        "the ways are that shape's.",
+        "the ways are that shape's." + (f" **All take the same way**: {every}." if shared else ""),
         "",
-        "| encoder | network | px, µm per pixel | embedding | licence | students | loads | 1 - cosine | OpenVINO INT8 "
-        f"| ONNX, TensorRT INT8 | TensorRT FP8{more} |",
-        f"|---|---|---|---|---|---|---|---:|---|---|---{'|---:|---:' if int8 else ''}|",
+        f"| {' | '.join(columns)} |",
+        f"|{'|'.join('---:' if name in right else '---' for name in columns)}|",
     ]
-    lines += [_line(row, int8=int8) for row in rows]
+    lines += [_line(row, () if shared else way, int8=int8) for row, way in zip(rows, ways, strict=True)]
     reasons = [f"- *{row.known.title}* cannot be loaded: {row.known.cannot}." for row in rows if row.known.cannot]
     failed = [f"- {row.known.title}: {row.failed}." for row in rows if row.failed and not row.known.cannot]
     notes = [f"- {row.known.title}: {row.known.note}." for row in rows if row.known.note]
@@ -170,7 +177,7 @@ def markdown(rows: Sequence[Row], *, int8: bool) -> str:
     return "\n".join([*lines, "", *failed, *reasons, *notes, *unchecked])
 
 
-def _line(row: Row, *, int8: bool) -> str:
+def _line(row: Row, ways: Sequence[str], *, int8: bool) -> str:
     known, found = row.known, row.inspection
     title = f"*{known.title}*" if known.cannot else known.title
     network = "" if row.parameters is None else f"{row.parameters / 1e6:.1f} M"
@@ -187,13 +194,20 @@ def _line(row: Row, *, int8: bool) -> str:
         _STUDENTS[known.students],
         "yes" if row.failed is None else f"no, {row.failed.partition(':')[0]}",
         "" if row.difference is None else f"{max(row.difference, 0.0):.0e}",
-        _way(found, Target.OPENVINO, Precision.INT8),
-        _ways(found, (Target.ONNX, Target.TENSORRT, Target.TENSORRT_RTX), Precision.INT8),
-        _ways(found, (Target.TENSORRT, Target.TENSORRT_RTX), Precision.FP8),
+        *ways,
     ]
     if int8:
         cells += ["", ""] if row.int8 is None else [f"{row.int8.cosine_median:.5f}", f"{row.int8.cosine_p1:.5f}"]
     return f"| {' | '.join(cells)} |"
+
+
+def _all_ways(found: Inspection | None) -> tuple[str, ...]:
+    """One a column of `_WAYS`."""
+    return (
+        _way(found, Target.OPENVINO, Precision.INT8),
+        _ways(found, (Target.ONNX, Target.TENSORRT, Target.TENSORRT_RTX), Precision.INT8),
+        _ways(found, (Target.TENSORRT, Target.TENSORRT_RTX), Precision.FP8),
+    )
 
 
 def _ways(found: Inspection | None, targets: Sequence[Target], precision: Precision) -> str:

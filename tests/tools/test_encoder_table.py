@@ -48,7 +48,7 @@ def test_rows_go_between_the_marks(page: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(tool, "_JUDGED", 8)
     tool.encoder_table(page, depth=1, only="small", int8=True)
     assert "*Closed*" not in page.read_text()
-    with_numbers = cells(page, "small")[11:]
+    with_numbers = cells(page, "small")[8:]
     assert float(with_numbers[0]) > 0.99 and float(with_numbers[1]) <= float(with_numbers[0])
     tool.encoder_table(page, depth=2)
     text = page.read_text()
@@ -58,8 +58,18 @@ def test_rows_go_between_the_marks(page: Path, monkeypatch: pytest.MonkeyPatch) 
     assert found[1].endswith("M, 2 of 3 blocks")
     assert found[2:7] == ["32; 0.5, 1", "96-d cls+mean", "mit", "yes", "yes"]
     assert float(found[7]) < 1e-6
-    assert found[8:11] == ["layer by layer", "block by block", "to the nearest"]
+    way = "OpenVINO INT8 layer by layer, ONNX and TensorRT INT8 block by block, TensorRT FP8 to the nearest."
+    assert f"**All take the same way**: {way}" in text
     assert cells(page, "closed")[6] == "no, exit 5"
+
+
+def test_ways_that_differ_have_columns(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, other = small(), small(name="other", arguments=SMALL | {"act_layer": "hard_swish"})
+    with_table(monkeypatch, plain, other)
+    tool.encoder_table(page, depth=1)
+    assert cells(page, "small")[8:] == ["layer by layer", "block by block", "to the nearest"]
+    assert cells(page, "other")[8].startswith("NNCF: blocks.0.mlp.act is a")
+    assert "All take" not in page.read_text()
 
 
 def test_a_network_that_does_not_load_is_a_row(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
