@@ -113,7 +113,8 @@ def _read_pickled(path: Path) -> Any:
             warnings.simplefilter("ignore")  # of old forms; errors are raised
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader of a foreign file: whatever it raises is about that file
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+        said = str(error) if any(map(str.isalpha, str(error))) else repr(error)  # a KeyError's is the key alone
+        first = next(line.strip() for line in said.splitlines() if line.strip())
         raise InputError(
             f"{path} cannot be read as a file of tensors alone: {first[:300]}",
             hint="it may be truncated, or hold Python objects, which are never loaded: save its state_dict alone",
