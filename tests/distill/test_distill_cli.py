@@ -114,8 +114,8 @@ def test_a_student_names_no_tile_set_unless_paths_are_kept(
     train = [tiny_model, "--tiles", tiles, "--steps", "1", "--batch", "4", "--held-out", judging]
     assert run_app(app, [str(part) for part in (*(train if trained else fit), *arguments)]) == 0
     report, card = ((tmp_path / "student" / name).read_text(encoding="utf-8") for name in ("report.json", "README.md"))
-    assert ("4711" in report) == ("4711" in card) == keep
-    assert ("4712" in report) == (keep and trained)
+    assert ("patient-4711" in report) == ("patient-4711" in card) == keep
+    assert ("patient-4712" in report) == (keep and trained)
     assert "CC0-1.0" in card
     found = json.loads(report)
     digest = open_training_tiles([str(tiles)]).provenance()[0].fingerprint
