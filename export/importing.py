@@ -134,13 +134,19 @@ def import_model(source: Source, out: Path, *, overwrite: bool) -> Imported:
 
     Raises:
         UsageError: `out` is taken.
-        InputError: The tensors do not fit the network, or it embeds differently.
+        InputError: The tensors do not fit the network, it embeds differently, or the disk is full.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     check_vacant(out, marks=MARKS, overwrite=overwrite)
     with atomic_folder(out, marks=MARKS, overwrite=overwrite) as folder:
-        save_file(source.converted.tensors, folder / WEIGHTS)
+        try:
+            save_file(source.converted.tensors, folder / WEIGHTS)
+        except SafetensorError as error:  # also of a full disk
+            raise InputError(
+                f"{out} cannot be written: {error}", hint="check free disk space and permissions of that path"
+            ) from error
         (folder / CONFIG).write_text(json.dumps(source.config, indent=2) + "\n", encoding="utf-8")
         model = load_model(str(folder), called=out.name)
         imported = _compared(source, model)
@@ -246,11 +252,12 @@ def _compared(source: Source, model: LoadedModel) -> Imported:
     tiles = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (_TILES, px, px, 3), dtype=np.uint8))
     with_transformers = source.transformers is not None
     title = "transformers' own network" if with_transformers else "timm's own network"
+    with torch.inference_mode():
+        found, images = model.module(tiles).double(), model.module.normalise(tiles)
+    embed = _transformers_embedding if with_transformers else _timm_embedding
     try:
         with torch.inference_mode():
-            embed = _transformers_embedding if with_transformers else _timm_embedding
-            expected = embed(source, model, model.module.normalise(tiles)).double()
-            found = model.module(tiles).double()
+            expected = embed(source, model, images).double()
     except ImportError:
         reason = "transformers is not installed"
     except Exception as error:  # a foreign library, which raises what it likes

@@ -1,6 +1,7 @@
 """`atlas-export import`: names and shapes change, embeddings do not; every tensor has its place."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from atlas_edge.errors import InputError, UsageError
 from atlas_edge.export.cli import app
 from atlas_edge.export.importing import RECORD, import_model, open_source
 from atlas_edge.models.load import LoadedModel, load_model
-from support import write_timm_folder
+from support import disk_full_after, write_timm_folder
 
 VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 GATED: dict[str, Any] = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": nn.SiLU, "mlp_ratio": 64 / 48}
@@ -250,6 +251,17 @@ def test_tensors_that_share_memory_are_stored_each(tmp_path: Path) -> None:
         state[name] = state["blocks.0.norm1.weight"]
     folder = hub_folder(tmp_path / "hub", made, state)
     bring(folder, tmp_path, "uni")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a limit on file sizes is POSIX")
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    source = open_source(hub_folder(tmp_path / "hub", network()), known=None)
+    out = tmp_path / "made" / "out"
+    out.parent.mkdir()
+    with disk_full_after(20_000), pytest.raises(InputError, match="cannot be written") as raised:
+        import_model(source, out, overwrite=False)
+    assert "free disk space" in str(raised.value)
+    assert not list(out.parent.iterdir())
 
 
 class Evil:
