@@ -28,6 +28,7 @@ from atlas_edge.models.timm_config import CONFIG, WEIGHTS
 from atlas_edge.models.timm_folder import with_layers
 from atlas_edge.quantize.paths import FITTED, FLOAT, LAYER_WISE, NEAREST, NNCF
 from atlas_edge.targets import Precision, Target
+from marked import around
 
 BEGIN, END = "<!-- encoder table: begin -->", "<!-- encoder table: end -->"
 # Beyond it, blocks are left out: a ViT-g in float32 has 4.5 GB, and its file as much again.
@@ -97,7 +98,7 @@ def encoder_table(
         depth: Most blocks; when left out, all of a network up to 100 M parameters, and two of a larger one.
         int8: Bring each to OpenVINO INT8 on a few synthetic tiles, and compare.
     """
-    before, after = _parts(document)
+    before, after = around(document, BEGIN, END)
     names = [name.strip() for name in only.split(",") if name.strip()] or list(known_encoders())
     unknown = [name for name in names if name not in known_encoders()]
     if unknown:
@@ -334,15 +335,6 @@ def _int8_agreement(model: LoadedModel, scratch: Path) -> Agreement:
 
 def _tiles(px: int, count: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (count, px, px, 3), dtype=np.uint8)
-
-
-def _parts(document: Path) -> tuple[str, str]:
-    """What stands before the marks, and after them."""
-    before, begin, rest = document.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"{document} lacks the marks {BEGIN} and {END}", hint="add both where the table belongs")
-    return before, after
 
 
 if __name__ == "__main__":

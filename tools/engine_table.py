@@ -29,6 +29,7 @@ from atlas_edge.quantize.backend import Job
 from atlas_edge.runtimes.tensorrt_library import RTX
 from atlas_edge.spec import Precision
 from atlas_edge.tiles import TileSource, batches, open_tiles
+from marked import around
 
 BEGIN, END = "<!-- engine table: begin -->", "<!-- engine table: end -->"
 PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8, Precision.FP8)
@@ -90,7 +91,7 @@ def engine_table(
         eval_limit: Tiles that judge.
         patches: Patch sides of `atlas2-s`.
     """
-    _parts(document)  # before engines are built for minutes
+    around(document, BEGIN, END)  # before engines are built for minutes
     choice = find_tensorrt(RTX)
     labelled = _labelled(tiles, fit_limit, eval_limit) if tiles is not None else None
     rows: list[Row] = []
@@ -202,17 +203,8 @@ def _markdown(rows: Sequence[Row], choice: TensorRTChoice, labelled: Labelled | 
     return "\n".join(lines)
 
 
-def _parts(document: Path) -> tuple[str, str]:
-    """What stands before the marks, and after them."""
-    before, begin, rest = document.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"{document} lacks the marks {BEGIN} and {END}", hint="add both where the table belongs")
-    return before, after
-
-
 def _write(document: Path, table: str) -> None:
-    before, after = _parts(document)
+    before, after = around(document, BEGIN, END)
     document.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
 
 
