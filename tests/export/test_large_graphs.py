@@ -1,5 +1,6 @@
 """Graphs beyond protobuf's 2 GiB, in small: the limit of one file is lowered, so that weights go beside the graph."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,34 @@ def test_a_smaller_graph_leaves_no_weights_beside_it(
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
     assert graph.onnx_bytes(path) == pytest.approx(beside, rel=0.05)
     assert list(onnx.load(path).graph.initializer) == list(whole.graph.initializer)
+
+
+def test_blocks_are_folded_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas_edge.models.folding import vit
+    from atlas_edge.models.load import load_model
+
+    alive: weakref.WeakSet[vit.FoldedBlock] = weakref.WeakSet()
+    counts = []
+
+    class Counted(vit.FoldedBlock):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)  # type: ignore[arg-type]
+            alive.add(self)
+            counts.append(len(alive))
+
+    monkeypatch.setattr(vit, "FoldedBlock", Counted)
+    model = load_model("atlas2-demo")
+    graph.export_onnx(model.module, model.spec, tmp_path / "model.onnx")
+    assert len(counts) == 12 and max(counts) <= 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is full")
+@pytest.mark.parametrize("full", ["model.onnx.data.new", "model.onnx"])
+def test_a_full_disk_is_told_with_the_path(full: str, tiny_model: Path, tmp_path: Path) -> None:
+    from atlas_edge.models.load import load_model
+
+    (tmp_path / full).symlink_to("/dev/full")
+    model = load_model(str(tiny_model))
+    with pytest.raises(OSError, match="No space left") as raised:
+        graph.export_onnx(model.module, model.spec, tmp_path / "model.onnx")
+    assert raised.value.filename == str(tmp_path / full.removesuffix(".new"))

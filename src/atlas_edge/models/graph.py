@@ -1,6 +1,5 @@
 """From PyTorch to an ONNX file: one graph that every target starts from."""
 
-import math
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_edge.models.weight_file import bytes_of, named_errors, weight_file
 from atlas_edge.spec import EncoderSpec
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ OUTPUT = "embedding"
 OPSET = 20
 # Protobuf's limit of 2 GiB, with room for the graph itself.
 _ONE_FILE_BYTES = 1_900_000_000
-# Shapes and scalars stay in the graph, where shape inference reads them.
-_SMALLEST_BESIDE = 1024
 
 
 def export_onnx(
@@ -54,20 +52,14 @@ def export_onnx(
     import onnx
     import torch
 
-    from atlas_edge.models.folding.onnx_graph import folded_graph
-    from atlas_edge.models.folding.vit import fold_vit
-
-    folded = fold_vit(module) if fold and dynamo else None
-    if folded is not None:
-        names = INPUT, OUTPUT
-        save_onnx(folded_graph(folded, tile_px=spec.tile_px, batch=batch, names=names, opset=OPSET), path)
+    bytes_of_weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    if fold and dynamo and _write_folded(module, spec, path, batch, beside=bytes_of_weights > _ONE_FILE_BYTES):
         return path
     example = torch.zeros((batch or 2, spec.tile_px, spec.tile_px, 3), dtype=torch.uint8)
     options: dict[str, Any] = {}
     if dynamo:
         dynamic = {0: torch.export.Dim("batch", min=1, max=4096)} if batch is None else None
         options["dynamic_shapes"] = (dynamic,)
-        bytes_of_weights = sum(p.numel() * p.element_size() for p in module.parameters())
         options["external_data"] = bytes_of_weights > _ONE_FILE_BYTES
     elif batch is None:
         options["dynamic_axes"] = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
@@ -119,37 +111,18 @@ def save_onnx(model: "onnx.ModelProto", path: Path, *, weights_from: Path | None
         path: File to write; one of the same name is replaced together with its weights.
         weights_from: Folder of the weights that are not in memory.
     """
-    import onnx
-    from onnx.external_data_helper import (
-        load_external_data_for_model,
-        load_external_data_for_tensor,
-        set_external_data,
-        uses_external_data,
-    )
+    from onnx.external_data_helper import load_external_data_for_model
 
-    beside, written = path.with_name(f"{path.name}.data"), path.with_name(f"{path.name}.data.new")
-    folder = str(weights_from or path.parent)
-    if sum(map(_bytes_of, model.graph.initializer)) <= _ONE_FILE_BYTES:
-        load_external_data_for_model(model, folder)
-        onnx.save(model, path)
-        beside.unlink(missing_ok=True)
+    folder = weights_from or path.parent
+    if sum(map(bytes_of, model.graph.initializer)) <= _ONE_FILE_BYTES:
+        load_external_data_for_model(model, str(folder))
+        _write(model, path)
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)
         return
-    with written.open("wb") as file:
+    with weight_file(path) as beside:
         for tensor in model.graph.initializer:
-            if uses_external_data(tensor):
-                load_external_data_for_tensor(tensor, folder)
-                tensor.data_location = onnx.TensorProto.DEFAULT
-                del tensor.external_data[:]
-            if _bytes_of(tensor) < _SMALLEST_BESIDE:
-                continue
-            if not tensor.HasField("raw_data"):  # stored value by value
-                tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
-            offset = file.tell()
-            length = file.write(tensor.raw_data)
-            set_external_data(tensor, beside.name, offset, length)
-            tensor.ClearField("raw_data")
-    written.replace(beside)
-    onnx.save(model, path)
+            beside.take(tensor, folder=folder)
+    _write(model, path)
 
 
 def copy_onnx(path: Path, to: Path, *, notes: Mapping[str, str] | None = None) -> None:
@@ -211,11 +184,30 @@ def largest_difference(module: "nn.Module", path: Path, tiles: NDArray[np.uint8]
     return float(np.max(1.0 - np.sum(expected * found, axis=1) / norms))
 
 
-def _bytes_of(tensor: "onnx.TensorProto") -> int:
+def _write_folded(module: "nn.Module", spec: EncoderSpec, path: Path, batch: int | None, *, beside: bool) -> bool:
+    """Write a network as it is when folded, block by block; False where it cannot be folded."""
+    from atlas_edge.models.folding.onnx_graph import folded_graph
+    from atlas_edge.models.folding.vit import fold_in_pieces
+
+    pieces = fold_in_pieces(module)
+    if pieces is None:
+        return False
+    folded, blocks = pieces
+    options: dict[str, Any] = {"tile_px": spec.tile_px, "batch": batch, "names": (INPUT, OUTPUT), "opset": OPSET}
+    if not beside:
+        save_onnx(folded_graph(folded, blocks, **options), path)
+        return True
+    with weight_file(path) as weights:
+        model = folded_graph(folded, blocks, keep=weights.take, **options)
+    _write(model, path)
+    return True
+
+
+def _write(model: "onnx.ModelProto", path: Path) -> None:
     import onnx
 
-    kind: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return int(math.prod(tensor.dims)) * kind.itemsize
+    with named_errors(path):
+        onnx.save(model, path)
 
 
 def _strip_metadata(model: "onnx.ModelProto") -> None:

@@ -20,7 +20,7 @@ def standardise(tokens: Tensor, eps: float | None) -> Tensor:
 def scaled(layer: nn.Linear, gamma: Tensor | None) -> nn.Linear:
     """The product with a scale of its outputs, `(O,)`, inside."""
     weight, bias = layer.weight.detach(), bias_of(layer.weight, layer.bias)
-    return linear(weight, bias) if gamma is None else linear(weight * gamma[:, None], bias * gamma)
+    return linear(weight.clone(), bias.clone()) if gamma is None else linear(weight * gamma[:, None], bias * gamma)
 
 
 def with_affine(norm: nn.LayerNorm) -> nn.LayerNorm:
@@ -47,7 +47,7 @@ def bias_of(weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A layer with copies of these."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
+    """A layer of these, not of copies."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
     return layer

@@ -3,7 +3,7 @@
 It takes a moment where tracing the network takes a quarter of a minute, and computes less: see this room's `__init__`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,35 +26,54 @@ _END = np.iinfo(np.int64).max
 
 
 def folded_graph(
-    folded: "FoldedVit", *, tile_px: int, batch: int | None, names: tuple[str, str], opset: int
+    folded: "FoldedVit",
+    blocks: "Iterable[FoldedBlock] | None" = None,
+    *,
+    tile_px: int,
+    batch: int | None,
+    names: tuple[str, str],
+    opset: int,
+    keep: Callable[[onnx.TensorProto], None] | None = None,
 ) -> onnx.ModelProto:
     """Write the graph of `FoldedVit.forward`.
 
     Nodes are called by their module in timm's network, as `backbone.blocks.3.mlp.fc2/MatMul_71`.
 
     Args:
-        folded: From `fold_vit`.
+        folded: From `fold_vit` or `fold_in_pieces`.
+        blocks: From `fold_in_pieces`; those of `folded` when None.
         tile_px: Side of a tile.
         batch: Fixed batch size; None leaves it dynamic.
         names: Of the input, `(B, tile_px, tile_px, 3)` uint8, and of the output, `(B, D)` float32.
         opset: 20 or later.
+        keep: Is given each weight, and may store its values elsewhere, before the graph takes it.
     """
-    return _Writer(opset).model(folded, tile_px, batch, names)
+    return _Writer(opset, keep).model(folded, folded.blocks if blocks is None else blocks, tile_px, batch, names)
 
 
 class _Writer:
-    def __init__(self, opset: int) -> None:
-        self.opset = opset
+    def __init__(self, opset: int, keep: Callable[[onnx.TensorProto], None] | None) -> None:
+        graph = helper.make_graph([], "encoder", [], [])
+        self.result = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+        self.result.ir_version = _IR_VERSION
         self.nodes: list[onnx.NodeProto] = []
-        self.weights: dict[str, onnx.TensorProto] = {}
+        self.weights: set[str] = set()
+        self.keep = keep
         self.module = "backbone"
         self.width = 0
         self._tables: dict[int, tuple[str, str]] = {}
 
-    def model(self, folded: "FoldedVit", tile_px: int, batch: int | None, names: tuple[str, str]) -> onnx.ModelProto:
+    def model(
+        self,
+        folded: "FoldedVit",
+        blocks: "Iterable[FoldedBlock]",
+        tile_px: int,
+        batch: int | None,
+        names: tuple[str, str],
+    ) -> onnx.ModelProto:
         self.width = folded.positions.shape[-1]
         tokens = self._patches(folded, names[0], tile_px, batch)
-        for index, block in enumerate(folded.blocks):
+        for index, block in enumerate(blocks):
             tokens = self._block(tokens, block, f"backbone.blocks.{index}")
         self.module = "backbone"
         parts = []
@@ -71,16 +90,12 @@ class _Writer:
             self._op("Concat", *parts, axis=1)
         self.nodes[-1].output[0] = names[1]
         size: Any = "batch" if batch is None else batch
-        graph = helper.make_graph(
-            self.nodes,
-            "encoder",
-            [helper.make_tensor_value_info(names[0], onnx.TensorProto.UINT8, [size, tile_px, tile_px, 3])],
-            [helper.make_tensor_value_info(names[1], onnx.TensorProto.FLOAT, [size, self.width * len(parts)])],
-            list(self.weights.values()),
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
-        model.ir_version = _IR_VERSION
-        return model
+        graph = self.result.graph
+        graph.node.extend(self.nodes)
+        given, made = [size, tile_px, tile_px, 3], [size, self.width * len(parts)]
+        graph.input.append(helper.make_tensor_value_info(names[0], onnx.TensorProto.UINT8, given))
+        graph.output.append(helper.make_tensor_value_info(names[1], onnx.TensorProto.FLOAT, made))
+        return self.result
 
     def _patches(self, folded: "FoldedVit", tiles: str, tile_px: int, batch: int | None) -> str:
         self.module = "backbone.patch_embed"
@@ -241,5 +256,10 @@ class _Writer:
         """A constant, stored when it is first asked for."""
         if name not in self.weights:
             kind = values.dtype if values.dtype == np.int64 else np.float32
-            self.weights[name] = numpy_helper.from_array(np.ascontiguousarray(values, dtype=kind), name)
+            tensor = numpy_helper.from_array(np.ascontiguousarray(values, dtype=kind), name)
+            if self.keep is not None:
+                self.keep(tensor)
+            self.weights.add(name)
+            # One by one: what is added to a graph is copied.
+            self.result.graph.initializer.append(tensor)
         return name

@@ -1,6 +1,7 @@
 """A whole folded vision transformer."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,14 +23,23 @@ def fold_vit(module: nn.Module) -> "FoldedVit | None":
     Returns:
         The folded network, or None where the backbone has a part that folding does not know (`unfoldable_part`).
     """
-    if not isinstance(module, EncoderModule) or unfoldable_part(module) is not None:
+    pieces = fold_in_pieces(module)
+    if pieces is None:
         return None
-    folded: FoldedVit = FoldedVit(module).eval()
+    folded, blocks = pieces
+    folded.blocks.extend(blocks)
     return folded
 
 
+def fold_in_pieces(module: nn.Module) -> "tuple[FoldedVit, Iterator[FoldedBlock]] | None":
+    """The same without its blocks, and each block when it is asked for: all of them take the network's memory again."""
+    if not isinstance(module, EncoderModule) or unfoldable_part(module) is not None:
+        return None
+    return FoldedVit(module).eval(), _blocks(module)
+
+
 class FoldedVit(nn.Module):
-    """See `fold_vit`.
+    """See `fold_vit`; its blocks are added after.
 
     Linear layers keep timm's names, with `qkv` as three, `blocks.0.attn.q`, `.k`, `.v`, and the first of a gated MLP as
     two, `blocks.0.mlp.fc1_g`, `.fc1_x`.
@@ -64,12 +74,7 @@ class FoldedVit(nn.Module):
         self.register_buffer("mean", module.mean)
         self.register_buffer("scale", module.scale)
         self.register_buffer("positions", positions + _pixel_offset(backbone.patch_embed.proj, module))
-        last = len(backbone.blocks) - 1
-        cls_only = module.pooling == "cls"
-        self.blocks = nn.ModuleList(
-            FoldedBlock(block, rotation, cls_only=cls_only and index == last)
-            for index, (block, rotation) in enumerate(zip(backbone.blocks, rotations(backbone), strict=True))
-        )
+        self.blocks = nn.ModuleList()
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Embed `(B, H, W, 3)` uint8 tiles as `(B, D)` float32."""
@@ -91,6 +96,13 @@ class FoldedVit(nn.Module):
         if self.norm_pre is not None:
             patches = self.norm_pre(patches)
         return torch.cat([self.prefix.expand(tiles.shape[0], -1, -1), patches], dim=1)
+
+
+def _blocks(module: EncoderModule) -> Iterator[FoldedBlock]:
+    backbone: Any = module.backbone
+    last, cls_only = len(backbone.blocks) - 1, module.pooling == "cls"
+    for index, (block, rotation) in enumerate(zip(backbone.blocks, rotations(backbone), strict=True)):
+        yield FoldedBlock(block, rotation, cls_only=cls_only and index == last).eval()
 
 
 def _pixel_convolution(proj: nn.Conv2d, module: EncoderModule) -> nn.Conv2d:
