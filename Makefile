@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Processes that run tests, each with one thread; a file of tests stays in one of them.
 WORKERS ?= 2
+# Installs the package with an extra into .venv: uv takes a quarter of pip's time, and pip does it where uv cannot.
+install = $(PYTHON) -m venv .venv && { $(BIN)/pip install -q uv && $(BIN)/uv pip install -q -e '.[$(1)]'; } || \
+	$(BIN)/pip install -q -e '.[$(1)]'
 
 .PHONY: demo test lint docs
 demo: .venv/demo
@@ -11,7 +14,7 @@ demo: .venv/demo
 	@ls -d bundles/*
 
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -27,16 +30,13 @@ docs: .venv/docs
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_build 8000
 
 .venv/demo: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[all]'
+	$(call install,all)
 	touch $@
 
 .venv/dev: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[dev]'
+	$(call install,dev)
 	touch $@ .venv/demo
 
 .venv/docs: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[docs]'
+	$(call install,docs)
 	touch $@

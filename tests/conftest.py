@@ -16,6 +16,21 @@ from PIL import Image
 from support import ROOT, TINY_PX, RunCommand, command_environment
 from warm import WarmCommands
 
+# Files that take half a minute and more begin first, so that no process is left with one at the end.
+_LONGEST = (
+    "test_readme.py",
+    "test_tutorial.py",
+    "test_distill_sharding.py",
+    "test_qad_command.py",
+    "test_bench_accuracy_command.py",
+    "test_edge_install.py",
+    "test_measure_faults.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

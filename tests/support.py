@@ -19,10 +19,13 @@ TINY_PX = 32
 
 RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
 
+# As the tests were started: libraries that a test imports (scikit-learn, timm) set variables of their own.
+_STARTED_WITH = dict(os.environ)
+
 
 def command_environment(**environment: str) -> dict[str, str]:
     """What our commands are run with."""
-    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "120", **environment}
+    return {**_STARTED_WITH, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "120", **environment}
 
 
 def heed_ctrl_c() -> None:

@@ -5,6 +5,7 @@ none of the modules below is asked for by our code before it needs it, which `te
 starts from nothing.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -13,12 +14,22 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 _LONGEST_S = 500
-_HEAVY = ("torch", "timm", "sklearn.linear_model", "onnx", "onnxscript", "torch.onnx._internal.exporter._core")
+_HEAVY = (
+    "torch",
+    "timm",
+    "sklearn.linear_model",
+    "matplotlib.pyplot",
+    "onnx",
+    "onnxscript",
+    "torch.onnx._internal.exporter._core",
+    "modelopt.torch.quantization",
+)
 
 
 class WarmCommands:
@@ -85,8 +96,12 @@ def _largest_file() -> tuple[int, int]:
 
 
 def _serve() -> None:
-    for module in _HEAVY:
-        importlib.import_module(module)
+    # ModelOpt warns of optional parts; the filters are set back for the commands.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for module in _HEAVY:
+            with contextlib.suppress(ImportError):  # it is for those who have it
+                importlib.import_module(module)
     for line in sys.stdin:
         order = json.loads(line)
         child = os.fork()
