@@ -1,5 +1,6 @@
 """The bundle against the full-precision encoder, on the same tiles: agreement, drop, and the gate."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,32 +45,58 @@ class Verification:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """What an encoder made of the tiles of a comparison.
+
+    Attributes:
+        tested: `(N, D)` of the evaluation tiles.
+        fitted: `(M, D)` of the tiles that probes are fitted on; None where there are none.
+    """
+
+    tested: NDArray[np.float32]
+    fitted: NDArray[np.float32] | None = None
+
+
+def embed_compared(
+    encoders: Mapping[str, Encoder], *, fit: TileSet | None, evaluation: TileSet, steps: Steps
+) -> dict[str, Compared]:
+    """Embed the evaluation tiles with every encoder, and those that fit the probes with `reference`.
+
+    Args:
+        encoders: Name -> encoder: both at once, or one after the other where two are too large for the memory.
+        fit: Labelled tiles, disjoint from the evaluation's; None skips the probes.
+        evaluation: Tiles to compare on.
+        steps: Where progress goes.
+    """
+    probed = fit if evaluation.labels is not None and "reference" in encoders else None
+    total = len(encoders) * len(evaluation.records) + (len(probed.records) if probed else 0)
+    with steps.progress("embedding", total) as advance:
+        tested = embed_tiles(encoders, evaluation, progress=advance)
+        fitted = embed_tiles({"reference": encoders["reference"]}, probed, progress=advance) if probed else {}
+    return {name: Compared(tested=found, fitted=fitted.get(name)) for name, found in tested.items()}
+
+
 def compare_with_reference(
-    reference: Encoder,
-    bundle: Encoder,
+    reference: Compared,
+    bundle: Compared,
     *,
     fit: TileSet | None,
     evaluation: TileSet,
     max_drop_pp: float | None,
     seed: int,
-    steps: Steps,
 ) -> Verification:
-    """Embed the evaluation tiles with both encoders and compare.
+    """Compare what both encoders made of the evaluation tiles.
 
     Args:
-        reference: The full-precision encoder.
-        bundle: What was built.
-        fit: Labelled tiles, disjoint from the evaluation's, to fit the probes on; None skips the probes.
-        evaluation: Tiles to compare on.
+        reference: Of the full-precision encoder.
+        bundle: Of what was built.
+        fit: As in `embed_compared`.
+        evaluation: Likewise.
         max_drop_pp: Budget on the upper end of the linear probe's drop, percentage points.
         seed: Seed of the bootstrap.
-        steps: Where progress goes.
     """
-    probed = fit is not None and evaluation.labels is not None
-    total = 2 * len(evaluation.records) + (len(fit.records) if fit and probed else 0)
-    with steps.progress("embedding", total) as advance:
-        tested = embed_tiles({"reference": reference, "bundle": bundle}, evaluation, progress=advance)
-        fitted = embed_tiles({"reference": reference}, fit, progress=advance)["reference"] if fit and probed else None
+    tested, fitted = {"reference": reference.tested, "bundle": bundle.tested}, reference.fitted
     agreement = embedding_agreement(tested["reference"], tested["bundle"], groups=evaluation.group_numbers)
     drops = {} if fit is None or fitted is None else _drops(tested, evaluation, fitted, fit, seed)
     verdict = tiles = None

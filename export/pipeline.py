@@ -1,20 +1,20 @@
 """The main job: load -> calibrate -> quantize -> build -> verify -> bench, into one bundle."""
 
 import shutil
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from atlas_edge.bench.judge.gate import Verdict
-from atlas_edge.bench.selftest.run import write_selftest
+from atlas_edge.bench.selftest.run import add_deployed, selftest_tiles, write_selftest
 from atlas_edge.bench.speed.timing import SpeedReport, paired_speed
 from atlas_edge.bundle import MANIFEST, write_manifest
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.export.backends.base import Built, ExportBackend, backend_of
 from atlas_edge.export.calibrate import calibrate
-from atlas_edge.export.compare import Verification, compare_with_reference
+from atlas_edge.export.compare import Verification, compare_with_reference, embed_compared
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.export.report.model_card import model_card
 from atlas_edge.export.report.summary import report_json, report_markdown
@@ -22,7 +22,7 @@ from atlas_edge.export.steps import Steps
 from atlas_edge.export.tile_sets import TileSets, open_tile_sets
 from atlas_edge.manifest import Manifest
 from atlas_edge.models.graph import export_onnx, largest_difference, onnx_bytes
-from atlas_edge.models.load import LoadedModel, load_model
+from atlas_edge.models.load import LoadedModel, free_weights, load_model
 from atlas_edge.quantize.backend import Job
 from atlas_edge.quantize.finetune.trained_ranges import ranges_of, recipe_of_ranges
 from atlas_edge.quantize.paths import path_sentence
@@ -121,14 +121,10 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
                 # Groups and labels may be patients.
                 choice["tiles_a_stratum"] = list(choice["tiles_a_stratum"].values())
             quantization["calibration"] = choice
-        with (
-            closing(backend.open_reference(job)) as reference,
-            closing(backend.open_written(job, folder)) as bundle,
-        ):
-            verification = _verify(config, reference, bundle, tile_sets, steps)
+        with ExitStack() as opened:
+            reference, bundle, verification = _verify(backend, config, job, folder, tile_sets, steps, opened)
             with steps.step("bench", "reference, bundle and PyTorch take turns" if config.speed else "skipped"):
                 speed = _speed(job, reference, bundle) if config.speed else None
-            write_selftest(folder, reference, deployed=bundle)
         result = ExportResult(
             folder=config.output,
             manifest=_manifest(config, model, tile_sets, quantization, built, verification, command),
@@ -153,27 +149,50 @@ def _quantize_and_build(
         path = path_sentence(quantized.quantization)
         if path is not None:
             steps.note(path)
+    if not config.speed:  # else it is timed, too
+        free_weights(job.model.module)
     with steps.step("build", config.target.value):
         built = backend.build(config, job, quantized, folder, steps)
     return built, quantized.quantization
 
 
 def _verify(
-    config: ExportConfig, reference: Encoder, bundle: Encoder, tile_sets: TileSets, steps: Steps
-) -> Verification:
+    backend: ExportBackend,
+    config: ExportConfig,
+    job: Job,
+    folder: Path,
+    tile_sets: TileSets,
+    steps: Steps,
+    opened: ExitStack,
+) -> tuple[Encoder, Encoder, Verification]:
+    """Compare the bundle with the reference, and write the selftest.
+
+    Both are open at once, in `opened`, where they are timed side by side after; otherwise, since large networks may
+    fit into the memory one at a time only, the reference is closed before the bundle is opened.
+    """
+    of: dict[str, Any] = {"fit": tile_sets.fit, "evaluation": tile_sets.evaluation}
     with steps.step("verify", f"{len(tile_sets.evaluation.records)} tiles of {tile_sets.evaluation.source.name}"):
-        found = compare_with_reference(
-            reference,
-            bundle,
-            fit=tile_sets.fit,
-            evaluation=tile_sets.evaluation,
-            max_drop_pp=config.max_drop_pp,
-            seed=config.seed,
-            steps=steps,
-        )
+        drawn = selftest_tiles(job.model.spec)
+        reference = opened.enter_context(closing(backend.open_reference(job)))
+        if config.speed:
+            bundle = opened.enter_context(closing(backend.open_written(job, folder)))
+            found = embed_compared({"reference": reference, "bundle": bundle}, **of, steps=steps)
+            write_selftest(folder, reference, drawn)
+        else:
+            found = embed_compared({"reference": reference}, **of, steps=steps)
+            write_selftest(folder, reference, drawn)
+            reference.close()
+            bundle = opened.enter_context(closing(backend.open_written(job, folder)))
+            found |= embed_compared({"bundle": bundle}, **of, steps=steps)
+        add_deployed(folder, bundle, drawn)
+        limits: dict[str, Any] = {"max_drop_pp": config.max_drop_pp, "seed": config.seed}
+        verification = compare_with_reference(found["reference"], found["bundle"], **of, **limits)
+    return reference, bundle, _unnamed(verification, config, len(tile_sets.evaluation.records))
+
+
+def _unnamed(found: Verification, config: ExportConfig, count: int) -> Verification:
     if config.keep_paths:
         return found
-    count = len(tile_sets.evaluation.records)
     drops = {method: replace(drop, classes=class_numbers(drop.classes)) for method, drop in found.drops.items()}
     return replace(found, drops=drops, worst_tiles=tuple(tile_number(index, count) for index in found.agreement.worst))
 

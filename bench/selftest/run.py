@@ -112,16 +112,24 @@ def write_selftest(
     Returns:
         The file written.
     """
-    from safetensors.numpy import save
-
     tiles = selftest_tiles(encoder.spec) if tiles is None else tiles
     arrays = {"reference": _embed(encoder, tiles), "tile_blocks": _block_means(tiles)}
     if deployed is not None:
         arrays["deployed"] = _embed(deployed, tiles)
-    path = folder / SELFTEST_FILE
-    metadata = {"tiles": f"synthetic:{len(tiles)}:{_SEED}", "reference": encoder.runtime}
-    path.write_bytes(save(arrays, metadata=metadata))
-    return path
+    return _write(folder, arrays, {"tiles": f"synthetic:{len(tiles)}:{_SEED}", "reference": encoder.runtime})
+
+
+def add_deployed(folder: Path, deployed: Encoder, tiles: NDArray[np.uint8]) -> Path:
+    """Store what was exported made of the tiles, too, in the file of `write_selftest`; see there.
+
+    For a reference that is closed by then: two large encoders need not be open at once.
+    """
+    from safetensors import safe_open
+
+    with safe_open(folder / SELFTEST_FILE, framework="numpy") as file:
+        metadata = file.metadata()
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return _write(folder, {**arrays, "deployed": _embed(deployed, tiles)}, metadata)
 
 
 def run_selftest(bundle: Path, *, speed: bool = True, rounds: int = 6, batch: int = 32) -> SelftestReport:
@@ -168,6 +176,14 @@ def run_selftest(bundle: Path, *, speed: bool = True, rounds: int = 6, batch: in
         keep=_keep(cases, measured),
         passed=all(case.passed for case in cases.values()),
     )
+
+
+def _write(folder: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Path:
+    from safetensors.numpy import save
+
+    path = folder / SELFTEST_FILE
+    path.write_bytes(save(arrays, metadata=metadata))
+    return path
 
 
 def _embed(encoder: Encoder, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -51,22 +51,23 @@ def cast_onnx(
 
     if precision not in {Precision.FP16, Precision.BF16}:
         raise UsageError(f"cannot cast to {precision.value}", hint="choose fp16 or bf16")
-    model = load_onnx(fp32_path)
+    # Weights beside the file are read one by one: whole, a large network would be in memory three times.
+    model, folder = load_onnx(fp32_path, weights=False), fp32_path.parent
     graph = model.graph
     _check_layer_norm(graph)
     half = onnx.TensorProto.FLOAT16 if precision is Precision.FP16 else onnx.TensorProto.BFLOAT16
     inline_constants(graph)
     if weights_only:
-        converted = _store_weights(graph, half)
-        _save_checked(model, out)
+        converted = _store_weights(graph, half, folder)
+        _save_checked(model, out, folder)
         return converted
     kept = _float32_nodes(graph, bf16=precision is Precision.BF16)
     kept |= _named_nodes(graph, set(float32_values))
     floats = _float32_values(graph)
     converted = sum(n.op_type in {"MatMul", "Gemm", "Conv"} and i not in kept for i, n in enumerate(graph.node))
-    _rewrite(graph, kept, floats, half)
+    _rewrite(graph, kept, floats, half, folder)
     del graph.value_info[:]
-    _save_checked(model, out)
+    _save_checked(model, out, folder)
     return converted
 
 
@@ -80,10 +81,10 @@ def inline_constants(graph: "onnx.GraphProto") -> None:
         graph.node.remove(node)
 
 
-def _save_checked(model: "onnx.ModelProto", out: Path) -> None:
+def _save_checked(model: "onnx.ModelProto", out: Path, folder: Path) -> None:
     import onnx
 
-    save_onnx(model, out)
+    save_onnx(model, out, weights_from=folder)
     # By its path: in memory the checker takes 2 GiB at most.
     onnx.checker.check_model(str(out), full_check=True)
 
@@ -96,13 +97,13 @@ def _check_layer_norm(graph: "onnx.GraphProto") -> None:
         )
 
 
-def _store_weights(graph: "onnx.GraphProto", half: int) -> int:
+def _store_weights(graph: "onnx.GraphProto", half: int, folder: Path) -> int:
     import onnx
 
     products = {name for n in graph.node if n.op_type in {"MatMul", "Gemm", "Conv"} for name in n.input[1:2]}
     weights = [t for t in graph.initializer if t.name in products and t.data_type == onnx.TensorProto.FLOAT]
     for position, tensor in enumerate(weights):
-        graph.initializer.append(_to_half(tensor, f"{tensor.name}_half", half))
+        graph.initializer.append(_to_half(tensor, f"{tensor.name}_half", half, folder))
         cast = onnx.helper.make_node("Cast", [f"{tensor.name}_half"], [tensor.name], to=onnx.TensorProto.FLOAT)
         graph.node.insert(position, cast)
         graph.initializer.remove(tensor)
@@ -163,7 +164,7 @@ def _float32_values(graph: "onnx.GraphProto") -> set[str]:
     return values | {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
 
 
-def _rewrite(graph: "onnx.GraphProto", kept: set[int], floats: set[str], half: int) -> None:
+def _rewrite(graph: "onnx.GraphProto", kept: set[int], floats: set[str], half: int, folder: Path) -> None:
     """Give every node inputs of its own precision, inserting a Cast where a value crosses over."""
     import onnx
 
@@ -181,7 +182,7 @@ def _rewrite(graph: "onnx.GraphProto", kept: set[int], floats: set[str], half: i
         if (name, want_half) not in made:
             made[name, want_half] = f"{name}_{'half' if want_half else 'float'}"
             if name in initializers:
-                graph.initializer.append(_to_half(initializers[name], made[name, want_half], half))
+                graph.initializer.append(_to_half(initializers[name], made[name, want_half], half, folder))
             else:
                 to = half if want_half else onnx.TensorProto.FLOAT
                 nodes.append(onnx.helper.make_node("Cast", [name], [made[name, want_half]], to=to))
@@ -208,15 +209,15 @@ def _rewrite(graph: "onnx.GraphProto", kept: set[int], floats: set[str], half: i
     del graph.node[:]
     graph.node.extend(nodes)
     used = {name for node in graph.node for name in node.input}
-    left = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(left)
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name not in used:
+            del graph.initializer[place]
 
 
-def _to_half(tensor: "onnx.TensorProto", name: str, half: int) -> "onnx.TensorProto":
+def _to_half(tensor: "onnx.TensorProto", name: str, half: int, folder: Path) -> "onnx.TensorProto":
     import onnx
 
-    values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+    values = onnx.numpy_helper.to_array(tensor, str(folder)).astype(np.float32, copy=False)
     if half == onnx.TensorProto.FLOAT16:
         if np.abs(values).max(initial=0) > np.finfo(np.float16).max:
             raise InputError(f"{tensor.name} holds values beyond FP16's range", hint="use bf16")

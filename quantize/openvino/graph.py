@@ -61,6 +61,9 @@ def quantize_vit(
         for name, grid in grids.weights.items()
         if name in grids.activations
     }
+    for name in grids.weights.keys() & layers.keys():
+        # Its integers stand for it from here on.
+        folded.get_submodule(name).weight = None
     return build_openvino(folded, grids, tile_px=calibration[0].shape[1]), {
         "recipe": recipe.model_dump(mode="json"),
         "method": "layer-wise: ranges and SmoothQuant by output error, weights "

@@ -40,10 +40,11 @@ class Operators:
 
     def weight(self, name: str, weight: "Tensor") -> Any:
         """What is stored of a layer's weight, as floating point."""
+        # Not copied: a second time, the weights of a large network would not fit into the memory.
         if name not in self.grids.weights:
-            return self.constant(to_numpy(weight))
+            return self.op.constant(np.ascontiguousarray(to_numpy(weight)), shared_memory=True)
         grid = self.grids.weights[name]
-        values = self.op.convert(self.constant(grid.values, "i8"), np.float32)
+        values = self.op.convert(self.op.constant(np.ascontiguousarray(grid.values), shared_memory=True), np.float32)
         return self.op.multiply(values, self.constant(grid.step.reshape(-1, *[1] * (grid.values.ndim - 1))))
 
     def on_grid(self, tensor: Any, grid: ActivationGrid | None) -> Any:

@@ -11,15 +11,20 @@ from numpy.typing import NDArray
 pytest.importorskip("torch")
 
 from rich.console import Console
+from safetensors.numpy import load_file
 
 from atlas_edge import open_bundle
+from atlas_edge.bench.selftest.run import SELFTEST_FILE
 from atlas_edge.bundle import verify_bundle
+from atlas_edge.encoder import Encoder
 from atlas_edge.export.config import resolve
 from atlas_edge.export.pipeline import STEPS, export_bundle
 from atlas_edge.export.rebuild import rebuild_bundle
 from atlas_edge.export.steps import Steps
 from atlas_edge.models import graph
 from atlas_edge.models.load import load_encoder
+from atlas_edge.quantize.backend import Job
+from atlas_edge.spec import Precision
 
 ONE_FILE_BYTES = 20_000
 
@@ -136,3 +141,22 @@ def test_a_full_disk_is_told_with_the_path(full: str, tiny_model: Path, tmp_path
     with pytest.raises(OSError, match="No space left") as raised:
         graph.export_onnx(model.module, model.spec, tmp_path / "model.onnx")
     assert raised.value.filename == str(tmp_path / full.removesuffix(".new"))
+
+
+def test_without_timing_one_network_is_in_memory_at_a_time(
+    tiny_model: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from atlas_edge.export.backends import onnx as backend
+
+    opened, opens = [], backend._open
+
+    def opens_alone(path: Path, job: Job, precision: Precision) -> Encoder:
+        assert all(encoder._session is None for encoder in opened)  # closed
+        assert all(weight.is_meta for weight in job.model.module.parameters())
+        opened.append(opens(path, job, precision))
+        return opened[-1]
+
+    monkeypatch.setattr(backend, "_open", opens_alone)
+    export(tiny_model, tiles, tmp_path / "bundle", "onnx", "fp32")
+    assert len(opened) == 2
+    assert set(load_file(tmp_path / "bundle" / SELFTEST_FILE)) == {"reference", "deployed", "tile_blocks"}

@@ -122,6 +122,11 @@ def load_model(
     return loaded
 
 
+def free_weights(module: "nn.Module") -> None:
+    """Give the memory of a network back that nobody runs any more; its shapes stay."""
+    module.to("meta")
+
+
 def _load(
     name: str,
     patch: int | None,
