@@ -100,8 +100,9 @@ def verify(bundle: Path, *, json: Json = False) -> None:
         print_json(manifest.model_dump(mode="json"))
         return
     size = sum(file.size_bytes for file in manifest.files)
+    tokens = "" if manifest.encoder.tokens is None else f" with {manifest.encoder.tokens}"
     print(
-        f"{bundle}: intact. {manifest.encoder.name}, {manifest.target.value} {manifest.precision.value}, "
+        f"{bundle}: intact. {manifest.encoder.name}{tokens}, {manifest.target.value} {manifest.precision.value}, "
         f"{len(manifest.files)} files, {size / 1e6:.1f} MB, made {manifest.created_utc}"
     )
 

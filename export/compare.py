@@ -1,13 +1,13 @@
 """The bundle against the full-precision encoder, on the same tiles: agreement, drop, and the gate."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.bench.accuracy.agreement import Agreement, embedding_agreement
+from atlas_edge.bench.accuracy.agreement import P1, Agreement, embedding_agreement, tile_cosines
 from atlas_edge.bench.accuracy.drop import AccuracyDrop, accuracy_drop
 from atlas_edge.bench.accuracy.probe import ProbeMethod
 from atlas_edge.bench.accuracy.tileset import TileSet, embed_tiles
@@ -16,6 +16,26 @@ from atlas_edge.encoder import Encoder
 from atlas_edge.export.steps import Steps
 
 METHODS: tuple[ProbeMethod, ...] = ("linear", "knn")
+
+
+_TOKEN_TILES = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenAgreement:
+    """Patch tokens of the bundle and of the reference, token by token.
+
+    Attributes:
+        tiles: Tiles compared, the first of the evaluation tiles.
+        cosine_median: Median cosine similarity over all tokens.
+        cosine_p1: 1st percentile.
+        cosine_worst: Smallest.
+    """
+
+    tiles: int
+    cosine_median: float
+    cosine_p1: float
+    cosine_worst: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +50,7 @@ class Verification:
         worst_tiles: Ids of the least similar tiles, worst first.
         verdict: The gate's, or None without a budget.
         tiles_to_settle: How many tiles would settle an inconclusive verdict, where a number would.
+        tokens: Patch tokens; None for a bundle that gives none.
     """
 
     agreement: Agreement
@@ -39,6 +60,7 @@ class Verification:
     worst_tiles: tuple[str, ...]
     verdict: Verdict | None
     tiles_to_settle: int | None
+    tokens: TokenAgreement | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For `report.json`."""
@@ -52,10 +74,12 @@ class Compared:
     Attributes:
         tested: `(N, D)` of the evaluation tiles.
         fitted: `(M, D)` of the tiles that probes are fitted on; None where there are none.
+        tokens: `(T, N, C)` patch tokens of the first evaluation tiles; None of an encoder that gives none.
     """
 
     tested: NDArray[np.float32]
     fitted: NDArray[np.float32] | None = None
+    tokens: NDArray[np.float32] | None = None
 
 
 def embed_compared(
@@ -74,7 +98,10 @@ def embed_compared(
     with steps.progress("embedding", total) as advance:
         tested = embed_tiles(encoders, evaluation, progress=advance)
         fitted = embed_tiles({"reference": encoders["reference"]}, probed, progress=advance) if probed else {}
-    return {name: Compared(tested=found, fitted=fitted.get(name)) for name, found in tested.items()}
+        tokens = {name: _tokens(encoder, evaluation) for name, encoder in encoders.items()}
+    return {
+        name: Compared(tested=found, fitted=fitted.get(name), tokens=tokens[name]) for name, found in tested.items()
+    }
 
 
 def compare_with_reference(
@@ -112,6 +139,26 @@ def compare_with_reference(
         worst_tiles=tuple(evaluation.records[index].id for index in agreement.worst),
         verdict=verdict,
         tiles_to_settle=tiles,
+        tokens=_compare_tokens(reference.tokens, bundle.tokens),
+    )
+
+
+def _tokens(encoder: Encoder, evaluation: TileSet) -> NDArray[np.float32] | None:
+    if encoder.spec.tokens is None:
+        return None
+    few = replace(evaluation, records=evaluation.records[:_TOKEN_TILES])
+    return encoder.encode_tokens(few.pixels(encoder.spec.tile_px))[1]
+
+
+def _compare_tokens(expected: NDArray[np.float32] | None, found: NDArray[np.float32] | None) -> TokenAgreement | None:
+    if expected is None or found is None:
+        return None
+    cosines = tile_cosines(expected.reshape(-1, expected.shape[2]), found.reshape(-1, found.shape[2]))
+    return TokenAgreement(
+        tiles=len(found),
+        cosine_median=float(np.median(cosines)),
+        cosine_p1=float(np.quantile(cosines, P1)),
+        cosine_worst=float(cosines.min()),
     )
 
 

@@ -77,7 +77,8 @@ class ExportConfig(Choices):
             stem += f"-patch{self.patch}"
         if self.tile_px is not None:
             stem += f"-{self.tile_px}px"
-        return Path("bundles") / f"{stem}-{self.target}-{self.precision}"
+        tokens = "-tokens" if self.graph_output == "tokens" else ""
+        return Path("bundles") / f"{stem}-{self.target}-{self.precision}{tokens}"
 
     def for_manifest(self) -> dict[str, Any]:
         """The options as they stand in a bundle; paths as names of what was given, unless `keep_paths`."""

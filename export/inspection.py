@@ -69,6 +69,7 @@ class Inspection:
             "encoder": self.model.spec.model_dump(mode="json"),
             "model": self.model.provenance.model_dump(mode="json"),
             "shape": asdict(self.shape),
+            "tokens": None if (grid := self.model.module.token_grid) is None else grid.model_dump(),
             "known_encoder": None if known is None else known.name,
             "gated": None if known is None else known.gated,
             "students": None if known is None else known.students,

@@ -54,6 +54,7 @@ class Choices(Options):
         tile_fit: What to do with tiles of another size than the encoder's.
         known: The known encoder that a folder holds, such as uni2-h, where its config.json does not name it.
         pooling: Pooling of the tokens; the model's own, whatever it is, when left out.
+        graph_output: What the bundle gives: the embedding, or patch tokens beside it (dense features).
         tile_px: Build the encoder for tiles of this side, position embeddings resampled; its own side when left out.
         patch: Patch side of a registry student in pixels: 8, 14 or 16.
         registers: Register tokens of a registry student.
@@ -78,6 +79,7 @@ class Choices(Options):
     tile_fit: TileFit = "exact"
     known: Annotated[str | None, Parameter(name="--as")] = None
     pooling: Literal["cls", "cls+mean", "avg"] | None = None
+    graph_output: Annotated[Literal["embedding", "tokens"], Parameter(name="--output")] = "embedding"
     tile_px: Annotated[int | None, Ge(1), Le(4096)] = None
     patch: int | None = None
     registers: int | None = None

@@ -2,7 +2,7 @@
 
 import shutil
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +217,7 @@ def _load(config: ExportConfig, steps: Steps) -> LoadedModel:
     )
     if model.spec.notice:
         steps.warn(model.spec.notice)
-    return model
+    return model.with_tokens() if config.graph_output == "tokens" else model
 
 
 def _described(tile_sets: TileSets) -> str:
@@ -242,7 +242,8 @@ def _check_graph(job: Job, steps: Steps) -> None:
             f"expected below {_GRAPH_TOLERANCE:g}",
             hint="report it with the versions that atlas-export doctor --json prints",
         )
-    steps.note(f"full-precision graph equals PyTorch: 1 - cosine <= {difference:.1e} on {len(tiles)} tiles")
+    tokens = "" if job.model.spec.tokens is None else ", patch tokens included"
+    steps.note(f"full-precision graph equals PyTorch: 1 - cosine <= {difference:.1e} on {len(tiles)} tiles{tokens}")
 
 
 def _speed(job: Job, reference: Encoder, bundle: Encoder) -> SpeedReport:
@@ -292,6 +293,7 @@ def _manifest(
             "cosine_median": verification.agreement.cosine_median,
             "cosine_p1": verification.agreement.cosine_p1,
             "cosine_worst": verification.agreement.cosine_worst,
+            **({} if verification.tokens is None else {"tokens": asdict(verification.tokens)}),
             "drops": drops,
             "verdict": verification.verdict,
             "deployed_file_was_run": built.not_run is None,

@@ -73,6 +73,12 @@ class StoredEncoder:
         write_atomic(path, buffer.getvalue())
         return found
 
+    def encode_tokens(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Encoder.encode_tokens`; they are not kept."""
+        if self._encoder is None:
+            raise closed_error(self.spec)
+        return self._encoder.encode_tokens(tiles)
+
     def close(self) -> None:
         """See `Encoder.close`."""
         if self._encoder is not None:

@@ -56,6 +56,9 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
         registers = f", {spec.registers} of them registers" if spec.registers else ""
         before = f"{shape.prefix_tokens} before{registers}" if shape.prefix_tokens else "none before"
         rows.append(("tokens", f"{shape.patch_tokens} patches of {spec.patch} px, {before}"))
+    grid = model.module.token_grid
+    if grid is not None:
+        rows.append(("dense", f"{grid} (--output tokens)"))
     mpp = "µm per pixel" if spec.mpp is None else f"{spec.mpp:g} µm per pixel"
     rows += [
         ("embedding", f"{spec.embed_dim}-d, pooling {spec.pooling} [{origins['pooling']}]"),

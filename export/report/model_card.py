@@ -22,7 +22,7 @@ _TEMPLATE = """{front_matter}
 from atlas_edge import open_bundle
 
 encoder = open_bundle("{folder}")
-embeddings = encoder.encode(tiles)  # (B, {px}, {px}, 3) uint8 RGB -> (B, {dim}) float32
+embeddings = encoder.encode(tiles)  # (B, {px}, {px}, 3) uint8 RGB -> (B, {dim}) float32{tokens}
 ```
 
 Tiles are 8-bit RGB{mpp}. Normalisation is inside the model: do not normalise.{notice}
@@ -42,6 +42,9 @@ Tiles are 8-bit RGB{mpp}. Normalisation is inside the model: do not normalise.{n
 
 {figures}
 """
+
+_TOKENS = """
+embeddings, tokens = encoder.encode_tokens(tiles)  # tokens: (B, {}, {}) float32, rows of {grid.columns} patches"""
 
 
 def model_card(result: "ExportResult") -> str:
@@ -69,6 +72,9 @@ def model_card(result: "ExportResult") -> str:
         folder=result.folder.name,
         px=encoder.tile_px,
         dim=encoder.embed_dim,
+        tokens=""
+        if encoder.tokens is None
+        else _TOKENS.format(*encoder.output_shapes(tokens=True)[1], grid=encoder.tokens),
         mpp=f" at {encoder.mpp:g} µm per pixel" if encoder.mpp else "; the model does not state its µm per pixel",
         model=f"{model.name} ({model.source}{f', commit {model.revision}' if model.revision else ''})",
         notice=f"\n\n**Without atlas-edge:** {manifest.notice}" if manifest.notice else "",

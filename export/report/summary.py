@@ -30,6 +30,12 @@ def rows(result: "ExportResult") -> list[Row]:
         ("cosine, 1st percentile", "1", _cosine(agreement.cosine_p1)),
         ("cosine, worst tile", "1", _cosine(agreement.cosine_worst)),
     ]
+    tokens = result.verification.tokens
+    if tokens is not None:
+        found += [
+            ("cosine of patch tokens, median", "1", _cosine(tokens.cosine_median)),
+            ("cosine of patch tokens, 1st percentile", "1", _cosine(tokens.cosine_p1)),
+        ]
     for method, name in (("linear", "linear probe"), ("knn", "kNN probe")):
         drop = result.verification.drops.get(method)
         if drop is None:
@@ -68,6 +74,8 @@ def notes(result: "ExportResult") -> list[str]:
     else:
         found.append("No probe: the tiles have no labels.")
     encoder = result.manifest.encoder
+    if verification.tokens is not None:
+        found.append(f"Beside the embedding: {encoder.tokens}, compared on {verification.tokens.tiles} tiles.")
     if encoder.own_pooling is not None:
         found.append(f"Pooling {encoder.pooling} was asked for; the model's own is {encoder.own_pooling}.")
     found += [f"Taken for granted: {assumption}." for assumption in result.manifest.model.assumptions]

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.models.graph import INPUT, OUTPUT
 from atlas_edge.quantize.openvino.grids import PATCH_EMBED, ActivationGrid, VitGrids, choose_grids
 from atlas_edge.quantize.openvino.operators import Operators, to_numpy
 from atlas_edge.quantize.paths import LAYER_WISE
 from atlas_edge.quantize.recipe import Recipe
+from atlas_edge.spec import INPUT, OUTPUT, TOKENS
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from atlas_edge.models.folding.mlp import FoldedMlp
     from atlas_edge.models.folding.rotation import Rotation
     from atlas_edge.models.folding.vit import FoldedVit
+
+_END = np.iinfo(np.int64).max
 
 
 def quantize_vit(
@@ -77,6 +79,8 @@ def quantize_vit(
 def build_openvino(folded: "FoldedVit", grids: VitGrids, *, tile_px: int) -> "ov.Model":
     """Write the graph: input `tiles` `(B, tile_px, tile_px, 3)` uint8, output `embedding` `(B, D)` float32.
 
+    A network that `gives_tokens` has a second output, `tokens` `(B, N, C)` float32.
+
     Args:
         folded: From `fold_vit`, as `choose_grids` left it.
         grids: From `choose_grids`; an empty one gives a graph in full precision.
@@ -99,18 +103,24 @@ class _Writer(Operators):
         tokens = self._patches(folded, tiles)
         for index, block in enumerate(folded.blocks):
             tokens = self._block(tokens, block, f"blocks.{index}")
-        if folded.pooling == "cls":
+        if folded.pooling == "cls" and not folded.gives_tokens:
             parts = [self.layer_norm(self.first(tokens), folded.norm)]
         else:
             tokens = self.layer_norm(tokens, folded.norm)
-            patches = self.slice(tokens, folded.pooled_from, np.iinfo(np.int64).max)
-            mean = op.reduce_mean(patches, self.constant([1], "i64"), keep_dims=True)
-            parts = [self.first(tokens), mean] if folded.pooling == "cls+mean" else [mean]
+            parts = [] if folded.pooling == "avg" else [self.first(tokens)]
+        if folded.pooling != "cls":
+            patches = self.slice(tokens, folded.pooled_from, _END)
+            parts.append(op.reduce_mean(patches, self.constant([1], "i64"), keep_dims=True))
         parts = [self.layer_norm(part, folded.fc_norm) for part in parts]
         embedding = op.concat(parts, 2) if len(parts) > 1 else parts[0]
-        result = op.result(op.squeeze(embedding, self.constant([1], "i64")), name=OUTPUT)
-        result.output(0).set_names({OUTPUT})
-        return ov.Model([result], [tiles], "encoder")
+        outputs = {OUTPUT: op.squeeze(embedding, self.constant([1], "i64"))}
+        if folded.gives_tokens:
+            outputs[TOKENS] = self.slice(tokens, folded.prefix.shape[1], _END)
+        results = []
+        for name, output in outputs.items():
+            results.append(op.result(output, name=name))
+            results[-1].output(0).set_names({name})
+        return ov.Model(results, [tiles], "encoder")
 
     def _patches(self, folded: "FoldedVit", tiles: Any) -> Any:
         op, convolution = self.op, folded.patch_embed.proj

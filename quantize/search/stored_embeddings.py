@@ -56,6 +56,14 @@ class RememberingEncoder:
                 os.fsync(file.fileno())
         return np.stack([self._known[key] for key in keys])
 
+    def encode_tokens(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Encoder.encode_tokens`; they are not remembered."""
+        if self._open is None:
+            raise closed_error(self.spec)
+        if self._encoder is None:
+            self._encoder = self._open()
+        return self._encoder.encode_tokens(tiles)
+
     def rest(self) -> None:
         """Free the encoder until a tile comes that the file does not hold."""
         if self._encoder is not None:

@@ -1,13 +1,14 @@
 """The one protocol that every runtime implements."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.errors import InputError, RuntimeMissing
+from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.spec import EncoderSpec
 
 
@@ -74,6 +75,23 @@ class Encoder(Protocol):
         """
         ...
 
+    def encode_tokens(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Embed a batch, and give its patch tokens, too: dense features.
+
+        Args:
+            tiles: As `encode` takes them.
+
+        Returns:
+            What `encode` returns, and `(B, N, C)` float32 patch tokens after the last norm: N is row by row the grid
+            that `spec.tokens` names.
+
+        Raises:
+            UsageError: The encoder holds none.
+            InputError: Wrong dtype or shape.
+            RuntimeMissing: The encoder is closed.
+        """
+        ...
+
     def close(self) -> None:
         """Free the device, the model and its files. Calling it twice is harmless; `encode` raises afterwards."""
         ...
@@ -101,17 +119,39 @@ def check_graph(
         outputs: Shape of each output.
 
     Raises:
-        InputError: They differ, or there is not one of each.
+        InputError: They differ, or there are more or fewer.
     """
-    wanted = {"takes": (inputs, (spec.tile_px, spec.tile_px, 3)), "gives": (outputs, (spec.embed_dim,))}
+    wanted: dict[str, tuple[Sequence[Sequence[object]], tuple[tuple[int, ...], ...]]] = {
+        "takes": (inputs, ((spec.tile_px, spec.tile_px, 3),)),
+        "gives": (outputs, spec.output_shapes(tokens=True)),
+    }
     for verb, (shapes, expected) in wanted.items():
         rests = [[size if isinstance(size, int) and size >= 0 else "any" for size in shape[1:]] for shape in shapes]
-        fits = len(rests) == 1 and len(rests[0]) == len(expected)
-        if not fits or any(size not in ("any", want) for size, want in zip(rests[0], expected, strict=True)):
-            found = " and ".join(str(("B", *rest)) for rest in rests) or "nothing"
+        fits = [len(rest) for rest in rests] == [len(rest) for rest in expected]
+        sizes = zip(chain(*rests), chain(*expected), strict=False)
+        if not fits or any(size not in ("any", want) for size, want in sizes):
+            found = _shapes_in_words(rests) or "nothing"
             raise InputError(
-                f"{name} {verb} {found}, the manifest says {('B', *expected)}", hint="export the bundle again"
+                f"{name} {verb} {found}, the manifest says {_shapes_in_words(expected)}",
+                hint="export the bundle again",
             )
+
+
+def check_gives_tokens(spec: EncoderSpec) -> None:
+    """Refuse `encode_tokens` of an encoder that gives embeddings alone.
+
+    Raises:
+        UsageError: It does.
+    """
+    if spec.tokens is None:
+        raise UsageError(
+            f"{spec.name}: this encoder holds no patch tokens",
+            hint="export it with --output tokens; in PyTorch, load_encoder opens a vision transformer with them",
+        )
+
+
+def _shapes_in_words(shapes: Iterable[Sequence[object]]) -> str:
+    return " and ".join(str(("B", *shape)) for shape in shapes)
 
 
 def check_tiles(tiles: NDArray[np.uint8], spec: EncoderSpec) -> None:

@@ -6,13 +6,34 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atlas_edge.targets import Precision, Target
 
-__all__ = ["EncoderSpec", "Pooling", "Precision", "Target"]
+__all__ = ["EncoderSpec", "Pooling", "Precision", "Target", "TokenGrid"]
 
+# What every model file calls its input and its outputs.
+INPUT, OUTPUT, TOKENS = "tiles", "embedding", "tokens"
 # How tokens or a feature map become one vector. `own`: by a head that has no other name here.
 Pooling = Literal["cls", "cls+mean", "avg", "max", "avgmax", "catavgmax", "map", "own"]
 
 _Mean = Annotated[float, Field(ge=0, le=1)]
 _Deviation = Annotated[float, Field(gt=0, le=1)]
+
+
+class TokenGrid(BaseModel):
+    """Patch tokens of a tile, after the last norm and without CLS and registers: row by row from the top left.
+
+    Attributes:
+        rows: Patches from top to bottom.
+        columns: Patches from left to right.
+        channels: Numbers a token.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int = Field(gt=0)
+    columns: int = Field(gt=0)
+    channels: int = Field(gt=0)
+
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.columns} patch tokens of {self.channels} channels"
 
 
 class EncoderSpec(BaseModel):
@@ -30,6 +51,7 @@ class EncoderSpec(BaseModel):
         own_pooling: The model's own pooling where another was asked for; None where `pooling` is its own.
         patch: Patch side in pixels; None for a CNN.
         registers: Number of register tokens.
+        tokens: Patch tokens that `encode_tokens` gives beside the embedding; None for an encoder that gives none.
         random_weights: True when no trained weights were loaded.
         demonstration: True for the student that ships inside the package, and for what is made of it.
     """
@@ -47,8 +69,15 @@ class EncoderSpec(BaseModel):
     own_pooling: Pooling | None = None
     patch: int | None = None
     registers: int = 0
+    tokens: TokenGrid | None = Field(default=None, exclude_if=lambda tokens: tokens is None)
     random_weights: bool = False
     demonstration: bool = False
+
+    def output_shapes(self, *, tokens: bool) -> tuple[tuple[int, ...], ...]:
+        """What is made of a tile: `(embed_dim,)`, and with `tokens`, where there are any, `(N, C)`."""
+        grid = self.tokens if tokens else None
+        embedding = (self.embed_dim,)
+        return (embedding,) if grid is None else (embedding, (grid.rows * grid.columns, grid.channels))
 
     @property
     def notice(self) -> str | None:

@@ -210,6 +210,11 @@ def embed(tiles: np.ndarray) -> np.ndarray:
     return tiles.reshape(len(tiles), -1)[:, :DIM].astype(np.float32) / 3.0
 
 
+def patch_tokens(tiles: np.ndarray) -> np.ndarray:
+    """What it gives beside, where it has that output: 2 x 3 tokens of 4 channels, the last values of each tile."""
+    return tiles.reshape(len(tiles), -1)[:, -24:].reshape(-1, 6, 4).astype(np.float32) / 5.0
+
+
 class FakeTensorRT:
     """The `tensorrt` or `tensorrt_rtx` module, as far as the runtime uses it."""
 
@@ -233,6 +238,7 @@ class FakeTensorRT:
         self.refuse_to_run = False
         self.capturable = True
         self.kernels = b""
+        self.tokens = False
 
     def Runtime(self, logger: Any) -> "FakeRuntime":
         return FakeRuntime(self, logger)
@@ -298,14 +304,14 @@ class FakeConfig:
 
 
 class FakeEngine:
-    num_io_tensors = 2
-
     def __init__(self, trt: FakeTensorRT, logger: Any) -> None:
         self.trt, self.logger = trt, logger
         self.device = trt.cudart.current
+        self.names = ["tokens"] * trt.tokens + ["tiles", "embedding"]
+        self.num_io_tensors = len(self.names)
 
     def get_tensor_name(self, index: int) -> str:
-        return ("tiles", "embedding")[index]
+        return self.names[index]
 
     def get_tensor_mode(self, name: str) -> int:
         return self.trt.TensorIOMode.INPUT if name == "tiles" else self.trt.TensorIOMode.OUTPUT
@@ -316,7 +322,7 @@ class FakeEngine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         smallest, _, largest = self.trt.profile
         batch = smallest if smallest == largest else -1
-        return (batch, PX, PX, 3) if name == "tiles" else (batch, DIM)
+        return {"tiles": (batch, PX, PX, 3), "embedding": (batch, DIM), "tokens": (batch, 6, 4)}[name]
 
     def create_runtime_config(self) -> FakeConfig:
         return FakeConfig(self.trt)
@@ -356,7 +362,7 @@ class FakeContext:
         stream = self.trt.cudart.streams[stream_handle]
         if (
             not self.batch
-            or len(self.address) != 2
+            or len(self.address) != 2 + self.trt.tokens
             or stream.device != self.device
             or self.trt.cudart.current != self.device
         ):
@@ -366,12 +372,14 @@ class FakeContext:
             return False
         assert self.stream in {None, stream_handle}, "an execution context must stay on one stream"
         self.stream = stream_handle
-        batch, tiles_at, out_at = self.batch, self.address["tiles"], self.address["embedding"]
+        batch, tiles_at = self.batch, self.address["tiles"]
+        computed = {"embedding": embed, "tokens": patch_tokens}
 
         def compute() -> None:
             tiles = np.frombuffer((ctypes.c_uint8 * (batch * PX * PX * 3)).from_address(tiles_at), np.uint8)
-            result = embed(tiles.reshape(batch, PX, PX, 3))
-            ctypes.memmove(out_at, result.ctypes.data, result.nbytes)
+            for name in self.address.keys() & computed.keys():
+                result = np.ascontiguousarray(computed[name](tiles.reshape(batch, PX, PX, 3)))
+                ctypes.memmove(self.address[name], result.ctypes.data, result.nbytes)
 
         stream.add(compute)
         return True

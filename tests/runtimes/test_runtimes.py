@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 
 from atlas_edge import open_bundle
 from atlas_edge.encoder import Capabilities, Encoder
-from atlas_edge.errors import InputError, RuntimeMissing
+from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.models import graph
 from atlas_edge.models.graph import export_onnx, largest_difference
 from atlas_edge.models.load import LoadedModel, load_model
@@ -185,6 +185,14 @@ def test_a_closed_encoder_says_so(encoder: Encoder) -> None:
     encoder.close()
     with pytest.raises(RuntimeMissing, match="the encoder is closed"):
         encoder.encode(tiles)
+
+
+def test_without_patch_tokens_it_says_how_to_get_them(encoder: Encoder) -> None:
+    assert encoder.spec.tokens is None
+    with pytest.raises(UsageError, match="holds no patch tokens") as refused:
+        encoder.encode_tokens(tiles_of(encoder.spec.tile_px, 1))
+    assert refused.value.hint is not None and "--output tokens" in refused.value.hint
+    encoder.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_gpu import DIM, PX, Cudart, FakeTensorRT, embed
+from fake_gpu import DIM, PX, Cudart, FakeTensorRT, embed, patch_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from atlas_edge.runtimes.cuda import Cuda, DeviceFault
 from atlas_edge.runtimes.tensorrt import TensorRTEncoder
 from atlas_edge.runtimes.tensorrt_engine import TensorRTEngine
 from atlas_edge.runtimes.tensorrt_library import ENTERPRISE, RTX
-from atlas_edge.spec import EncoderSpec
+from atlas_edge.spec import EncoderSpec, TokenGrid
 
 SPEC = EncoderSpec(
     name="fake",
@@ -56,6 +56,29 @@ def test_every_batch_comes_back_in_order(counts: list[int], profile: tuple[int, 
     under_test.close()
     under_test.close()
     assert cudart.leaks == {}
+
+
+@pytest.mark.parametrize("profile", [(1, 4, 8), (4, 4, 4)])
+def test_patch_tokens_come_beside_the_embedding(profile: tuple[int, int, int]) -> None:
+    cudart = Cudart()
+    trt = FakeTensorRT(cudart, profile)
+    trt.tokens = True
+    with_tokens = SPEC.model_copy(update={"tokens": TokenGrid(rows=2, columns=3, channels=4)})
+    under_test = encoder(trt, spec=with_tokens)
+    for count, seed in ((3, 0), (21, 1), (3, 2), (4, 3)):
+        batch = tiles(count, seed)
+        found = under_test.encode_tokens(batch)
+        np.testing.assert_array_equal(found[0], embed(batch))
+        np.testing.assert_array_equal(found[1], patch_tokens(batch))
+        np.testing.assert_array_equal(under_test.encode(batch), embed(batch))
+    cudart.calls.clear()
+    under_test.encode(tiles(4))
+    # Tokens that nobody asked for are not copied.
+    assert cudart.calls.count("cudaMemcpyAsync") == (0 if profile == (4, 4, 4) else 2)
+    under_test.close()
+    assert cudart.leaks == {}
+    with pytest.raises(InputError, match=r"gives \('B', 5\) and \('B', 6, 4\), the manifest says \('B', 5\)"):
+        encoder(trt)
 
 
 def test_results_stay_when_the_next_batch_runs() -> None:

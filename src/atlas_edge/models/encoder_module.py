@@ -1,11 +1,13 @@
 """The network that is exported: uint8 tiles in, embedding out, normalisation inside."""
 
-from typing import get_args
+import copy
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from atlas_edge.spec import EncoderSpec, Pooling
+from atlas_edge.errors import InputError
+from atlas_edge.spec import EncoderSpec, Pooling, TokenGrid
 
 # Poolings that need no more than the tokens; all others are the backbone's own.
 TOKEN_POOLINGS = frozenset({"cls", "cls+mean", "avg"})
@@ -20,8 +22,12 @@ class EncoderModule(nn.Module):
     Args:
         backbone: timm model with its classifier removed.
         spec: Mean, standard deviation and pooling to apply.
+
+    Attributes:
+        gives_tokens: Whether graphs that are made of it have the patch tokens as a second output.
     """
 
+    gives_tokens = False
     mean: Tensor
     scale: Tensor
 
@@ -39,6 +45,36 @@ class EncoderModule(nn.Module):
     def forward(self, tiles: Tensor) -> Tensor:
         """Embed `(B, H, W, 3)` uint8 tiles as `(B, D)` float32."""
         return self.embed(self.normalise(tiles)).float()
+
+    def forward_with_tokens(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedding `(B, D)` and patch tokens `(B, N, C)` of tiles as `forward` takes them, both float32.
+
+        Raises:
+            InputError: The network has other tokens than `token_grid` says.
+        """
+        tokens = self.tokens(self.normalise(tiles))
+        patches, grid = tokens[:, self.prefix_tokens :], self.token_grid
+        if grid is None or tuple(patches.shape[1:]) != (grid.rows * grid.columns, grid.channels):
+            raise InputError(
+                f"the network has tokens of shape {tuple(tokens.shape)}, expected {self.prefix_tokens} and {grid}",
+                hint="export without --output tokens",
+            )
+        return self.pool(tokens).float(), patches.float()
+
+    @property
+    def token_grid(self) -> TokenGrid | None:
+        """Patch tokens of a tile; None where the backbone is no vision transformer."""
+        backbone: Any = self.backbone
+        grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
+        if grid is None or not hasattr(backbone, "num_prefix_tokens"):
+            return None
+        return TokenGrid(rows=grid[0], columns=grid[1], channels=backbone.num_features)
+
+    def giving_tokens(self) -> "EncoderModule":
+        """The same network, of which graphs are made with patch tokens."""
+        found = copy.copy(self)
+        found.gives_tokens = True
+        return found
 
     def normalise(self, tiles: Tensor) -> Tensor:
         """`(B, H, W, 3)` uint8 -> `(B, 3, H, W)` float32 with zero mean and unit deviation per channel."""

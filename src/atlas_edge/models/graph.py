@@ -1,5 +1,6 @@
 """From PyTorch to an ONNX file: one graph that every target starts from."""
 
+import copy
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -10,14 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.models.weight_file import bytes_of, named_errors, weight_file
-from atlas_edge.spec import EncoderSpec
+from atlas_edge.spec import INPUT, OUTPUT, TOKENS, EncoderSpec
 
 if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-INPUT = "tiles"
-OUTPUT = "embedding"
 # 20 keeps Gelu whole (17 rewrites it to Erf); from 23 on Attention is fused, which TensorRT-RTX refuses in FP32.
 OPSET = 20
 # Protobuf's limit of 2 GiB, with room for the graph itself.
@@ -34,6 +33,8 @@ def export_onnx(
     dynamo: bool = True,
 ) -> Path:
     """Write the encoder as ONNX: input `tiles` `(B, H, W, 3)` uint8, output `embedding` `(B, D)` float32.
+
+    A module that `gives_tokens` has a second output, `tokens` `(B, N, C)` float32.
 
     A vision transformer that can be folded is written as it is when folded, which takes a moment; others are traced.
 
@@ -55,6 +56,9 @@ def export_onnx(
     bytes_of_weights = sum(p.numel() * p.element_size() for p in module.parameters())
     if fold and dynamo and _write_folded(module, spec, path, batch, beside=bytes_of_weights > _ONE_FILE_BYTES):
         return path
+    outputs = [OUTPUT]
+    if getattr(module, "gives_tokens", False):
+        module, outputs = _traced_with_tokens(module), [OUTPUT, TOKENS]
     example = torch.zeros((batch or 2, spec.tile_px, spec.tile_px, 3), dtype=torch.uint8)
     options: dict[str, Any] = {}
     if dynamo:
@@ -62,7 +66,7 @@ def export_onnx(
         options["dynamic_shapes"] = (dynamic,)
         options["external_data"] = bytes_of_weights > _ONE_FILE_BYTES
     elif batch is None:
-        options["dynamic_axes"] = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
+        options["dynamic_axes"] = {name: {0: "batch"} for name in (INPUT, *outputs)}
     # In a folder of its own: beyond 2 GiB the older exporter writes each weight to a file.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         written = Path(folder) / path.name
@@ -74,7 +78,7 @@ def export_onnx(
                 (example,),
                 str(written),
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=outputs,
                 opset_version=OPSET,
                 dynamo=dynamo,
                 verbose=False,
@@ -172,16 +176,31 @@ def open_watched(path: Path, values: Mapping[str, int], *, optimized: bool) -> A
 
 
 def largest_difference(module: "nn.Module", path: Path, tiles: NDArray[np.uint8]) -> float:
-    """Worst 1 - cosine between the module in PyTorch and its ONNX graph in ONNX Runtime, over `tiles`."""
+    """Worst 1 - cosine between the module in PyTorch and its ONNX graph in ONNX Runtime, over `tiles`.
+
+    Over their patch tokens, too, where the module gives them: each is compared with that of timm's `forward_features`.
+    """
     import onnxruntime
     import torch
 
+    run: Any = _traced_with_tokens(module) if getattr(module, "gives_tokens", False) else module
     with torch.inference_mode():
-        expected = module(torch.from_numpy(tiles)).numpy().astype(np.float64)
+        computed = run(torch.from_numpy(tiles))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = np.concatenate([session.run(None, {INPUT: tile[None]})[0] for tile in tiles]).astype(np.float64)
-    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
-    return float(np.max(1.0 - np.sum(expected * found, axis=1) / norms))
+    parts = zip(*(session.run(None, {INPUT: tile[None]}) for tile in tiles), strict=True)
+    worst = 0.0
+    for tensor, found in zip(computed if isinstance(computed, tuple) else (computed,), parts, strict=True):
+        rows = [np.asarray(part, np.float64).reshape(-1, tensor.shape[-1]) for part in (tensor, np.concatenate(found))]
+        norms = np.linalg.norm(rows[0], axis=1) * np.linalg.norm(rows[1], axis=1)
+        worst = max(worst, float(np.max(1.0 - np.sum(rows[0] * rows[1], axis=1) / norms)))
+    return worst
+
+
+def _traced_with_tokens(module: Any) -> Any:
+    """The module with `forward_with_tokens` for its `forward`; layers keep the names by which they are known."""
+    traced = copy.copy(module)
+    traced.forward = module.forward_with_tokens
+    return traced
 
 
 def _write_folded(module: "nn.Module", spec: EncoderSpec, path: Path, batch: int | None, *, beside: bool) -> bool:
@@ -193,7 +212,8 @@ def _write_folded(module: "nn.Module", spec: EncoderSpec, path: Path, batch: int
     if pieces is None:
         return False
     folded, blocks = pieces
-    options: dict[str, Any] = {"tile_px": spec.tile_px, "batch": batch, "names": (INPUT, OUTPUT), "opset": OPSET}
+    names = INPUT, OUTPUT, TOKENS
+    options: dict[str, Any] = {"tile_px": spec.tile_px, "batch": batch, "names": names, "opset": OPSET}
     if not beside:
         save_onnx(folded_graph(folded, blocks, **options), path)
         return True

@@ -57,9 +57,24 @@ class LoadedModel:
     known: Known | None = None
     stated: frozenset[str] = frozenset()
 
+    def with_tokens(self) -> "LoadedModel":
+        """The same, with patch tokens beside the embedding: what it is exported to has them, too.
+
+        Raises:
+            UsageError: The network has no patch tokens.
+        """
+        grid = self.module.token_grid
+        if grid is None:
+            raise UsageError(
+                f"{self.spec.name}: {self.spec.architecture} is no vision transformer and has no patch tokens",
+                hint="leave out --output tokens",
+            )
+        spec = self.spec.model_copy(update={"tokens": grid})
+        return replace(self, module=self.module.giving_tokens(), spec=spec)
+
 
 def load_encoder(name: str, *, threads: int | None = None) -> Encoder:
-    """Open a bundle folder in its own runtime, or any other model in PyTorch.
+    """Open a bundle folder in its own runtime, or any other model in PyTorch, patch tokens included where it has them.
 
     Raises:
         InputError: A file is missing, corrupt or does not match its hash.
@@ -71,6 +86,8 @@ def load_encoder(name: str, *, threads: int | None = None) -> Encoder:
     from atlas_edge.runtimes.torch import TorchEncoder
 
     model = load_model(name)
+    if model.module.token_grid is not None:
+        model = model.with_tokens()
     return TorchEncoder(model.module, model.spec, threads=threads)
 
 

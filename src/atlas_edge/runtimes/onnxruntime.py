@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.encoder import Capabilities, check_graph, check_tiles, closed_error
+from atlas_edge.encoder import Capabilities, check_gives_tokens, check_graph, check_tiles, closed_error
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import encode_in_pieces
@@ -22,7 +22,7 @@ EXACT_INT8_SUMS = ("session.x64quantprecision", "1")
 
 
 class OnnxEncoder:
-    """An ONNX graph with input `tiles` and output `embedding`.
+    """An ONNX graph with input `tiles` and output `embedding`, and perhaps `tokens`.
 
     Args:
         path: ONNX file.
@@ -50,6 +50,7 @@ class OnnxEncoder:
                 [port.shape for port in ports] for ports in (self._session.get_inputs(), self._session.get_outputs())
             ]
             self._input = self._session.get_inputs()[0].name if shapes[0] else ""
+            self._outputs = [port.name for port in self._session.get_outputs()]
         except Exception as error:  # its errors have no common base; names that are no UTF-8 are told when asked for
             raise InputError(
                 f"{path.name}: ONNX Runtime cannot load it: {' '.join(str(error).split())}",
@@ -77,14 +78,25 @@ class OnnxEncoder:
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
+        return self._encode(tiles, tokens=False)[0]
+
+    def encode_tokens(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Encoder.encode_tokens`."""
+        check_gives_tokens(self.spec)
+        embeddings, tokens = self._encode(tiles, tokens=True)
+        return embeddings, tokens
+
+    def _encode(self, tiles: NDArray[np.uint8], *, tokens: bool) -> list[NDArray[np.float32]]:
         check_tiles(tiles, self.spec)
         session = self._session
         if session is None:
             raise closed_error(self.spec)
+        shapes = self.spec.output_shapes(tokens=tokens)
+        wanted = self._outputs[: len(shapes)]
 
-        def infer(piece: NDArray[np.uint8]) -> NDArray[np.float32]:
+        def infer(piece: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
             try:
-                result: NDArray[np.float32] = session.run(None, {self._input: piece})[0]
+                result: list[NDArray[np.float32]] = session.run(wanted, {self._input: piece})
             except Exception as error:
                 raise InputError(
                     f"ONNX Runtime cannot run {self.spec.name}: {' '.join(str(error).split())}",
@@ -93,7 +105,7 @@ class OnnxEncoder:
             return result
 
         piece, fixed = self.capabilities.batch or _PIECE, self.capabilities.fixed_batch
-        return encode_in_pieces(tiles, infer, piece=piece, embed_dim=self.spec.embed_dim, fixed=fixed)
+        return encode_in_pieces(tiles, infer, piece=piece, shapes=shapes, fixed=fixed)
 
     def close(self) -> None:
         """See `Encoder.close`. ONNX Runtime frees a session with the last call that uses it."""

@@ -1,16 +1,17 @@
 """OpenVINO on the CPU."""
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.encoder import Capabilities, check_graph, check_tiles, closed_error
+from atlas_edge.encoder import Capabilities, check_gives_tokens, check_graph, check_tiles, closed_error
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.manifest import Manifest
-from atlas_edge.runtimes.batching import encode_in_pieces, pieces
+from atlas_edge.runtimes.batching import empty_results, encode_in_pieces, pieces
 from atlas_edge.runtimes.int8_sums import int8_properties, with_float_weights
 from atlas_edge.runtimes.registry import PROFILE_WARM_UP, Layer, Runtime
 from atlas_edge.spec import EncoderSpec
@@ -27,7 +28,7 @@ _IN_FLOAT = (
 
 
 class OpenVinoEncoder:
-    """An OpenVINO model with input `tiles` and output `embedding`, compiled for fixed batch sizes.
+    """An OpenVINO model with input `tiles`, output `embedding` and perhaps `tokens`, compiled for fixed batch sizes.
 
     OpenVINO runs a static batch faster than a dynamic one, so the model is compiled once for `batch` and once for a
     single tile, each at first use; other numbers of tiles are cut or filled up to these two. Threads may share it:
@@ -131,12 +132,21 @@ class OpenVinoEncoder:
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
+        return self._run(tiles, tokens=False)[0]
+
+    def encode_tokens(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Encoder.encode_tokens`."""
+        check_gives_tokens(self.spec)
+        embeddings, tokens = self._run(tiles, tokens=True)
+        return embeddings, tokens
+
+    def _run(self, tiles: NDArray[np.uint8], *, tokens: bool) -> list[NDArray[np.float32]]:
         check_tiles(tiles, self.spec)
         with self._lock:
             if self._model is None:
                 raise closed_error(self.spec)
             try:
-                return self._encode(tiles)
+                return self._encode(tiles, self.spec.output_shapes(tokens=tokens))
             except RuntimeError as error:
                 raise InputError(
                     f"OpenVINO cannot run {self.spec.name}: {' '.join(str(error).split())}",
@@ -154,41 +164,43 @@ class OpenVinoEncoder:
         self._requests.clear()
         self._queue = None
 
-    def _encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _encode(self, tiles: NDArray[np.uint8], shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:
         if self.streams > 1 and len(tiles) > self.batch:
-            return self._encode_side_by_side(tiles)
+            return self._encode_side_by_side(tiles, shapes)
         size = 1 if len(tiles) == 1 else self.batch
         request = self._request(size)
 
-        def infer(piece: NDArray[np.uint8]) -> NDArray[np.float32]:
+        def infer(piece: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
             request.infer({0: piece}, share_inputs=True)
-            result: NDArray[np.float32] = request.get_output_tensor(0).data
-            return result
+            return [request.get_output_tensor(place).data for place in range(len(shapes))]
 
-        return encode_in_pieces(tiles, infer, piece=size, embed_dim=self.spec.embed_dim, fixed=True)
+        return encode_in_pieces(tiles, infer, piece=size, shapes=shapes, fixed=True)
 
-    def _encode_side_by_side(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _encode_side_by_side(
+        self, tiles: NDArray[np.uint8], shapes: Sequence[tuple[int, ...]]
+    ) -> list[NDArray[np.float32]]:
         import openvino
 
         if self._queue is None:
             compiled = self._compile(self.batch, {"NUM_STREAMS": self.streams})
             # One request waits while the other of a stream runs.
             self._queue = openvino.AsyncInferQueue(compiled, 2 * self.streams)
-        embeddings = np.empty((len(tiles), self.spec.embed_dim), dtype=np.float32)
+        results = empty_results(len(tiles), shapes)
 
         def keep(request: Any, rows: slice) -> None:
-            embeddings[rows] = request.get_output_tensor(0).data[: rows.stop - rows.start]
+            for place, result in enumerate(results):
+                result[rows] = request.get_output_tensor(place).data[: rows.stop - rows.start]
 
         self._queue.set_callback(keep)
         try:
             for rows, piece in pieces(tiles, self.batch, fixed=True):
                 self._queue.start_async({0: piece}, rows)
         finally:
-            # After Ctrl-C, too: what is still under way would call back into the next call's embeddings.
+            # After Ctrl-C, too: what is still under way would call back into the next call's results.
             self._queue.wait_all()
-            # The callback holds the embeddings, which are the caller's.
+            # The callback holds the results, which are the caller's.
             self._queue.set_callback(lambda *_: None)
-        return embeddings
+        return results
 
     def _request(self, batch: int) -> Any:
         if batch not in self._requests:

@@ -4,17 +4,20 @@ A batch is cut into pieces that take turns on two streams, each with its own exe
 while one piece is computed, the next is copied.
 """
 
+import math
 import threading
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.encoder import Capabilities, check_graph, check_tiles, closed_error
+from atlas_edge.encoder import Capabilities, check_gives_tokens, check_graph, check_tiles, closed_error
 from atlas_edge.errors import RuntimeMissing
 from atlas_edge.manifest import Manifest
+from atlas_edge.runtimes.batching import empty_results
 from atlas_edge.runtimes.cuda import Cuda, DeviceFault
 from atlas_edge.runtimes.gpu_probe import probe_gpu
 from atlas_edge.runtimes.registry import Runtime
@@ -48,10 +51,12 @@ class TensorRTEncoder:
         self.capabilities = Capabilities(gpu=cuda.index)
         self._smallest, self._optimum, self._largest = engine.batch_profile()
         self._own_graphs = own_graphs and self._smallest == self._largest
-        self._lanes: list[_Lane] = []
+        # Of each: whether it brings the patch tokens, and its number.
+        self._lanes: dict[tuple[bool, int], _Lane] = {}
         # A call that fails closes what it runs on.
         self._lock = threading.RLock()
-        check_graph("the engine", spec, [engine.shape(engine.input_name)], [engine.shape(engine.output_name)])
+        outputs = [engine.shape(name) for name in engine.output_names]
+        check_graph("the engine", spec, [engine.shape(engine.input_name)], outputs)
 
     @classmethod
     def from_bundle(
@@ -92,13 +97,26 @@ class TensorRTEncoder:
         Raises:
             DeviceFault: The GPU failed or is out of memory. The encoder is closed then.
         """
+        return self._run(tiles, tokens=False)[0]
+
+    def encode_tokens(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Encoder.encode_tokens`.
+
+        Raises:
+            DeviceFault: As `encode`.
+        """
+        check_gives_tokens(self.spec)
+        embeddings, tokens = self._run(tiles, tokens=True)
+        return embeddings, tokens
+
+    def _run(self, tiles: NDArray[np.uint8], *, tokens: bool) -> list[NDArray[np.float32]]:
         check_tiles(tiles, self.spec)
         with self._lock:
             if self._engine is None:
                 raise closed_error(self.spec)
             try:
                 self._cuda.use()
-                return self._encode(tiles)
+                return self._encode(tiles, tokens=tokens)
             except BaseException:
                 # After a fault nothing on the device can be trusted; after Ctrl-C copies may still be under way.
                 self.close()
@@ -117,50 +135,64 @@ class TensorRTEncoder:
             finally:
                 self._cuda.close()
 
-    def _encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        embeddings = np.empty((len(tiles), self.spec.embed_dim), dtype=np.float32)
+    def _encode(self, tiles: NDArray[np.uint8], *, tokens: bool) -> list[NDArray[np.float32]]:
+        results = empty_results(len(tiles), self.spec.output_shapes(tokens=tokens))
         under_way: deque[tuple[_Lane, int, int]] = deque()
         for index, (start, stop) in enumerate(self._pieces(len(tiles))):
             if len(under_way) == _STREAMS:
-                _collect(under_way, embeddings)
-            lane = self._lane(index % _STREAMS)
+                _collect(under_way, results)
+            lane = self._lane(index % _STREAMS, tokens=tokens)
             lane.submit(tiles[start:stop])
             under_way.append((lane, start, stop))
         while under_way:
-            _collect(under_way, embeddings)
-        return embeddings
+            _collect(under_way, results)
+        return results
 
     def _pieces(self, count: int) -> list[tuple[int, int]]:
         """One piece where the profile takes the whole batch, else pieces of the size that kernels are tuned for."""
         piece = count if count <= self._largest else self._optimum
         return [(start, min(start + piece, count)) for start in range(0, count, piece)]
 
-    def _lane(self, index: int) -> "_Lane":
+    def _lane(self, index: int, *, tokens: bool) -> "_Lane":
         # Made when first needed: batches of one piece never pay for the second stream's activations.
-        while len(self._lanes) <= index:
+        if (tokens, index) not in self._lanes:
             assert self._engine is not None
-            self._lanes.append(
-                _Lane(self._engine, self._cuda, self.spec, self._smallest, self._largest, graphs=self._own_graphs)
+            sizes = self._smallest, self._largest
+            self._lanes[tokens, index] = _Lane(
+                self._engine, self._cuda, self.spec, *sizes, tokens=tokens, graphs=self._own_graphs
             )
-        return self._lanes[index]
+        return self._lanes[tokens, index]
 
 
 class _Lane:
-    """A stream with its execution context and buffers."""
+    """A stream with its execution context and buffers; without `tokens`, these stay on the device."""
 
     def __init__(
-        self, engine: TensorRTEngine, cuda: Cuda, spec: EncoderSpec, smallest: int, largest: int, *, graphs: bool
+        self,
+        engine: TensorRTEngine,
+        cuda: Cuda,
+        spec: EncoderSpec,
+        smallest: int,
+        largest: int,
+        *,
+        tokens: bool,
+        graphs: bool,
     ) -> None:
         self._engine, self._cuda, self._smallest = engine, cuda, smallest
         self._tile_shape = (spec.tile_px, spec.tile_px, 3)
         self._stream = cuda.stream()
         self._tiles = cuda.pinned_array((largest, *self._tile_shape), np.uint8)
-        self._embeddings = cuda.pinned_array((largest, spec.embed_dim), np.float32)
+        self._results = [
+            cuda.pinned_array((largest, *shape), np.float32) for shape in spec.output_shapes(tokens=tokens)
+        ]
         self._device_tiles = cuda.device_memory(self._tiles.nbytes)
-        self._device_embeddings = cuda.device_memory(self._embeddings.nbytes)
+        self._device_results = [
+            cuda.device_memory(4 * largest * math.prod(shape)) for shape in spec.output_shapes(tokens=True)
+        ]
         self._context: Any = engine.new_context()
         self._check(self._context.set_tensor_address(engine.input_name, self._device_tiles), "set_tensor_address")
-        self._check(self._context.set_tensor_address(engine.output_name, self._device_embeddings), "set_tensor_address")
+        for name, memory in zip(engine.output_names, self._device_results, strict=True):
+            self._check(self._context.set_tensor_address(name, memory), "set_tensor_address")
         self._shaped_for = 0
         self._graphs = graphs
         self._runs = 0
@@ -183,15 +215,17 @@ class _Lane:
             self._queue(count)
         self._runs += 1
 
-    def collect(self, out: NDArray[np.float32]) -> None:
-        """Wait for the piece and copy its first `len(out)` embeddings."""
+    def collect(self, outs: Sequence[NDArray[np.float32]]) -> None:
+        """Wait for the piece and copy the first results of it that `outs` have room for."""
         self._cuda.wait(self._stream)
-        out[:] = self._embeddings[: len(out)]
+        for out, result in zip(outs, self._results, strict=True):
+            out[:] = result[: len(out)]
 
     def _queue(self, count: int) -> None:
         self._cuda.copy_to_device(self._device_tiles, self._tiles[:count], self._stream)
         self._check(self._context.execute_async_v3(int(self._stream)), "execute_async_v3")
-        self._cuda.copy_to_host(self._embeddings[:count], self._device_embeddings, self._stream)
+        for result, memory in zip(self._results, self._device_results, strict=False):
+            self._cuda.copy_to_host(result[:count], memory, self._stream)
 
     def _capture(self, count: int) -> None:
         self._cuda.wait(self._stream)
@@ -215,9 +249,9 @@ def _runtime_cache(manifest: Manifest, cache_dir: Path | None) -> Path | None:
     return cache_dir / f"{digests[0][:16]}.rtx-kernels" if cache_dir and digests else None
 
 
-def _collect(under_way: "deque[tuple[_Lane, int, int]]", embeddings: NDArray[np.float32]) -> None:
+def _collect(under_way: "deque[tuple[_Lane, int, int]]", results: Sequence[NDArray[np.float32]]) -> None:
     lane, start, stop = under_way.popleft()
-    lane.collect(embeddings[start:stop])
+    lane.collect([result[start:stop] for result in results])
 
 
 ENTERPRISE_RUNTIME, RTX_RUNTIME = (

@@ -9,6 +9,7 @@ from typing import Any
 from atlas_edge.errors import InputError
 from atlas_edge.runtimes.cuda import DeviceFault
 from atlas_edge.runtimes.tensorrt_library import TensorRTLibrary, collecting_logger
+from atlas_edge.spec import TOKENS
 from atlas_edge.system.atomic import write_atomic
 
 _KEPT_MESSAGES = 20
@@ -16,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class TensorRTEngine:
-    """A deserialised engine with one input and one output.
+    """A deserialised engine with one input, and the embedding and perhaps the patch tokens as outputs.
 
     Args:
         trt: The `tensorrt` or `tensorrt_rtx` module.
@@ -58,10 +59,14 @@ class TensorRTEngine:
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         outputs = [name for name in names if name not in inputs]
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise InputError(f"the engine has {len(inputs)} inputs and {len(outputs)} outputs, expected one of each")
+        if len(inputs) != 1 or len(outputs) not in (1, 2):
+            raise InputError(
+                f"the engine has {len(inputs)} inputs and {len(outputs)} outputs, expected tiles as the one "
+                "input, and the embedding as output, perhaps with patch tokens"
+            )
         self.input_name: str = inputs[0]
-        self.output_name: str = outputs[0]
+        # The embedding comes first, whatever the order in the engine.
+        self.output_names: list[str] = sorted(outputs, key=lambda name: name == TOKENS)
 
     def new_context(self) -> Any:
         """An execution context; each stream needs its own.

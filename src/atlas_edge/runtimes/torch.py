@@ -1,11 +1,11 @@
 """PyTorch, eager, float32: the yardstick."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.encoder import Capabilities, check_tiles, closed_error
+from atlas_edge.encoder import Capabilities, check_gives_tokens, check_tiles, closed_error
 from atlas_edge.runtimes.batching import encode_in_pieces
 from atlas_edge.spec import EncoderSpec
 
@@ -41,20 +41,31 @@ class TorchEncoder:
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
+        return self._encode(tiles, tokens=False)[0]
+
+    def encode_tokens(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Encoder.encode_tokens`."""
+        check_gives_tokens(self.spec)
+        embeddings, tokens = self._encode(tiles, tokens=True)
+        return embeddings, tokens
+
+    def _encode(self, tiles: NDArray[np.uint8], *, tokens: bool) -> list[NDArray[np.float32]]:
         check_tiles(tiles, self.spec)
         import torch
 
-        module = self.module
+        module: Any = self.module
         if module is None:
             raise closed_error(self.spec)
         self._set_threads()
 
-        def infer(piece: NDArray[np.uint8]) -> NDArray[np.float32]:
+        def infer(piece: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
             with torch.inference_mode():
-                result: NDArray[np.float32] = module(torch.from_numpy(piece).to(self.device)).cpu().numpy()
-            return result
+                images = torch.from_numpy(piece).to(self.device)
+                found = module.forward_with_tokens(images) if tokens else (module(images),)
+            return [part.cpu().numpy() for part in found]
 
-        return encode_in_pieces(tiles, infer, piece=_PIECE, embed_dim=self.spec.embed_dim, fixed=False)
+        shapes = self.spec.output_shapes(tokens=tokens)
+        return encode_in_pieces(tiles, infer, piece=_PIECE, shapes=shapes, fixed=False)
 
     def close(self) -> None:
         """See `Encoder.close`. The module is freed where nobody else holds it."""

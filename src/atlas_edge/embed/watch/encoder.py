@@ -36,6 +36,10 @@ class WatchedEncoder:
             self.raised = error
             raise
 
+    def encode_tokens(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Encoder.encode_tokens`."""
+        return self._encoder.encode_tokens(tiles)
+
     def works(self) -> bool:
         """Whether it embeds white tiles: then what it failed on is to blame."""
         side = self.spec.tile_px

@@ -31,7 +31,7 @@ def folded_graph(
     *,
     tile_px: int,
     batch: int | None,
-    names: tuple[str, str],
+    names: tuple[str, str, str],
     opset: int,
     keep: Callable[[onnx.TensorProto], None] | None = None,
 ) -> onnx.ModelProto:
@@ -44,7 +44,8 @@ def folded_graph(
         blocks: From `fold_in_pieces`; those of `folded` when None.
         tile_px: Side of a tile.
         batch: Fixed batch size; None leaves it dynamic.
-        names: Of the input, `(B, tile_px, tile_px, 3)` uint8, and of the output, `(B, D)` float32.
+        names: Of the input, `(B, tile_px, tile_px, 3)` uint8, of the output, `(B, D)` float32, and of that with patch
+            tokens, `(B, N, C)` float32, which a network has that `gives_tokens`.
         opset: 20 or later.
         keep: Is given each weight, and may store its values elsewhere, before the graph takes it.
     """
@@ -69,7 +70,7 @@ class _Writer:
         blocks: "Iterable[FoldedBlock]",
         tile_px: int,
         batch: int | None,
-        names: tuple[str, str],
+        names: tuple[str, str, str],
     ) -> onnx.ModelProto:
         self.width = folded.positions.shape[-1]
         tokens = self._patches(folded, names[0], tile_px, batch)
@@ -77,12 +78,13 @@ class _Writer:
             tokens = self._block(tokens, block, f"backbone.blocks.{index}")
         self.module = "backbone"
         parts = []
-        if folded.pooling == "cls":
+        if folded.pooling == "cls" and not folded.gives_tokens:
             parts.append(self._layer_norm(self._cls(tokens), folded.norm, "norm"))
         else:
             tokens = self._layer_norm(tokens, folded.norm, "norm")
-            if folded.pooling == "cls+mean":
+            if folded.pooling != "avg":
                 parts.append(self._cls(tokens))
+        if folded.pooling != "cls":
             patches = self._slice(tokens, folded.pooled_from, _END) if folded.pooled_from else tokens
             parts.append(self._op("ReduceMean", patches, self._integers([1]), keepdims=0))
         parts = [self._layer_norm(part, folded.fc_norm, "fc_norm") for part in parts]
@@ -90,11 +92,18 @@ class _Writer:
             self._op("Concat", *parts, axis=1)
         self.nodes[-1].output[0] = names[1]
         size: Any = "batch" if batch is None else batch
+        shapes = {names[1]: [size, self.width * len(parts)]}
+        if folded.gives_tokens:
+            self._slice(tokens, folded.prefix.shape[1], _END)
+            self.nodes[-1].output[0] = names[2]
+            shapes[names[2]] = [size, folded.token_count, self.width]
         graph = self.result.graph
         graph.node.extend(self.nodes)
-        given, made = [size, tile_px, tile_px, 3], [size, self.width * len(parts)]
+        given = [size, tile_px, tile_px, 3]
         graph.input.append(helper.make_tensor_value_info(names[0], onnx.TensorProto.UINT8, given))
-        graph.output.append(helper.make_tensor_value_info(names[1], onnx.TensorProto.FLOAT, made))
+        graph.output.extend(
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()
+        )
         return self.result
 
     def _patches(self, folded: "FoldedVit", tiles: str, tile_px: int, batch: int | None) -> str:

@@ -50,6 +50,8 @@ class FoldedVit(nn.Module):
         mean: `(1, 3, 1, 1)` of pixels on the 0-255 scale; folded away, for who must keep it apart.
         scale: `(1, 3, 1, 1)` that centred pixels are multiplied by; likewise.
         pooled_from: The first token that the mean takes in.
+        gives_tokens: Whether the patch tokens are an output, too; all blocks then compute all tokens.
+        token_count: Patches of a tile.
     """
 
     prefix: Tensor
@@ -74,15 +76,27 @@ class FoldedVit(nn.Module):
         self.register_buffer("mean", module.mean)
         self.register_buffer("scale", module.scale)
         self.register_buffer("positions", positions + _pixel_offset(backbone.patch_embed.proj, module))
+        self.gives_tokens = module.gives_tokens
+        rows, columns = backbone.patch_embed.grid_size
+        self.token_count = rows * columns
         self.blocks = nn.ModuleList()
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Embed `(B, H, W, 3)` uint8 tiles as `(B, D)` float32."""
+        return self._pool(self._tokens(tiles))
+
+    def forward_with_tokens(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """The same beside patch tokens `(B, N, C)`, where it `gives_tokens`."""
+        tokens = self._tokens(tiles)
+        return self._pool(tokens), tokens[:, self.prefix.shape[1] :]
+
+    def _tokens(self, tiles: Tensor) -> Tensor:
         tokens = self.embed_patches(tiles)
         for block in self.blocks:
             tokens = block(tokens)
-        if self.norm is not None:
-            tokens = self.norm(tokens)
+        return tokens if self.norm is None else self.norm(tokens)
+
+    def _pool(self, tokens: Tensor) -> Tensor:
         parts = [] if self.pooling == "avg" else [tokens[:, 0]]
         if self.pooling != "cls":
             parts.append(tokens[:, self.pooled_from :].mean(dim=1))
@@ -100,7 +114,7 @@ class FoldedVit(nn.Module):
 
 def _blocks(module: EncoderModule) -> Iterator[FoldedBlock]:
     backbone: Any = module.backbone
-    last, cls_only = len(backbone.blocks) - 1, module.pooling == "cls"
+    last, cls_only = len(backbone.blocks) - 1, module.pooling == "cls" and not module.gives_tokens
     for index, (block, rotation) in enumerate(zip(backbone.blocks, rotations(backbone), strict=True)):
         yield FoldedBlock(block, rotation, cls_only=cls_only and index == last).eval()
 
