@@ -1,0 +1,355 @@
+"""A twin's weights: its teacher's own where the shape allows, the rest fitted (see `twins.py`)."""
+
+import copy
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import resample_patch_embed
+from torch import Tensor, nn
+from torch.nn import functional
+
+from atlas_edge.distill.training.student import Architecture
+from atlas_edge.models.encoder_module import EncoderModule
+from atlas_edge.models.folding.rotation import Rotation, rotations
+from atlas_edge.models.load import LoadedModel
+from atlas_edge.models.timm_config import CONFIG
+from atlas_edge.models.timm_folder import with_layers
+from atlas_edge.spec import Pooling
+
+_BATCH, _PIECE = 2, 8
+_BLOCK_RATE, _WHOLE_RATE, _WARM_UP = 1e-4, 5e-5, 0.1
+# CLS tokens carry this share of a fit: there is one for some 250 patches.
+_CLS_SHARE = 0.1
+# GELU is close to x * sigmoid(1.702 x) (Hendrycks & Gimpel 2016, arXiv:1606.08415).
+_GELU_SLOPE = 1.702
+# Deviation of the value half around the constant with which SwiGLU is a GELU, by that constant.
+_VALUE_SPREAD = 0.3
+_RIDGE = 1e-3
+_FIT_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """An architecture.
+
+    Attributes:
+        title: For tables.
+        architecture: timm architecture.
+        arguments: For it, beside what the twin has from its teacher.
+        patch: Patch side, pixels; the teacher's when None.
+        pooling: How it embeds.
+    """
+
+    title: str
+    architecture: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    patch: int | None = None
+    pooling: Pooling = "cls"
+
+
+_VIT, _DINOV3 = "vit_small_patch14_dinov2", "vit_small_patch16_dinov3"
+
+
+KINDS: dict[str, Kind] = {
+    "swiglu": Kind(
+        title="gated MLP",
+        architecture=_VIT,
+        arguments={"mlp_layer": "SwiGLUPacked", "act_layer": "silu"},
+    ),
+    "rotary": Kind(
+        title="rotary positions, 4 registers",
+        architecture=_DINOV3,
+        arguments={"num_reg_tokens": 4, "qkv_bias": True, "global_pool": "token"},
+    ),
+    "qknorm": Kind(title="normalised queries and keys", architecture=_VIT, arguments={"qk_norm": True}),
+    # As `atlas2-s --patch 8` is.
+    "patch8": Kind(
+        title="patch 8, rotary positions, 8 registers",
+        architecture=_DINOV3,
+        arguments={"num_reg_tokens": 8, "qkv_bias": True, "global_pool": "token"},
+        patch=8,
+        pooling="cls+mean",
+    ),
+}
+
+
+def build_twin(kind: Kind, teacher: LoadedModel) -> tuple[Any, Architecture]:
+    """The twin's network with all that it can have of its teacher, and how it is built again.
+
+    Args:
+        kind: Its architecture.
+        teacher: On the twin's grid of patches.
+    """
+    spec = teacher.spec
+    vit: Any = teacher.module.backbone
+    first = vit.blocks[0]
+    assert spec.patch is not None
+    patch = kind.patch or spec.patch
+    arguments = {
+        "img_size": spec.tile_px // spec.patch * patch,
+        "patch_size": patch,
+        "embed_dim": vit.embed_dim,
+        "depth": len(vit.blocks),
+        "num_heads": first.attn.num_heads,
+        "mlp_ratio": first.mlp.fc1.out_features / vit.embed_dim,
+        "init_values": 1e-5 if hasattr(first.ls1, "gamma") else None,
+        "dynamic_img_size": False,
+        **kind.arguments,
+    }
+    if "mlp_layer" in kind.arguments:
+        # As wide as UNI2-h and Virchow2 for their width; timm rounds down.
+        arguments["mlp_ratio"] = (2 * round(8 / 3 * vit.embed_dim) + 0.5) / vit.embed_dim
+    network: Any = timm.create_model(kind.architecture, num_classes=0, **with_layers(arguments, Path(CONFIG))).eval()
+    with torch.no_grad():
+        _copy_embedding(network, vit)
+        for block, taught in zip(network.blocks, vit.blocks, strict=True):
+            _copy_block(block, taught)
+        network.norm.load_state_dict(vit.norm.state_dict())
+    shape = {"mean": spec.mean, "std": spec.std, "tile_px": arguments["img_size"], "mpp": spec.mpp}
+    return network, Architecture(name=kind.architecture, arguments=arguments, **shape)
+
+
+def fit_twin(twin: EncoderModule, teacher: EncoderModule, own: Tensor, theirs: Tensor, *, steps: int) -> None:
+    """Fit block by block, each to make up for the errors of those before it, then end to end.
+
+    Args:
+        twin: From `build_twin`.
+        teacher: On the twin's grid of patches.
+        own: `(N, H, W, 3)` uint8 tiles at the twin's size.
+        theirs: The same at the teacher's.
+        steps: End to end; each block takes a third as many.
+    """
+    network: Any = twin.backbone
+    vit: Any = teacher.backbone
+    prefix = twin.prefix_tokens
+    with torch.no_grad():
+        goal = torch.cat([_embedded(vit, teacher.normalise(piece))[0] for piece in theirs.split(_PIECE)])
+        _take_registers(network, goal)
+        parts = [_embedded(network, twin.normalise(piece)) for piece in own.split(_PIECE)]
+    stream, table = torch.cat([tokens for tokens, _ in parts]), parts[0][1]
+    for block, taught, rotation in zip(network.blocks, vit.blocks, rotations(network), strict=True):
+        _begin_block(block, taught, goal[:_PIECE], rotation)
+        stream, goal = _fit_block(block, taught, stream, goal, table, prefix, steps=max(steps // 3, 1))
+    with torch.no_grad():
+        tokens = vit.norm(goal)
+        embeddings = teacher.pool(tokens)
+
+    def loss(rows: Tensor) -> Tensor:
+        found = twin.tokens(twin.normalise(own[rows]))
+        cosine = functional.cosine_similarity(twin.pool(found), embeddings[rows], dim=1)
+        return token_error(found, tokens[rows], prefix) + (1 - cosine).mean()
+
+    _train(network, len(own), steps, _WHOLE_RATE, loss)
+
+
+def token_error(found: Tensor, goal: Tensor, prefix: int) -> Tensor:
+    """Squared error of CLS and patches, each token's by its own variance.
+
+    Args:
+        found: `(B, prefix + N, D)` with registers, which the teacher has none of.
+        goal: `(B, 1 + N, D)`.
+        prefix: CLS and registers.
+    """
+    found = torch.cat([found[:, :1], found[:, prefix:]], dim=1)
+    error = (found - goal).square().mean(-1) / goal.var(-1).clamp_min(1e-6)
+    return _CLS_SHARE * error[:, 0].mean() + (1 - _CLS_SHARE) * error[:, 1:].mean()
+
+
+def _fit_block(
+    block: Any, taught: Any, stream: Tensor, goal: Tensor, table: Tensor | None, prefix: int, *, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Fit one block; returns what it and its teacher's make of their streams."""
+
+    def run(tokens: Tensor) -> Tensor:
+        written: Tensor = block(tokens) if table is None else block(tokens, rope=table)
+        return written
+
+    def error() -> float:
+        with torch.no_grad():
+            return float(token_error(run(stream[:_PIECE]), written[:_PIECE], prefix))
+
+    with torch.no_grad():
+        written = torch.cat([taught(piece) for piece in goal.split(_PIECE)])
+    before, begun = error(), copy.deepcopy(block.state_dict())
+    _train(block, len(stream), steps, _BLOCK_RATE, lambda rows: token_error(run(stream[rows]), written[rows], prefix))
+    after = error()
+    if after > before:
+        # The closed form was the better one.
+        block.load_state_dict(begun)
+    print(f"block: squared error {before:.4f} -> {after:.4f} of the variance", file=sys.stderr, flush=True)
+    with torch.no_grad():
+        return torch.cat([run(piece) for piece in stream.split(_PIECE)]), written
+
+
+def _copy_embedding(network: Any, vit: Any) -> None:
+    kernel, side = vit.patch_embed.proj.weight, list(network.patch_embed.patch_size)
+    network.patch_embed.proj.weight.copy_(
+        kernel if list(kernel.shape[-2:]) == side else resample_patch_embed(kernel, side)
+    )
+    network.patch_embed.proj.bias.copy_(vit.patch_embed.proj.bias)
+    network.cls_token.copy_(vit.cls_token)
+    if network.pos_embed is not None:
+        network.pos_embed.copy_(vit.pos_embed)
+    else:  # what all places have in common
+        network.cls_token.add_(vit.pos_embed[:, :1])
+        network.patch_embed.proj.bias.add_(vit.pos_embed[0, 1:].mean(dim=0))
+
+
+def _take_registers(network: Any, tokens: Tensor) -> None:
+    """Registers begin as patches of tissue: nothing that the blocks have never seen."""
+    if network.reg_token is not None:
+        patches = tokens[:, 1:].flatten(0, 1)
+        rows = torch.linspace(0, len(patches) - 1, network.reg_token.shape[1]).long()
+        network.reg_token.data.copy_(patches[rows])
+
+
+def _copy_block(block: Any, taught: Any) -> None:
+    state = taught.state_dict()
+    width = taught.attn.proj.out_features
+    if hasattr(block, "gamma_1"):  # timm's Eva
+        state |= {"attn.q_bias": state["attn.qkv.bias"][:width], "attn.v_bias": state["attn.qkv.bias"][-width:]}
+        state |= {f"gamma_{place}": state.get(f"ls{place}.gamma") for place in (1, 2)}
+    own = block.state_dict()
+    fitting = {
+        name: state[name] for name in own if state.get(name) is not None and state[name].shape == own[name].shape
+    }
+    block.load_state_dict(fitting, strict=False)
+
+
+def _begin_block(block: Any, taught: Any, tokens: Tensor, rotation: Rotation | None) -> None:
+    """The closed forms.
+
+    Args:
+        block: The twin's.
+        taught: Its teacher's.
+        tokens: `(B, N, D)` that the latter reads.
+        rotation: Of the twin's queries and keys.
+    """
+    with torch.no_grad():
+        read = _inputs(taught, tokens)
+        if rotation is not None:
+            # What matters most goes where positions turn it least.
+            places = rotation.order[(1 - rotation.cos).mean(dim=(0, 1)).argsort()]
+            _turn_heads(block.attn, read[taught.attn], torch.eye(len(places))[:, places])
+        elif isinstance(block.attn.q_norm, nn.LayerNorm):
+            # What matters least goes into the mean, which the norm takes off.
+            count = block.attn.head_dim
+            basis = torch.linalg.qr(torch.cat([torch.ones(count, 1), torch.eye(count)[:, 1:]], dim=1))[0]
+            for norm, heads in zip(
+                (block.attn.q_norm, block.attn.k_norm),
+                _turn_heads(block.attn, read[taught.attn], basis.roll(-1, dims=1)),
+                strict=True,
+            ):
+                norm.weight.fill_(float(heads.std(dim=-1).mean()))
+        if type(block.mlp) is not type(taught.mlp):
+            _gate_mlp(block.mlp, taught.mlp, read[taught.mlp].flatten(0, 1))
+
+
+def _inputs(taught: Any, tokens: Tensor) -> dict[nn.Module, Tensor]:
+    """What attention and MLP of a block read."""
+    found: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, inputs: Any) -> None:
+        found[module] = inputs[0]
+
+    hooks = [part.register_forward_pre_hook(keep) for part in (taught.attn, taught.mlp)]
+    taught(tokens)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _turn_heads(attention: Any, read: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn each head's queries and keys alike, which no product of the two sees.
+
+    Args:
+        attention: With `qkv`; changed in place.
+        read: `(B, N, D)` that it reads.
+        frame: `(head_dim, head_dim)` orthogonal: its first column gets the direction with the most energy.
+
+    Returns:
+        Queries and keys `(B, N, heads, head_dim)` afterwards.
+    """
+    weight, width = attention.qkv.weight, attention.proj.in_features
+    bias = attention.qkv.bias
+    if bias is None:
+        bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+    query, key = (
+        functional.linear(read, weight[at : at + width], bias[at : at + width]).unflatten(-1, (attention.num_heads, -1))
+        for at in (0, width)
+    )
+    energy = sum(
+        torch.einsum("bnhi,bnhj->hij", heads, heads) / heads.square().sum(dim=(0, 1, 3)).view(-1, 1, 1)
+        for heads in (query, key)
+    )
+    turn = frame @ torch.linalg.eigh(energy)[1].flip(-1).transpose(1, 2)
+    for at in (0, width):
+        rows = slice(at, at + width)
+        heads = weight[rows].unflatten(0, (attention.num_heads, -1))
+        weight[rows] = (turn @ heads).flatten(0, 1)
+        bias[rows] = torch.einsum("hij,hj->hi", turn, bias[rows].view(attention.num_heads, -1)).flatten()
+    if attention.qkv.bias is None:
+        attention.q_bias.copy_(bias[:width])
+    turned = [torch.einsum("hij,bnhj->bnhi", turn, heads) for heads in (query, key)]
+    return turned[0], turned[1]
+
+
+def _gate_mlp(mlp: Any, taught: Any, read: Tensor) -> None:
+    """SwiGLU from a GELU MLP: `silu(1.702 a) / 1.702` is nearly `gelu(a)`.
+
+    Gates are the neurons that write most. Values vary around the constant by the neurons for which no gate was left,
+    so that both halves are alive; `fc2` is fitted anew.
+
+    Args:
+        mlp: `GluMlp` with the gate first; changed in place.
+        taught: `Mlp`.
+        read: `(tokens, D)`.
+    """
+    read = read[:: -(-len(read) // _FIT_TOKENS)]
+    before = taught.fc1(read)
+    hidden = taught.act(before)
+    order = (hidden.std(dim=0) * taught.fc2.weight.norm(dim=0)).argsort(descending=True)
+    count = mlp.fc2.in_features
+    gates, values = order[:count], order[(count + torch.arange(count)) % len(order)]
+    spread = _VALUE_SPREAD / _GELU_SLOPE / before.std(dim=0)[values]
+    for name, unit in (("weight", 1), ("bias", 0)):
+        first = getattr(taught.fc1, name)
+        gate, value = _GELU_SLOPE * first[gates], spread.view(-1, *[1] * unit) * first[values]
+        getattr(mlp.fc1, name).copy_(torch.cat([gate, value]))
+    mlp.fc1.bias[count:] += 1 / _GELU_SLOPE - spread * before.mean(dim=0)[values]
+    active = mlp.act(mlp.fc1(read)[:, :count]) * mlp.fc1(read)[:, count:]
+    rows = torch.cat([active, torch.ones(len(active), 1)], dim=1).double()
+    gram = rows.T @ rows
+    gram += _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    solution = torch.linalg.solve(gram, rows.T @ taught.fc2(hidden).double()).float()
+    mlp.fc2.weight.copy_(solution[:-1].T)
+    mlp.fc2.bias.copy_(solution[-1])
+
+
+def _embedded(network: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Tokens that the first block reads, and the table of a rotation."""
+    found = network._pos_embed(network.patch_embed(images))
+    tokens, table = found if isinstance(found, tuple) else (found, None)
+    return network.norm_pre(tokens), table
+
+
+def _train(module: nn.Module, tiles: int, steps: int, rate: float, loss: Callable[[Tensor], Tensor]) -> None:
+    """Adam with warm-up and a cosine, on two tiles a step; their order is PyTorch's own draw."""
+    optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1.0, (step + 1) / (_WARM_UP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps)),
+    )
+    order = torch.cat([torch.randperm(tiles) for _ in range(-(-_BATCH * steps // tiles))])
+    for rows in order[: _BATCH * steps].split(_BATCH):
+        optimizer.zero_grad()
+        loss(rows).backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
