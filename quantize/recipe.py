@@ -24,10 +24,9 @@ class Recipe(BaseModel):
             moves nothing to the weights, 1 moves the whole activation range (Xiao 2022, arXiv:2211.10438).
         calibrator: How the range of an activation is set: its largest value, the 99.99th percentile, the range with
             the least squared error (of the layer's output where weights are fitted, of the input otherwise), or that
-            with the least Kullback-Leibler divergence (`clip.clipped_amax`; ONNX and TensorRT).
-        weights: How weights come onto their grid: rounded to the nearest, or by GPTQ (`gptq.round_weights`; vision
-            transformers), for ONNX and TensorRT fitted to the quantized inputs before
-            (`blocks.fit_blocks`).
+            with the least Kullback-Leibler divergence (`ranges.clipped_amax`; ONNX and TensorRT).
+        weights: How weights come onto their grid: rounded to the nearest, or `fitted` by GPTQ (`gptq.round_weights`;
+            vision transformers, `blocks.fit_stages`).
         quantizer: What quantizes a vision transformer for OpenVINO: layer by layer (`grids.choose_grids`), or NNCF.
             Other networks always go through NNCF.
         weight_bits: Bits of a weight (ONNX and TensorRT); below 8 its integers are stored in INT8.

@@ -1,52 +1,105 @@
-"""What is known of a Linear's inputs when its weights are fitted: mean and second moments, never all outputs."""
+"""What is known of a tensor that Linears read: ranges, sampled tokens, mean and second moments."""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Tokens of a tile that weights are rounded by, its CLS token among them. Ranges come from all tokens.
+_SAMPLED_TOKENS = 32
+# CLS tokens and others that choose strength and range: one to three, whatever the number of tiles.
+_CHOOSING_CLS, _CHOOSING_OTHERS = 256, 768
 _BLOCK = 256
 
 
-class Moments:
-    """Mean and second moments of what a Linear reads as quantized, CLS tokens weighing more than others.
+class Channels:
+    """The range of each channel of a tensor, over all calibration tiles."""
 
-    Args:
-        inputs: `(N, T, C)`, CLS first.
-        cls_weight: Weight of a CLS token relative to any other.
-
-    Attributes:
-        mean: `(C,)`.
-        gram: `(C, C)` sum of the products of centred inputs, `X^T X`.
-    """
-
-    def __init__(self, inputs: "Tensor", cls_weight: float) -> None:
+    def __init__(self) -> None:
         import torch
 
-        count, tokens, channels = inputs.shape
-        weights = torch.ones(count, tokens, 1)
-        weights[:, 0] = cls_weight
-        self._weights = (weights / weights.mean()).reshape(-1, 1)
-        self._root = self._weights.sqrt()
-        inputs = inputs.reshape(-1, channels)
-        self.mean = (self._weights * inputs).mean(0)
-        self._rows = (inputs - self.mean).mul_(self._root)
-        self.gram = _gram(self._rows)
+        self.low: Tensor = torch.tensor(torch.inf)
+        self.high: Tensor = torch.tensor(-torch.inf)
 
-    def against(self, values: "Tensor") -> "tuple[Tensor, Tensor]":
-        """Mean `(K,)` of `(N, T, K)`, and the sum `(C, K)` of the centred products with the inputs, `X^T V`."""
-        values = values.reshape(-1, values.shape[-1])
-        mean = (self._weights * values).mean(0)
-        return mean, self._rows.T @ (values - mean).mul_(self._root)
+    def add(self, tokens: "Tensor") -> None:
+        """Take in a batch `(B, N, C)`."""
+        import torch
+
+        self.low = torch.minimum(self.low, tokens.amin((0, 1)))
+        self.high = torch.maximum(self.high, tokens.amax((0, 1)))
+
+    def shift(self, offset: "Tensor") -> None:
+        """Take a constant `(C,)` from every token."""
+        self.low, self.high = self.low - offset, self.high - offset
+
+    @property
+    def peak(self) -> "Tensor":
+        """Largest absolute value of each channel, `(C,)`."""
+        import torch
+
+        return torch.maximum(self.high, -self.low).clamp(min=1e-6)
 
 
-def _gram(rows: "Tensor") -> "Tensor":
-    """`rows^T rows`, of which the lower half is not computed."""
+class Inputs(Channels):
+    """What a Linear reads: the range of each channel, and sampled tokens."""
+
+    def __init__(self) -> None:
+        import torch
+
+        super().__init__()
+        self._rows: list[Tensor] = []
+        self._generator = torch.Generator().manual_seed(0)
+
+    def add(self, tokens: "Tensor") -> None:
+        """Take in a batch `(B, N, C)`."""
+        import torch
+
+        super().add(tokens)
+        others = torch.randperm(tokens.shape[1] - 1, generator=self._generator)[: _SAMPLED_TOKENS - 1]
+        self._rows.append(tokens[:, torch.cat([torch.zeros(1, dtype=torch.long), 1 + others])])
+
+    @property
+    def rows(self) -> "Tensor":
+        """`(n, C)`."""
+        import torch
+
+        return torch.cat(self._rows).flatten(0, 1)
+
+    @property
+    def choosing(self) -> "Tensor":
+        """`(n, C)`: a fixed number of CLS tokens and of others; tiles are taken again where there are fewer."""
+        import torch
+
+        tiles = torch.cat(self._rows)
+        return torch.cat([_spread(tiles[:, 0], _CHOOSING_CLS), _spread(tiles[:, 1:].flatten(0, 1), _CHOOSING_OTHERS)])
+
+    def shift(self, offset: "Tensor") -> None:
+        """Take a constant `(C,)` from every token."""
+        super().shift(offset)
+        self._rows = [rows - offset for rows in self._rows]
+
+    def divide(self, scale: "Tensor") -> None:
+        """Divide every token by a positive scale `(C,)`."""
+        self.low, self.high = self.low / scale, self.high / scale
+        self._rows = [rows / scale for rows in self._rows]
+
+
+def moments(rows: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Mean `(C,)` and covariance `(C, C)` of tokens `(n, C)`."""
     import torch
 
-    channels = rows.shape[1]
+    mean = rows.mean(0)
+    rows, channels = rows - mean, rows.shape[1]
+    # The lower half follows from the upper one.
     upper = torch.zeros(channels, channels)
     for start in range(0, channels, _BLOCK):
         stop = min(start + _BLOCK, channels)
         upper[start:stop, start:] = rows[:, start:stop].T @ rows[:, start:]
-    return upper.triu() + upper.triu(1).T
+    return mean, (upper.triu() + upper.triu(1).T) / len(rows)
+
+
+def _spread(rows: "Tensor", count: int) -> "Tensor":
+    """So many rows, evenly from all of them, some more than once where there are fewer; none of none."""
+    import torch
+
+    return rows[torch.linspace(0, len(rows) - 1, count).long()] if len(rows) else rows

@@ -4,67 +4,104 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from atlas_edge.quantize.numerics.rounding import fake_int8, fake_weight, smooth_scale
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_edge.quantize.numerics.rounding import (
+    fake_round,
+    fake_weight,
+    grid_ends,
+    smooth_scale,
+    symmetric_ends,
+)
 from atlas_edge.quantize.recipe import Calibrator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ALPHAS = (0.5, 0.65, 0.8)
 _RATIOS = (1.0, 0.85, 0.7)
 _PERCENTILE = 0.9999
 _HISTOGRAM_BINS, _HISTOGRAM_STRIDE = 2048, 16
 _FINE_RATIOS = tuple(1 - 0.05 * step for step in range(15))
 
 
-@dataclass(frozen=True, slots=True)
-class InputRange:
-    """How a Linear's input is quantized.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationGrid:
+    """256 evenly spaced values, zero among them.
 
     Attributes:
-        scale: `(C,)` that the input is divided by and the weight multiplied with; ones where nothing is moved.
-        amax: Largest absolute value of the divided input that INT8 holds.
-        alpha: SmoothQuant strength of `scale`; -1 without.
-        error: Squared error of the output, relative to the output's own squares.
+        low: Smallest value.
+        high: Largest value.
+        scale: `(C,)` that the input is divided by, and the weight multiplied with, before; None without SmoothQuant.
+        alpha: SmoothQuant strength of `scale`, or of the scale that went into what makes the input.
+        clip: Share of the range that calibration tiles fill.
+        error: Squared error of the product's output with input and weight rounded to the nearest, its mean left out,
+            relative to the output's variance.
     """
 
-    scale: "Tensor"
-    amax: float
-    alpha: float
-    error: float
+    low: float
+    high: float
+    scale: NDArray[np.float32] | None = None
+    alpha: float = -1.0
+    clip: float = 1.0
+    error: float = 0.0
+
+    def rounded(self, values: "Tensor") -> "Tensor":
+        """`(..., C)` divided by the scale, and rounded to the grid."""
+        import torch
+
+        divided = values if self.scale is None else values / torch.from_numpy(self.scale)
+        return fake_round(divided, self.low, self.high)
+
+    def weighted(self, weight: "Tensor") -> "Tensor":
+        """`(O, C)` weights that multiply the divided input."""
+        import torch
+
+        return weight if self.scale is None else weight * torch.from_numpy(self.scale)
 
 
 def choose_range(
     inputs: "Tensor",
-    peak: "Tensor",
+    low: "Tensor",
+    high: "Tensor",
     weight: "Tensor",
     *,
-    alphas: Sequence[float] = ALPHAS,
-    calibrator: Calibrator = "mse",
+    alphas: Sequence[float],
+    calibrator: Calibrator,
     levels: int = 127,
-) -> InputRange:
+    symmetric: bool = True,
+) -> ActivationGrid:
     """Choose the smoothing strength, and with `mse` how much of the range to clip, by the error of the layer's output.
+
+    The mean error does not count: it goes into the bias.
 
     Args:
         inputs: `(n, C)` sampled tokens; a thousand are enough.
-        peak: `(C,)` largest absolute values over all tokens.
+        low: `(C,)` smallest values over all tokens.
+        high: `(C,)` largest values.
         weight: `(O, C)`.
         alphas: Strengths to try; -1 moves nothing.
         calibrator: `mse` tries several shares of the full range; the others clip as `clipped_amax` says.
         levels: Largest integer of the weights' grid.
+        symmetric: Zero is the integer zero; otherwise the ends follow those of the values.
     """
+    import torch
+
     wanted = inputs @ weight.T
-    power = float(wanted.square().mean().clamp(min=1e-12))
-    best: InputRange | None = None
+    variance = wanted.var(0).mean().clamp(min=1e-12)
+    best: ActivationGrid | None = None
     for alpha in alphas:
-        scale = smooth_scale(peak, weight, alpha)
+        scale = smooth_scale(torch.maximum(high, -low), weight, alpha)
         smoothed, rounded = inputs / scale, fake_weight(weight * scale, levels)
-        largest = float((peak / scale).amax())
-        tried = [ratio * largest for ratio in _RATIOS]
-        for amax in tried if calibrator == "mse" else [clipped_amax(smoothed, largest, calibrator)]:
-            error = float((fake_int8(smoothed, amax) @ rounded.T - wanted).square().mean()) / power
+        ends = float((low / scale).min()), float((high / scale).max())
+        largest = max(-ends[0], ends[1])
+        for clip in _RATIOS if calibrator == "mse" else [clipped_amax(smoothed, largest, calibrator) / largest]:
+            grid = symmetric_ends(clip * largest) if symmetric else grid_ends(clip * ends[0], clip * ends[1])
+            wrong = fake_round(smoothed, *grid) @ rounded.T - wanted
+            error = float(wrong.var(0, correction=0).mean() / variance)
             if best is None or error < best.error:
-                best = InputRange(scale=scale, amax=amax, alpha=alpha, error=error)
+                kept = None if alpha < 0 else scale.numpy()
+                best = ActivationGrid(low=grid[0], high=grid[1], scale=kept, alpha=alpha, clip=clip, error=error)
     assert best is not None
     return best
 
@@ -85,7 +122,10 @@ def clipped_amax(values: "Tensor", largest: float, calibrator: Calibrator) -> fl
         return float(ordered[int(_PERCENTILE * (len(ordered) - 1))].clamp(min=1e-5))
     if calibrator == "entropy":
         return min(_entropy_amax(values), largest)
-    errors = {ratio: float((fake_int8(values, ratio * largest) - values).square().mean()) for ratio in _FINE_RATIOS}
+    errors = {
+        ratio: float((fake_round(values, *symmetric_ends(ratio * largest)) - values).square().mean())
+        for ratio in _FINE_RATIOS
+    }
     return min(errors, key=lambda ratio: errors[ratio]) * largest
 
 

@@ -8,12 +8,6 @@ if TYPE_CHECKING:
 LEVELS, LARGEST = 255, 127
 
 
-def fake_int8(values: "Tensor", amax: float) -> "Tensor":
-    """Round to the 255 levels of symmetric INT8 and clip at `amax`."""
-    step = amax / LARGEST
-    return (values / step).round_().clamp_(-128, LARGEST).mul_(step)
-
-
 def fake_round(values: "Tensor", low: float, high: float, levels: int = LEVELS) -> "Tensor":
     """The nearest of the `levels + 1` evenly spaced values between `low` and `high`."""
     step = (high - low) / levels
@@ -43,24 +37,17 @@ def symmetric_ends(peak: float) -> tuple[float, float]:
 def smooth_scale(peak: "Tensor", weight: "Tensor", alpha: float) -> "Tensor":
     """SmoothQuant's scale `max|x_j|^alpha / max|w_j|^(1 - alpha)` (arXiv:2211.10438, equation 4), `(C,)`.
 
+    Its geometric mean is one, which leaves the size of the whole as it is.
+
     Args:
         peak: `(C,)` largest absolute inputs.
         weight: `(O, C)`.
         alpha: Strength; negative gives ones.
     """
-    return _smooth_ratio(peak, weight, alpha, 1e-5, 1e-5).clamp(1e-4, 1e4)
-
-
-def even_smooth_scale(peak: "Tensor", weight: "Tensor", alpha: float) -> "Tensor":
-    """SmoothQuant's scale with a geometric mean of one, which leaves the size of the whole as it is."""
-    scale = _smooth_ratio(peak, weight, alpha, 1e-4, 1e-6)
-    return scale if alpha < 0 else scale / scale.log().mean().exp()
-
-
-def _smooth_ratio(peak: "Tensor", weight: "Tensor", alpha: float, least_peak: float, least_weight: float) -> "Tensor":
     import torch
 
     if alpha < 0:
         return torch.ones_like(peak)
-    largest = weight.abs().amax(0).clamp(min=least_weight)
-    return peak.clamp(min=least_peak) ** alpha / largest ** (1 - alpha)
+    largest = weight.abs().amax(0).clamp(min=1e-6)
+    scale = peak.clamp(min=1e-4) ** alpha / largest ** (1 - alpha)
+    return scale / scale.log().mean().exp()

@@ -1,12 +1,56 @@
 """The two stages of a transformer block, attention and MLP, as quantization block by block sees them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from atlas_edge.quantize.numerics.moments import Channels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """A tensor that Linears read.
+
+    Attributes:
+        layers: These Linears, by name.
+        divide: Divides the tensor by a scale `(C,)` in what makes it, exactly; None where that takes a multiplication.
+    """
+
+    layers: "Mapping[str, nn.Linear]"
+    divide: "Callable[[Tensor], None] | None" = None
+
+    @property
+    def layer(self) -> "nn.Linear":
+        """One of the Linears."""
+        return next(iter(self.layers.values()))
+
+    def smooth(self, scale: "Tensor") -> None:
+        """Move a scale from the tensor into the weights; the network computes the same."""
+        assert self.divide is not None
+        self.divide(scale)
+        for layer in self.layers.values():
+            layer.weight.data = layer.weight * scale
+
+
+class Scores(Protocol):
+    """What can be changed in an attention without changing what it computes, before its grids are chosen.
+
+    Attributes:
+        makes: Modules that give query, key and value, `(B, heads, N, head_dim)` or `(B, N, C)`.
+    """
+
+    makes: "tuple[nn.Module, ...]"
+
+    def adapt(self, *made: "Channels") -> "Tensor | None":
+        """Change it, by the ranges of what `makes` gave.
+
+        Returns:
+            `(C,)` that is missing now from every token that the stage's second Linear reads; None without.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,24 +58,29 @@ class Stage:
     """Attention or MLP of a block.
 
     Attributes:
-        norm: The LayerNorm that it reads.
-        body: What it computes of that, before LayerScale.
-        gamma: LayerScale `(D,)`, or None.
-        first: Linears that read the norm.
-        second: The Linear that writes to the residual stream.
-        names: Of all these Linears, in this order.
-        values: One of `first`, and those of its rows in which the inputs of `second` are linear; None without.
-        inner_norm: A LayerNorm whose output `second` reads, or None.
+        norm: What is done to the residual stream before.
+        body: What the stage computes of that, which is added to the stream.
+        first: What is read of the norm.
+        second: What the Linear reads that writes to the residual stream.
+        cls_only: The CLS token goes on alone.
+        scores: See `Scores`; None where nothing of it is changed.
     """
 
-    norm: Any
+    norm: "Callable[[Tensor], Tensor]"
     body: "Callable[[Tensor], Tensor]"
-    gamma: "nn.Parameter | None"
-    first: "tuple[nn.Linear, ...]"
-    second: "nn.Linear"
-    names: tuple[str, ...]
-    values: "tuple[nn.Linear, slice] | None"
-    inner_norm: Any
+    first: tuple[Read, ...]
+    second: Read
+    cls_only: bool = False
+    scores: Scores | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all its Linears, in the order in which they compute."""
+        return tuple(name for read in (*self.first, self.second) for name in read.layers)
+
+    def kept(self, tokens: "Tensor") -> "Tensor":
+        """The part of the residual stream `(B, N, D)` that goes on."""
+        return tokens[:, :1] if self.cls_only else tokens
 
 
 def unfittable_part(module: "nn.Module") -> str | None:
@@ -69,17 +118,39 @@ def unfittable_part(module: "nn.Module") -> str | None:
 
 
 def stages(module: Any) -> Iterator[Stage]:
-    """Those of every block of an encoder in which `unfittable_part` finds nothing, in the order of computation."""
+    """Those of every block of an encoder in which `unfittable_part` finds nothing, in the order of computation.
+
+    LayerScale is folded into the Linears before it, in place.
+    """
     for index, block in enumerate(module.backbone.blocks):
         name = f"backbone.blocks.{index}"
+        for layer, scale, ls in ((block.attn.proj, "gamma_1", "ls1"), (block.mlp.fc2, "gamma_2", "ls2")):
+            _fold_layer_scale(layer, getattr(block, scale, getattr(getattr(block, ls, None), "gamma", None)))
         yield _attention(block, f"{name}.attn", _rotation(module.backbone, index))
         yield _mlp(block, f"{name}.mlp")
 
 
+def divide(part: Any, scale: "Tensor", rows: slice = slice(None)) -> None:
+    """Divide what a norm, or some rows of a Linear, give by `(rows,)`, exactly."""
+    for name in ("weight", "bias"):
+        if getattr(part, name) is not None:
+            values = getattr(part, name).data.clone()
+            values[rows] /= scale.view(-1, *[1] * (values.dim() - 1))
+            getattr(part, name).data = values
+
+
+def _fold_layer_scale(layer: Any, gamma: Any) -> None:
+    if gamma is None:
+        return
+    layer.weight.data = layer.weight.data * gamma.data[:, None]
+    if layer.bias is not None:
+        layer.bias.data = layer.bias.data * gamma.data
+    # Ones rather than nothing: modules keep their names and kinds.
+    gamma.data = gamma.new_ones(len(gamma))
+
+
 def _attention(block: Any, name: str, rotation: "Tensor | None") -> Stage:
     attention = block.attn
-    body = attention if rotation is None else partial(attention, rope=rotation)
-    inner = _present(attention.norm)
     if attention.qkv is not None:
         leaves: tuple[str, ...] = ("qkv",)
         width = attention.proj.in_features
@@ -89,15 +160,12 @@ def _attention(block: Any, name: str, rotation: "Tensor | None") -> Stage:
         values = attention.v_proj, slice(None)
     gated = getattr(attention, "gate", None) is not None
     grouped = getattr(attention, "num_kv_heads", attention.num_heads) != attention.num_heads
+    divides = _dividing(attention.norm, None if grouped else values)
     return Stage(
         norm=block.norm1,
-        body=body,
-        gamma=block.gamma_1 if hasattr(block, "gamma_1") else getattr(block.ls1, "gamma", None),
-        first=tuple(getattr(attention, leaf) for leaf in leaves),
-        second=attention.proj,
-        names=tuple(f"{name}.{leaf}" for leaf in (*leaves, "proj")),
-        values=values if inner is None and not gated and not grouped else None,
-        inner_norm=None if gated else inner,
+        body=attention if rotation is None else partial(attention, rope=rotation),
+        first=(Read({f"{name}.{leaf}": getattr(attention, leaf) for leaf in leaves}, partial(divide, block.norm1)),),
+        second=Read({f"{name}.proj": attention.proj}, None if gated else divides),
     )
 
 
@@ -105,7 +173,6 @@ def _mlp(block: Any, name: str) -> Stage:
     from timm.layers import GluMlp, SwiGLU
 
     mlp, values = block.mlp, None
-    inner = _present(mlp.norm)
     leaves = ("fc1_g", "fc1_x") if isinstance(mlp, SwiGLU) else ("fc1",)
     if isinstance(mlp, SwiGLU):
         values = mlp.fc1_x, slice(None)
@@ -115,19 +182,18 @@ def _mlp(block: Any, name: str) -> Stage:
     return Stage(
         norm=block.norm2,
         body=mlp,
-        gamma=block.gamma_2 if hasattr(block, "gamma_2") else getattr(block.ls2, "gamma", None),
-        first=tuple(getattr(mlp, leaf) for leaf in leaves),
-        second=mlp.fc2,
-        names=tuple(f"{name}.{leaf}" for leaf in (*leaves, "fc2")),
-        values=values if inner is None else None,
-        inner_norm=inner,
+        first=(Read({f"{name}.{leaf}": getattr(mlp, leaf) for leaf in leaves}, partial(divide, block.norm2)),),
+        second=Read({f"{name}.fc2": mlp.fc2}, _dividing(mlp.norm, values)),
     )
 
 
-def _present(norm: "nn.Module") -> "nn.Module | None":
+def _dividing(norm: Any, values: "tuple[nn.Linear, slice] | None") -> "Callable[[Tensor], None] | None":
+    """How the second Linear's input is divided: in a norm before it, or in rows of a first Linear, if it has either."""
     from torch import nn
 
-    return None if isinstance(norm, nn.Identity) else norm
+    if not isinstance(norm, nn.Identity):
+        return partial(divide, norm)
+    return None if values is None else partial(divide, values[0], rows=values[1])
 
 
 def _rotation(backbone: Any, index: int) -> "Tensor | None":

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Tiles = NDArray[np.uint8]
 
 INT8_BITS, INT8_MAX = 8, 127.0
-# Tokens that blocks are fitted on: 256 tiles of 16 x 16 patches, forty times the inputs of a ViT-S's widest layer.
+# Tokens that blocks are fitted on: 256 tiles of 16 x 16 patches.
 _FIT_TOKENS, _FEWEST_FIT_TILES = 65_792, 16
 _PIECE, _SAMPLED_ROWS = 8, 32
 NO_TILES = "no calibration tiles, expected at least one"
@@ -110,13 +110,11 @@ def _fitted(
         set_ranges(quantized, input_statistics(fitted, list(_batched(chosen, _PIECE)), others), -1.0, recipe)
     for name, found in ranges.items():
         layer = quantized.get_submodule(name)
-        if not layer.input_quantizer.is_enabled:
-            continue
         layer.input_quantizer.amax = found.input_amax
         if found.input_scale is not None:
             layer.input_quantizer.pre_quant_scale = found.input_scale
         layer.weight_quantizer.amax = found.weight_amax[:, None]
-        if trainable and found.sought is not None:
+        if trainable:
             layer.weight.data = found.sought
     quantized.smooth_alpha = {name.removeprefix("backbone."): found.alpha for name, found in ranges.items()}
     return quantized

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.quantize.openvino.grids import PATCH_EMBED, ActivationGrid, VitGrids, choose_grids
+from atlas_edge.quantize.numerics.ranges import ActivationGrid
+from atlas_edge.quantize.openvino.grids import PATCH_EMBED, VitGrids, choose_grids
 from atlas_edge.quantize.openvino.operators import Operators, to_numpy
 from atlas_edge.quantize.paths import LAYER_WISE
 from atlas_edge.quantize.recipe import Recipe

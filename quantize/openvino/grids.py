@@ -2,8 +2,8 @@
 
 import fnmatch
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,49 +13,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from atlas_edge.errors import UsageError
-from atlas_edge.quantize.numerics.gptq import round_weights
-from atlas_edge.quantize.numerics.rounding import (
-    LARGEST,
-    even_smooth_scale,
-    fake_round,
-    fake_weight,
-    grid_ends,
-    symmetric_ends,
-)
+from atlas_edge.models.folding.linear import standardise
+from atlas_edge.quantize.numerics.blocks import FitOptions, Fitted, fit_stages
+from atlas_edge.quantize.numerics.gptq import nearest_weights
+from atlas_edge.quantize.numerics.moments import Channels
+from atlas_edge.quantize.numerics.ranges import ActivationGrid
+from atlas_edge.quantize.numerics.rounding import LARGEST, symmetric_ends
+from atlas_edge.quantize.numerics.stages import Read, Stage, divide
 from atlas_edge.quantize.recipe import Recipe
 
 if TYPE_CHECKING:
     from atlas_edge.models.folding.attention import FoldedAttention
-    from atlas_edge.models.folding.block import FoldedBlock
     from atlas_edge.models.folding.vit import FoldedVit
 
 PATCH_EMBED = "patch_embed.proj"
-# Shares of the range that calibration tiles fill which are tried where the recipe asks for the least error.
-_CLIPS = (1.0, 0.9, 0.8)
 _BATCH = 8
-# Tokens of a tile that fit weights, its CLS token among them. Ranges themselves come from all tokens.
-_SAMPLED_TOKENS = 32
-# CLS tokens and others that choose strength and range: one to three, whatever the number of tiles.
-_CHOOSING_CLS, _CHOOSING_OTHERS = 256, 768
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActivationGrid:
-    """256 evenly spaced values, zero among them.
-
-    Attributes:
-        low: Smallest value.
-        high: Largest value.
-        scale: `(C,)` that the input is divided by, and the weight multiplied with, before; None without SmoothQuant.
-        alpha: SmoothQuant strength of `scale`, or of the scale that went into the rows of the product before.
-        clip: Share of the range that calibration tiles fill.
-    """
-
-    low: float
-    high: float
-    scale: NDArray[np.float32] | None = None
-    alpha: float = -1.0
-    clip: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +72,7 @@ class VitGrids:
 
 
 def choose_grids(folded: "FoldedVit", calibration: Sequence[NDArray[np.uint8]], recipe: Recipe) -> VitGrids:
-    """Choose every INT8 grid, in one full-precision pass over the calibration tiles.
+    """Choose every INT8 grid, block by block (`blocks.fit_stages`).
 
     Before that, exact changes to `folded`, in place, that make its tensors fit a grid better, each where the network
     allows it (`FoldedAttention`, `FoldedBlock.inputs`):
@@ -112,10 +84,6 @@ def choose_grids(folded: "FoldedVit", calibration: Sequence[NDArray[np.uint8]], 
     - query and key channels are scaled against each other until their ranges are equal, two by two where positions
       turn them;
     - SmoothQuant's division of what a gated MLP's second product reads goes into the rows of its value.
-
-    Then, for each Linear, the SmoothQuant strength (arXiv:2211.10438, equation 4) and the share of the range are those
-    with the least output error on sampled tokens; weights are rounded by GPTQ where the recipe fits them; and the mean
-    error that is left goes into the bias.
 
     Args:
         folded: From `fold_vit`; changed in place, its function at full precision stays the same.
@@ -137,213 +105,87 @@ def choose_grids(folded: "FoldedVit", calibration: Sequence[NDArray[np.uint8]], 
     tiles = torch.from_numpy(stack[spread])
     excluded = _excluded(folded, recipe)
     grids = VitGrids()
+    options = FitOptions(
+        alphas=recipe.smooth_alphas,
+        calibrator=recipe.calibrator,
+        symmetric=False,
+        weights=recipe.weights,
+        float_layers=excluded,
+        bias_correction=recipe.bias_correction,
+    )
     with torch.inference_mode():
         if recipe.patch_embed and PATCH_EMBED not in excluded:
             grids.weights[PATCH_EMBED] = _patch_embedding(folded, tiles)
         tokens = torch.cat([folded.embed_patches(piece) for piece in tiles.split(_BATCH)])
-        for index, block in enumerate(folded.blocks):
-            tokens = _Block(f"blocks.{index}", block, grids, recipe, excluded).run(tokens)
+        for _, found in fit_stages(_stages(folded, grids, recipe, excluded), tokens, options):
+            grids.activations.update((name, layer.grid) for name, layer in found.items())
+            grids.weights.update((name, _weight_grid(layer)) for name, layer in found.items())
     return grids
 
 
-class _Extremes:
-    """The range of each channel of a tensor, over all calibration tiles."""
-
-    def __init__(self) -> None:
-        self.low: Tensor = torch.tensor(torch.inf)
-        self.high: Tensor = torch.tensor(-torch.inf)
-
-    def add(self, tokens: Tensor) -> None:
-        """Take in a batch `(B, N, C)`."""
-        self.low = torch.minimum(self.low, tokens.amin((0, 1)))
-        self.high = torch.maximum(self.high, tokens.amax((0, 1)))
-
-    def shift(self, offset: Tensor) -> None:
-        """Take a constant `(C,)` from every token."""
-        self.low, self.high = self.low - offset, self.high - offset
-
-
-class _Inputs(_Extremes):
-    """What a Linear reads: the range of each channel, and sampled tokens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._rows: list[Tensor] = []
-        self._generator = torch.Generator().manual_seed(0)
-
-    def add(self, tokens: Tensor) -> None:
-        """Take in a batch `(B, N, C)`."""
-        super().add(tokens)
-        others = torch.randperm(tokens.shape[1] - 1, generator=self._generator)[: _SAMPLED_TOKENS - 1]
-        self._rows.append(tokens[:, torch.cat([torch.zeros(1, dtype=torch.long), 1 + others])])
-
-    @property
-    def rows(self) -> Tensor:
-        """`(n, C)`."""
-        return torch.cat(self._rows).flatten(0, 1)
-
-    @property
-    def choosing(self) -> Tensor:
-        """`(n, C)`: a fixed number of CLS tokens and of others; tiles are taken again where there are fewer."""
-        tiles = torch.cat(self._rows)
-        first, others = tiles[:, 0], tiles[:, 1:].flatten(0, 1)
-        return torch.cat([_spread(first, _CHOOSING_CLS), _spread(others, _CHOOSING_OTHERS)])
-
-    def shift(self, offset: Tensor) -> None:
-        """Take a constant `(C,)` from every token."""
-        super().shift(offset)
-        self._rows = [rows - offset for rows in self._rows]
-
-    def divide(self, scale: Tensor) -> None:
-        """Divide every token by a positive scale `(C,)`."""
-        self.low, self.high = self.low / scale, self.high / scale
-        self._rows = [rows / scale for rows in self._rows]
-
-
-class _Block:
-    """Chooses the grids of one block."""
-
-    def __init__(
-        self, name: str, block: "FoldedBlock", grids: VitGrids, recipe: Recipe, excluded: frozenset[str]
-    ) -> None:
-        self.name, self.block, self.grids, self.recipe, self.excluded = name, block, grids, recipe, excluded
-        self.inputs = {read.products[0]: _Inputs() for read in block.inputs}
-        self.outputs = {leaf: _Extremes() for leaf in ("attn.query", "attn.key", "attn.v")}
-        self.smoothed: dict[str, ActivationGrid] = {}
-
-    def run(self, tokens: Tensor) -> Tensor:
-        """Pass all tokens `(T, N, D)` through the block, then choose: what the next block reads."""
-        with self._watched():
-            after = torch.cat([self.block(piece) for piece in tokens.split(_BATCH)])
-        self._centre(self.block.attn)
-        self._balance(self.block.attn)
-        for read in self.block.inputs:
+def _stages(folded: "FoldedVit", grids: VitGrids, recipe: Recipe, excluded: frozenset[str]) -> Iterator[Stage]:
+    for index, block in enumerate(folded.blocks):
+        name, reads = f"blocks.{index}", []
+        for read in block.inputs:
             # The projection's scale stays a multiplication: the plugin joins it with the grid that follows.
-            if read.linear_in is not None and read.linear_in != "attn.v":
-                self._smooth(read.products[0], read.linear_in)
-        for read in self.block.inputs:
-            self._choose(read.products)
-        return after
+            maker = None if read.linear_in in (None, "attn.v") else partial(divide, block.get_submodule(read.linear_in))
+            reads.append(Read({f"{name}.{leaf}": block.get_submodule(leaf) for leaf in read.products}, maker))
+        *attending, projecting, hidden, mixing = reads
+        quantized = recipe.attention and not excluded & {f"{name}.attn.q", f"{name}.attn.k"}
+        yield Stage(
+            norm=partial(standardise, eps=block.eps1),
+            body=partial(_attended, block),
+            first=tuple(attending),
+            second=projecting,
+            cls_only=block.cls_only,
+            scores=_Scores(f"{name}.attn", block.attn, grids if quantized else None),
+        )
+        yield Stage(norm=partial(standardise, eps=block.eps2), body=block.mlp, first=(hidden,), second=mixing)
 
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Record what the products read, and the ranges of queries, keys and values."""
 
-        def reads(seen: _Inputs) -> Any:
-            return lambda _, given: seen.add(given[0])
+def _attended(block: Any, normed: Tensor) -> Tensor:
+    attended: Tensor = block.attn(normed[:, :1] if block.cls_only else normed, normed)
+    return attended
 
-        def makes(seen: _Extremes) -> Any:
-            return lambda _, __, made: seen.add(made if made.dim() == 3 else made.transpose(1, 2).flatten(2))
 
-        handles = [self.block.get_submodule(n).register_forward_pre_hook(reads(s)) for n, s in self.inputs.items()]
-        handles += [self.block.get_submodule(n).register_forward_hook(makes(s)) for n, s in self.outputs.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+class _Scores:
+    """Centres and balances query, key and value of an attention; `grids` takes those of query and key, if any does."""
 
-    def _centre(self, attention: "FoldedAttention") -> None:
-        key, value = self.outputs["attn.key"], self.outputs["attn.v"]
+    def __init__(self, name: str, attention: "FoldedAttention", grids: VitGrids | None) -> None:
+        self.name, self.attention, self.grids = name, attention, grids
+        self.makes = attention.query, attention.key, attention.v
+
+    def adapt(self, *made: Channels) -> Tensor | None:
+        attention, (query, key, value) = self.attention, made
+        taken = None
         if attention.shifts_keys:
             middle = (key.low + key.high) / 2
             key.shift(middle)
             attention.shift_keys(middle)
         if attention.shifts_values:
-            middle = (value.low + value.high) / 2
-            attention.shift_values(middle)
-            self.inputs["attn.proj"].shift(middle)
-
-    def _balance(self, attention: "FoldedAttention") -> None:
-        query, key = (attention.together(_peak(self.outputs[leaf])) for leaf in ("attn.query", "attn.key"))
-        ratio = (key / query).sqrt().clamp(1e-3, 1e3)
+            taken = (value.low + value.high) / 2
+            attention.shift_values(taken)
+        peaks = [attention.together(channels.peak) for channels in (query, key)]
+        ratio = (peaks[1] / peaks[0]).sqrt().clamp(1e-3, 1e3)
         attention.scale_queries(ratio)
-        if self.recipe.attention and not self.excluded & {f"{self.name}.attn.q", f"{self.name}.attn.k"}:
-            for leaf, peak in (("query", query * ratio), ("key", key / ratio)):
+        if self.grids is not None:
+            for leaf, peak in (("query", peaks[0] * ratio), ("key", peaks[1] / ratio)):
                 low, high = symmetric_ends(float(peak.max()))
-                self.grids.activations[f"{self.name}.attn.{leaf}"] = ActivationGrid(low=low, high=high)
-
-    def _smooth(self, leaf: str, linear_in: str) -> None:
-        """SmoothQuant, exactly and at no cost: the scale goes into the rows of the product that makes the input."""
-        if f"{self.name}.{leaf}" in self.excluded:
-            return
-        inputs, layer, maker = self.inputs[leaf], self.block.get_submodule(leaf), self.block.get_submodule(linear_in)
-        grid = _activation_grid(inputs, inputs.choosing, layer.weight, self.recipe)
-        if grid.scale is not None:
-            scale = torch.from_numpy(grid.scale)
-            maker.weight.data /= scale[:, None]
-            maker.bias.data /= scale
-            layer.weight.data *= scale
-            inputs.divide(scale)
-        self.smoothed[leaf] = replace(grid, scale=None)
-
-    def _choose(self, leaves: Sequence[str]) -> None:
-        names = [name for name in (f"{self.name}.{leaf}" for leaf in leaves) if name not in self.excluded]
-        if not names:
-            return
-        inputs, layers = self.inputs[leaves[0]], [self.block.get_submodule(n[len(self.name) + 1 :]) for n in names]
-        rows = inputs.rows
-        grid = self.smoothed.get(leaves[0]) or _activation_grid(
-            inputs, inputs.choosing, torch.cat([layer.weight for layer in layers]), self.recipe
-        )
-        scale = torch.ones(rows.shape[1]) if grid.scale is None else torch.from_numpy(grid.scale)
-        rounded = fake_round(rows / scale, grid.low, grid.high)
-        for name, layer in zip(names, layers, strict=True):
-            self.grids.activations[name] = grid
-            self.grids.weights[name] = _weight_grid(layer, rows, rounded, scale, self.recipe)
+                self.grids.activations[f"{self.name}.{leaf}"] = ActivationGrid(low=low, high=high)
+        return taken
 
 
-def _spread(rows: Tensor, count: int) -> Tensor:
-    """So many rows, evenly from all of them, some more than once where there are fewer; none of none."""
-    return rows[torch.linspace(0, len(rows) - 1, count).long()] if len(rows) else rows
-
-
-def _peak(inputs: _Extremes) -> Tensor:
-    return torch.maximum(inputs.high, -inputs.low).clamp(min=1e-6)
-
-
-def _activation_grid(inputs: _Inputs, rows: Tensor, weight: Tensor, recipe: Recipe) -> ActivationGrid:
-    wanted = rows @ weight.T
-    best: tuple[float, ActivationGrid] | None = None
-    for alpha in recipe.smooth_alphas:
-        scale = even_smooth_scale(_peak(inputs), weight, alpha)
-        smoothed, rounded = rows / scale, fake_weight(weight * scale)
-        low, high = float((inputs.low / scale).min()), float((inputs.high / scale).max())
-        for clip in _CLIPS if recipe.calibrator == "mse" else (1.0,):
-            ends = grid_ends(clip * low, clip * high)
-            wrong = fake_round(smoothed, *ends) @ rounded.T - wanted
-            error = float((wrong - wrong.mean(0)).square().mean())
-            if best is None or error < best[0]:
-                kept = None if alpha < 0 else scale.numpy()
-                best = error, ActivationGrid(low=ends[0], high=ends[1], scale=kept, alpha=alpha, clip=clip)
-    assert best is not None
-    return best[1]
-
-
-def _weight_grid(layer: Any, rows: Tensor, rounded: Tensor, scale: Tensor, recipe: Recipe) -> WeightGrid:
-    weight = layer.weight * scale
-    if recipe.weights == "fitted":
-        centred = rounded - rounded.mean(0)
-        found = round_weights(weight, centred.T @ centred / len(centred))
-        weight, largest = found.weight, found.largest
-    else:
-        weight, largest = fake_weight(weight), weight.abs().amax(1).clamp(min=1e-8)
-    step = largest / LARGEST
-    wanted = rows @ layer.weight.T
-    wrong = rounded @ weight.T - wanted
-    bias = layer.bias - wrong.mean(0) if recipe.bias_correction else layer.bias
-    return WeightGrid(
-        values=(weight / step[:, None]).round().to(torch.int8).numpy(),
-        step=step.numpy(),
-        bias=bias.numpy().copy(),
-        error=float((wrong - wrong.mean(0)).square().mean() / wanted.var().clamp(min=1e-12)),
-    )
+def _weight_grid(layer: Fitted) -> WeightGrid:
+    step = layer.weights.largest / LARGEST
+    values = (layer.weights.weight / step[:, None]).round().to(torch.int8)
+    assert layer.bias is not None
+    return WeightGrid(values=values.numpy(), step=step.numpy(), bias=layer.bias.numpy().copy(), error=layer.grid.error)
 
 
 def _patch_embedding(folded: "FoldedVit", tiles: Tensor) -> WeightGrid:
     convolution = folded.patch_embed.proj
-    flat = convolution.weight.flatten(1)
-    rounded, step = fake_weight(flat), flat.abs().amax(1).clamp(min=1e-12) / LARGEST
+    found = nearest_weights(convolution.weight.flatten(1))
+    rounded, step = found.weight, found.largest / LARGEST
     sample = tiles[:: max(1, len(tiles) // 32)].float().permute(0, 3, 1, 2)
     wanted = convolution(sample).flatten(2)
     wrong = (

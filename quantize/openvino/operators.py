@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.quantize.openvino.grids import ActivationGrid, VitGrids
+from atlas_edge.quantize.numerics.ranges import ActivationGrid
+from atlas_edge.quantize.openvino.grids import VitGrids
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

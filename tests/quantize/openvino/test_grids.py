@@ -15,11 +15,11 @@ from atlas_edge.errors import UsageError
 from atlas_edge.models.encoder_module import EncoderModule
 from atlas_edge.models.folding.vit import FoldedVit, fold_vit
 from atlas_edge.models.load import LoadedModel, load_model
-from atlas_edge.quantize.numerics import blocks
-from atlas_edge.quantize.numerics.rounding import even_smooth_scale, fake_round, grid_ends, symmetric_ends
+from atlas_edge.quantize.numerics.moments import Inputs
+from atlas_edge.quantize.numerics.rounding import fake_round, grid_ends, smooth_scale, symmetric_ends
 from atlas_edge.quantize.onnx.fakequant import embed
 from atlas_edge.quantize.openvino.graph import build_openvino
-from atlas_edge.quantize.openvino.grids import VitGrids, _Inputs, choose_grids
+from atlas_edge.quantize.openvino.grids import VitGrids, choose_grids
 from atlas_edge.quantize.openvino.nncf import quantize_openvino
 from atlas_edge.quantize.paths import LAYER_WISE
 from atlas_edge.quantize.recipe import Recipe, openvino_recipe
@@ -219,21 +219,11 @@ def _output_error(changed: FoldedVit, grids: VitGrids, tiles: NDArray[np.uint8])
 
 @pytest.mark.parametrize("count", [3, 40, 600])
 def test_how_cls_tokens_weigh_does_not_depend_on_the_number_of_tiles(count: int) -> None:
-    inputs = _Inputs()
+    inputs = Inputs()
     tokens = torch.zeros(count, 17, 4)
     tokens[:, 0] = 1
     inputs.add(tokens)
     assert inputs.choosing.mean() == 0.25
-    seen: list[torch.Tensor] = []
-
-    def record(rows: torch.Tensor, *_: object, **__: object) -> None:
-        seen.append(rows)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "choose_range", record)
-        blocks._choose(tokens, torch.eye(4), blocks.FitOptions())
-    # A seventeenth of the tokens of all kinds are CLS tokens, too.
-    assert float(seen[0].mean()) == pytest.approx(0.25 + 0.75 / 17, abs=0.02)
 
 
 def test_exclusions_take_names_of_timm_and_leave_layers_in_floating_point(
@@ -301,7 +291,7 @@ def _executed(model: Any) -> list[tuple[str, str, str]]:
 
 def test_smoothing_moves_the_outlier_channel_to_the_weights() -> None:
     peak, weight = torch.tensor([1.0, 100.0]), torch.ones(3, 2)
-    half = even_smooth_scale(peak, weight, 0.5)
+    half = smooth_scale(peak, weight, 0.5)
     # sqrt(1), sqrt(100), divided by their geometric mean sqrt(10).
     torch.testing.assert_close(half, torch.tensor([1.0, 10.0]) / 10**0.5)
-    assert torch.equal(even_smooth_scale(peak, weight, -1), torch.ones(2))
+    assert torch.equal(smooth_scale(peak, weight, -1), torch.ones(2))
