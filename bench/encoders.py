@@ -69,7 +69,7 @@ class OpenedEncoders:
 
 
 def open_encoders(
-    candidates: Sequence[str], reference: str | None = None, *, threads: int | None = None
+    candidates: Sequence[str], reference: str | None = None, *, threads: int | None = None, device: str | None = None
 ) -> OpenedEncoders:
     """Open encoders and label each by its folder's name, or by as much of its path as tells it from the others.
 
@@ -77,6 +77,7 @@ def open_encoders(
         candidates: Bundle folders, model folders or registry names.
         reference: The full-precision encoder; it may be one of the candidates once more.
         threads: Inference threads; the runtime's own choice when None.
+        device: What bundles run on, see `open_bundle`; models in PyTorch stay on the processor.
 
     Raises:
         UsageError: A candidate is named twice, or no such model.
@@ -90,10 +91,15 @@ def open_encoders(
     encoders: dict[str, Encoder] = {}
     facts: dict[str, EncoderFacts] = {}
     for label, name in zip(labels, given, strict=True):
-        encoders[label] = load_encoder(name, threads=threads)
+        encoders[label] = load_encoder(name, threads=threads, device=bundle_device(name, device))
         is_reference = reference is not None and label == labels[0]
         facts[label] = _facts(name, encoders[label], is_reference=is_reference)
     return OpenedEncoders(encoders=encoders, facts=facts, reference=None if reference is None else labels[0])
+
+
+def bundle_device(name: str, device: str | None) -> str | None:
+    """The device of `--device` where a bundle is opened, and none for a model: PyTorch is the yardstick."""
+    return device if (Path(name) / MANIFEST).is_file() else None
 
 
 def encoder_labels(candidates: Sequence[str], reference: str | None = None) -> list[str]:

@@ -25,6 +25,8 @@ class SpeedOptions(Options):
         rounds: Turns of every encoder.
         block_seconds: How long a turn lasts, at least.
         threads: Inference threads; the runtime's own choice when left out.
+        device: What bundles run on, as their runtime calls it: GPU, NPU, AUTO (OpenVINO), cuda:1, directml (ONNX
+            Runtime); models in PyTorch stay on the processor.
         sweep: Measure throughput over batch, streams and threads, and name the best setting.
         cold_start: Measure opening to first embedding in fresh processes, with and without compiled-model cache, and
             peak memory.
@@ -38,6 +40,7 @@ class SpeedOptions(Options):
     rounds: int = 10
     block_seconds: float = 0.5
     threads: int | None = None
+    device: str | None = None
     sweep: Flag = False
     cold_start: Flag = False
     roofline: Flag = False
@@ -136,6 +139,7 @@ class SlideBenchOptions(Options):
         rounds: Turns of everything.
         threads: Decode threads.
         streams: Calls side by side in OpenVINO; chosen by the cores when left out.
+        device: What bundles run on, as their runtime calls it; chosen by the runtime when left out.
         batch: Tiles a batch.
         mpp: µm per pixel of a slide that does not say it.
         tile_mpp: µm per pixel of tiles; the bundle's own when left out.
@@ -146,6 +150,7 @@ class SlideBenchOptions(Options):
     rounds: int = 4
     threads: int = 1
     streams: int | None = None
+    device: str | None = None
     batch: int = 64
     mpp: float | None = None
     tile_mpp: float | None = None

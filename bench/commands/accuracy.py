@@ -28,6 +28,7 @@ def accuracy(
     rounds: int = 6,
     report: ReportOptions = ReportOptions(),
     threads: int | None = None,
+    device: str | None = None,
     dry_run: Flag = False,
     output: Output = Output(),
 ) -> None:
@@ -51,6 +52,7 @@ def accuracy(
         rounds: Turns of every encoder when timed.
         report: Where the report goes.
         threads: Inference threads; the runtime's own choice when left out.
+        device: What bundles run on, as their runtime calls it; models in PyTorch stay on the processor.
         dry_run: Open encoders and tiles, say what would be done, and stop.
         output: What is printed.
         output.verbose: Print every table, and what the libraries say.
@@ -70,7 +72,7 @@ def accuracy(
         raise UsageError("a budget needs a full-precision encoder to compare with", hint="give --reference MODEL")
     check_report_folder(report.report, overwrite=report.overwrite)
     evaluation, fitted = _tile_sets(tiles)
-    with open_encoders(candidates, reference, threads=threads) as opened:
+    with open_encoders(candidates, reference, threads=threads, device=device) as opened:
         if dry_run:
             screen.print(_plan(list(opened.encoders), evaluation, fitted), markup=False)
             return

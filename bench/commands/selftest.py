@@ -16,6 +16,7 @@ def selftest(
     speed: bool = True,
     rounds: int = 6,
     batch: int = 32,
+    device: str | None = None,
     output: Output = Output(),
 ) -> None:
     """Run a bundle on this machine against the full-precision embeddings stored in it, and time its precisions.
@@ -31,6 +32,7 @@ def selftest(
         speed: Time the bundle, and FP16 beside INT8 where the bundle holds both.
         rounds: Turns of each precision.
         batch: Tiles a call in the throughput scenario.
+        device: What the bundle runs on, as its runtime calls it; chosen by the runtime when left out.
         output: What is printed.
     """
     import json as json_module
@@ -41,7 +43,7 @@ def selftest(
     from atlas_edge.system.atomic import write_atomic
 
     screen = output.screen()
-    report = run_selftest(bundle, speed=speed, rounds=rounds, batch=batch)
+    report = run_selftest(bundle, speed=speed, rounds=rounds, batch=batch, device=device)
     data = asdict(report)
     text = selftest_markdown(report)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -45,8 +45,10 @@ def speed(
         raise UsageError("no encoder to time", hint="atlas-bench speed BUNDLE [BUNDLE …]")
     if reference is not None and reference not in encoders:
         raise UsageError(f"--reference {reference} is not among {', '.join(encoders)}", hint="name it as one of them")
+    if options.roofline and options.device is not None:
+        raise UsageError("--roofline measures the processor", hint="leave --device or --roofline out")
     check_report_folder(report, overwrite=overwrite)
-    with open_encoders(encoders, threads=options.threads) as opened:
+    with open_encoders(encoders, threads=options.threads, device=options.device) as opened:
         if dry_run:
             screen.print(f"would time {', '.join(opened.encoders)}; nothing was measured or written", markup=False)
             return

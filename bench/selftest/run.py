@@ -132,7 +132,9 @@ def add_deployed(folder: Path, deployed: Encoder, tiles: NDArray[np.uint8]) -> P
     return _write(folder, {**arrays, "deployed": _embed(deployed, tiles)}, metadata)
 
 
-def run_selftest(bundle: Path, *, speed: bool = True, rounds: int = 6, batch: int = 32) -> SelftestReport:
+def run_selftest(
+    bundle: Path, *, speed: bool = True, rounds: int = 6, batch: int = 32, device: str | None = None
+) -> SelftestReport:
     """Run a bundle, and the FP16 bundle inside it where there is one, on the selftest tiles.
 
     Args:
@@ -140,6 +142,7 @@ def run_selftest(bundle: Path, *, speed: bool = True, rounds: int = 6, batch: in
         speed: Time it.
         rounds: Turns of each precision.
         batch: Tiles a call in the throughput scenario.
+        device: See `open_bundle`.
 
     Raises:
         InputError: The bundle carries no selftest, is damaged, or its tiles cannot be drawn here.
@@ -156,7 +159,7 @@ def run_selftest(bundle: Path, *, speed: bool = True, rounds: int = 6, batch: in
     try:
         for folder in folders:
             precision = read_manifest(folder).precision
-            encoders[precision.value] = open_bundle(folder)
+            encoders[precision.value] = open_bundle(folder, device=device)
             deployed = stored.get("deployed") if folder == bundle else None
             cases[precision.value] = _case(
                 folder, encoders[precision.value], precision, tiles, stored["reference"], deployed

@@ -22,6 +22,7 @@ from atlas_edge.embed.slide_files import slide_files
 from atlas_edge.embed.workers import open_encoder
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.options import Running
 from atlas_edge.slides import Slide, TileGrid, TileReader, find_tissue, open_slide, plan_grid
 from atlas_edge.slides.open import check_file
 
@@ -124,7 +125,7 @@ def _bench(
     opened: ExitStack, path: Path, bundles: list[str], options: SlideBenchOptions, rival: Rival | None
 ) -> SlideBench:
     def open_one(name: str, streams: int | None) -> Encoder:
-        encoder = open_encoder(name, batch=options.batch, streams=streams)[0]
+        encoder = open_encoder(name, batch=options.batch, streams=streams, running=Running(device=options.device))[0]
         opened.callback(encoder.close)
         return encoder
 

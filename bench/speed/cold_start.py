@@ -43,7 +43,9 @@ class ColdStart:
     offline_batch: int | None = None
 
 
-def cold_start(model: str, *, threads: int | None = None, processes: int = 3, batch: int = 8) -> ColdStart:
+def cold_start(
+    model: str, *, threads: int | None = None, processes: int = 3, batch: int = 8, device: str | None = None
+) -> ColdStart:
     """Measure a model in fresh processes.
 
     Args:
@@ -51,16 +53,17 @@ def cold_start(model: str, *, threads: int | None = None, processes: int = 3, ba
         threads: Inference threads; the runtime's own choice when None.
         processes: Fresh processes a figure.
         batch: Tiles of the call that fills the memory; rounded up as in the Offline scenario.
+        device: See `open_bundle`.
 
     Raises:
         InputError: The process failed, or took longer than five minutes; its message is passed on.
         RuntimeMissing: It lacked a device or runtime.
     """
-    plain = [_fresh(model, threads, None, batch) for _ in range(processes)]
+    plain = [_fresh(model, threads, None, batch, device) for _ in range(processes)]
     cached = None
     with tempfile.TemporaryDirectory() as cache:
-        if _fresh(model, threads, cache, batch)["cache_used"]:
-            cached = [_fresh(model, threads, cache, batch)["first_embedding_ms"] for _ in range(processes)]
+        if _fresh(model, threads, cache, batch, device)["cache_used"]:
+            cached = [_fresh(model, threads, cache, batch, device)["first_embedding_ms"] for _ in range(processes)]
     return ColdStart(
         open_ms=float(np.median([run["open_ms"] for run in plain])),
         first_embedding_ms=float(np.median([run["first_embedding_ms"] for run in plain])),
@@ -72,8 +75,10 @@ def cold_start(model: str, *, threads: int | None = None, processes: int = 3, ba
     )
 
 
-def _fresh(model: str, threads: int | None, cache: str | None, batch: int = 8) -> dict[str, float]:
-    arguments = [model, "" if threads is None else str(threads), cache or "", str(batch)]
+def _fresh(
+    model: str, threads: int | None, cache: str | None, batch: int = 8, device: str | None = None
+) -> dict[str, float]:
+    arguments = [model, "" if threads is None else str(threads), cache or "", str(batch), device or ""]
     try:
         child = subprocess.run(
             [sys.executable, "-m", "atlas_edge.bench.speed.cold_start", *arguments],
@@ -95,16 +100,12 @@ def _fresh(model: str, threads: int | None, cache: str | None, batch: int = 8) -
     return found
 
 
-def _measure(model: str, threads: int | None, cache: Path | None, batch: int) -> dict[str, float]:
+def _measure(model: str, threads: int | None, cache: Path | None, batch: int, device: str | None) -> dict[str, float]:
     from atlas_edge.bench.speed.timing import offline_batch
-    from atlas_edge.bundle import MANIFEST, open_bundle
     from atlas_edge.models.load import load_encoder
 
     started = time.perf_counter()
-    if (Path(model) / MANIFEST).is_file():
-        encoder = open_bundle(model, threads=threads, cache_dir=cache)
-    else:
-        encoder = load_encoder(model, threads=threads)
+    encoder = load_encoder(model, threads=threads, cache_dir=cache, device=device)
     opened = time.perf_counter()
     side = encoder.spec.tile_px
     encoder.encode(np.full((1, side, side, 3), 128, np.uint8))
@@ -123,9 +124,11 @@ def _measure(model: str, threads: int | None, cache: Path | None, batch: int) ->
 
 
 def _main(arguments: list[str]) -> int:
-    model, threads, cache, batch = arguments
+    model, threads, cache, batch, device = arguments
     try:
-        found = _measure(model, int(threads) if threads else None, Path(cache) if cache else None, int(batch))
+        found = _measure(
+            model, int(threads) if threads else None, Path(cache) if cache else None, int(batch), device or None
+        )
     except AtlasError as error:
         print(error.message, file=sys.stderr)
         return error.exit_code

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.bench.encoders import EncoderFacts, OpenedEncoders
+from atlas_edge.bench.encoders import EncoderFacts, OpenedEncoders, bundle_device
 from atlas_edge.bench.machine import this_machine
 from atlas_edge.bench.options import MPP, SpeedOptions
 from atlas_edge.bench.progress import progress_bar
@@ -107,7 +107,7 @@ def _sweeps(opened: OpenedEncoders, options: SpeedOptions, screen: "Console") ->
         given, spec = opened.facts[name].given, encoder.spec
 
         def open_setting(setting: Setting, given: str = given) -> Encoder:
-            fresh = load_encoder(given, threads=setting.threads)
+            fresh = load_encoder(given, threads=setting.threads, device=bundle_device(given, options.device))
             configure = fresh.capabilities.configure
             if configure is not None:
                 configure(batch=setting.batch, streams=setting.streams)
@@ -126,7 +126,15 @@ def _sweeps(opened: OpenedEncoders, options: SpeedOptions, screen: "Console") ->
 
 def _cold_starts(facts: dict[str, EncoderFacts], options: SpeedOptions, screen: "Console") -> dict[str, ColdStart]:
     screen.print("opening each encoder in fresh processes", style="dim")
-    return {name: cold_start(fact.given, threads=options.threads, batch=options.batch) for name, fact in facts.items()}
+    return {
+        name: cold_start(
+            fact.given,
+            threads=options.threads,
+            batch=options.batch,
+            device=bundle_device(fact.given, options.device),
+        )
+        for name, fact in facts.items()
+    }
 
 
 def _energies(encoders: dict[str, Encoder], tiles: NDArray[np.uint8], screen: "Console") -> dict[str, Energy]:

@@ -17,22 +17,27 @@ BESIDE = "fp16"
 """Folder of the FP16 bundle inside one of INT8 or FP8 for TensorRT."""
 
 
-def open_bundle(path: str | Path, *, threads: int | None = None, cache_dir: Path | None = None) -> Encoder:
+def open_bundle(
+    path: str | Path, *, threads: int | None = None, cache_dir: Path | None = None, device: str | None = None
+) -> Encoder:
     """Check a bundle's hashes and load it into the runtime that it was built for.
 
     Args:
         path: Bundle folder.
         threads: Inference threads; the runtime's own choice when None.
         cache_dir: Where the runtime may keep compiled models (OpenVINO, TensorRT-RTX); nowhere when None.
+        device: What it runs on, as its runtime calls it: `GPU`, `NPU`, `AUTO` (OpenVINO), `cuda:1`, `directml`,
+            `openvino:gpu` (ONNX Runtime), `cuda:1` (TensorRT); the runtime's own choice when None.
 
     Raises:
+        UsageError: The runtime knows no such device.
         InputError: No manifest, or one that cannot be read.
         ChecksumError: A file is missing or differs from the manifest.
         RuntimeMissing: The runtime or its device is not here.
     """
     folder = Path(path)
     manifest = verify_bundle(folder)
-    return runtime_of(manifest.target).open(folder, manifest, threads=threads, cache_dir=cache_dir)
+    return runtime_of(manifest.target).open(folder, manifest, threads=threads, cache_dir=cache_dir, device=device)
 
 
 def verify_bundle(folder: Path) -> Manifest:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 from cyclopts import Parameter
@@ -51,6 +52,20 @@ class Options:
 
         names = [field.name for field in dataclasses.fields(self) if include is None or field.name in include]
         return {name: to_jsonable_python(getattr(self, name)) for name in names if name not in exclude}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running(Options):
+    """On what an encoder runs.
+
+    Attributes:
+        device: As the bundle's runtime calls it: GPU, NPU, AUTO (OpenVINO), cuda:1, directml, openvino:gpu, rtx (ONNX
+            Runtime), cuda:1 (TensorRT); chosen by the runtime when left out.
+        cache: Folder to keep compiled models in (OpenVINO, TensorRT-RTX): the next start is faster.
+    """
+
+    device: str | None = None
+    cache: Path | None = None
 
 
 @Parameter(name="*")

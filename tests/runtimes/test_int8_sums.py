@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from atlas_edge.bench.speed.warnings import _of_encoder
-from atlas_edge.runtimes import int8_sums
+from atlas_edge.errors import UsageError
+from atlas_edge.runtimes import int8_sums, openvino_device
 from atlas_edge.runtimes import openvino as runtime
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.system.hardware import cpu
@@ -36,8 +37,19 @@ def test_the_largest_products_of_an_int8_model_are_added_exactly() -> None:
     np.testing.assert_allclose(encoder_of_extremes().encode(white), TERMS * 255, rtol=1e-3)
 
 
+@pytest.mark.parametrize("device", ["AUTO", "HETERO:CPU"])
+def test_a_virtual_device_adds_exactly_or_is_refused(device: str) -> None:
+    """What makes the processor add exactly does not reach it through them."""
+    white = np.full((3, SIDE, SIDE, 3), 255, np.uint8)
+    if device == "AUTO" or int8_sums.int8_sums_are_exact():
+        np.testing.assert_allclose(encoder_of_extremes(device).encode(white), TERMS * 255, rtol=1e-3)
+    else:
+        with pytest.raises(UsageError, match="INT8 bundle wrong"):
+            encoder_of_extremes(device)
+
+
 def test_in_float_an_int8_model_computes_the_same_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "int8_properties", lambda: {"LP_TRANSFORMS_MODE": False})
+    monkeypatch.setattr(openvino_device, "int8_properties", lambda: {"LP_TRANSFORMS_MODE": False})
     encoder = encoder_of_extremes()
     assert "i8" not in {node.get_element_type().get_type_name() for node in encoder._model.get_ops() if node.outputs()}
     assert encoder.runtime.endswith("+ int8 computed in float")
@@ -124,7 +136,7 @@ def test_the_largest_products_are_added_exactly_in_onnx_runtime(tmp_path: Path) 
     np.testing.assert_allclose(encoder.encode(white), TERMS * 254, rtol=1e-3)
 
 
-def encoder_of_extremes() -> runtime.OpenVinoEncoder:
+def encoder_of_extremes(device: str | None = None) -> runtime.OpenVinoEncoder:
     """White tiles times the largest weights: every product is the largest that there is."""
     from openvino import opset13 as ops
 
@@ -135,4 +147,4 @@ def encoder_of_extremes() -> runtime.OpenVinoEncoder:
     weights = ops.convert(ops.constant(np.full((WIDTH, TERMS), 127, np.int8)), "f32")
     scaled = ops.multiply(weights, ops.constant(np.full((WIDTH, 1), 1 / 127, np.float32)))
     model = ov.Model([ops.matmul(rounded, scaled, False, True)], [tiles], "extremes")
-    return runtime.OpenVinoEncoder(model, SPEC, batch=2, streams=1)
+    return runtime.OpenVinoEncoder(model, SPEC, batch=2, streams=1, device=device)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from atlas_edge.bundle import open_bundle, write_manifest
-from atlas_edge.errors import RuntimeMissing
+from atlas_edge.errors import RuntimeMissing, UsageError
 from atlas_edge.manifest import Execution, Manifest, ModelProvenance
 from atlas_edge.runtimes import tensorrt_library
 from atlas_edge.runtimes.gpu_probe import Gpu, GpuProbe, probe_gpu
@@ -49,6 +49,21 @@ def manifest(library: Any = "tensorrt_rtx", *, built: str = "1.7.1.116", on: str
 def test_the_first_gpu_that_the_engine_fits_is_taken() -> None:
     fit = check_fit(Path("b"), manifest(), version="1.7.1.116", probe=probe("12.0", "8.9", "8.6"))
     assert (fit.device, fit.gpu.compute_capability) == (1, "8.9")
+
+
+def test_a_gpu_can_be_named() -> None:
+    def fit(device: str | None) -> int:
+        return check_fit(
+            Path("b"), manifest(), version="1.7.1.116", probe=probe("8.6", "12.0", "8.9"), device=device
+        ).device
+
+    assert [fit(device) for device in (None, "cuda", "cuda:2", "2", "GPU:0")] == [0, 0, 2, 2, 0]
+    with pytest.raises(RuntimeMissing, match=r"this machine has .*RTX 12.0"):
+        fit("cuda:1")
+    with pytest.raises(RuntimeMissing, match="--device cuda:3: no such GPU here"):
+        fit("cuda:3")
+    with pytest.raises(UsageError, match="--device NPU"):
+        fit("NPU")
 
 
 @pytest.mark.parametrize(

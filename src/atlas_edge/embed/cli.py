@@ -12,7 +12,7 @@ from atlas_edge.embed.config import EmbedConfig
 from atlas_edge.embed.ray.command import ray
 from atlas_edge.embed.watch.command import watch
 from atlas_edge.errors import AtlasError, InputError, RuntimeMissing, UsageError
-from atlas_edge.options import Flag, Output
+from atlas_edge.options import Flag, Output, Running
 from atlas_edge.system.paths import printable
 
 HELP = """Embed the tissue of whole slides with a bundle.
@@ -40,6 +40,7 @@ def embed(
     config: EmbedConfig = EmbedConfig(),
     streams: int | None = None,
     devices: str = "",
+    running: Running = Running(),
     overwrite: Flag = False,
     re_embed: Flag = False,
     dry_run: Flag = False,
@@ -56,6 +57,7 @@ def embed(
         config.mpp: µm per pixel of slides that do not say it; of a slide that is named alone, whatever it says.
         streams: Calls side by side in OpenVINO; chosen by the cores when left out.
         devices: CUDA devices such as 0,1: one worker process each.
+        running: On what the bundle runs.
         overwrite: Embed all slides, also those whose output is there.
         re_embed: Embed again what another bundle, scale or tissue limit embedded; refused when left out.
         dry_run: Find the tissue, say what would be embedded, and write nothing.
@@ -82,7 +84,7 @@ def embed(
         _raise_first(failures, len(jobs))
         return
     results: list[Any] = []
-    with closing(_results(to_do, bundle, config, devices, streams, screen)) as items:
+    with closing(_results(to_do, bundle, config, devices, streams, running, screen)) as items:
         for item in items:
             failed = isinstance(item, SlideFailure)
             (failures if failed else skipped if isinstance(item, SlideSkipped) else results).append(item)
@@ -130,7 +132,13 @@ def _show_plans(jobs: list[tuple[Path, Path]], spec: Any, config: Any, screen: A
 
 
 def _results(
-    jobs: list[tuple[Path, Path]], bundle: str, config: Any, devices: str, streams: int | None, screen: Any
+    jobs: list[tuple[Path, Path]],
+    bundle: str,
+    config: Any,
+    devices: str,
+    streams: int | None,
+    running: Running,
+    screen: Any,
 ) -> Generator[Any, None, None]:
     from atlas_edge.embed.workers import embed_here, embed_on_devices, open_encoder
 
@@ -138,10 +146,12 @@ def _results(
         return
     names = [name.strip() for name in devices.split(",") if name.strip()]
     if names:
+        if running != Running():
+            raise UsageError("--devices says already what its workers run on", hint="leave --device and --cache out")
         with closing(embed_on_devices(jobs, bundle, config, devices=names, streams=streams)) as results:
             yield from results
         return
-    encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams)
+    encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams, running=running)
     if encoder.spec.notice:
         screen.print(f"WARNING: {encoder.spec.notice}")
     try:

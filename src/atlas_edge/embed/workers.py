@@ -18,6 +18,7 @@ from atlas_edge.encoder import Encoder
 from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, UsageError
 from atlas_edge.models.load import load_encoder, load_model
 from atlas_edge.models.timm_config import WEIGHTS
+from atlas_edge.options import Running
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.system.hardware import usable_cores
 from atlas_edge.system.paths import printable
@@ -31,13 +32,16 @@ _LOGGER = logging.getLogger("atlas_edge")
 SlideOutcome = SlideResult | SlideSkipped | SlideFailure
 
 
-def open_encoder(bundle: str, *, batch: int, streams: int | None = None) -> tuple[Encoder, str]:
+def open_encoder(
+    bundle: str, *, batch: int, streams: int | None = None, running: Running = Running()
+) -> tuple[Encoder, str]:
     """Load a bundle or model, in several streams where its runtime has them.
 
     Args:
         bundle: Bundle folder, or a model.
         batch: Tiles that `encode` will get.
         streams: Calls side by side; as many as there are cores and the batch fills when None.
+        running: On what it runs.
 
     Returns:
         The encoder, and what tells it from others: see `bundle_hash`.
@@ -45,7 +49,7 @@ def open_encoder(bundle: str, *, batch: int, streams: int | None = None) -> tupl
     Raises:
         UsageError: `streams` for a runtime without them.
     """
-    encoder = load_encoder(bundle)
+    encoder = load_encoder(bundle, device=running.device, cache_dir=running.cache)
     able = encoder.capabilities
     if able.configure is not None:
         # Two calls of one thread each wait less for one another, and for the decoder, than one call of two threads.

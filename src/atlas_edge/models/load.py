@@ -73,8 +73,16 @@ class LoadedModel:
         return replace(self, module=self.module.giving_tokens(), spec=spec)
 
 
-def load_encoder(name: str, *, threads: int | None = None) -> Encoder:
+def load_encoder(
+    name: str, *, threads: int | None = None, device: str | None = None, cache_dir: Path | None = None
+) -> Encoder:
     """Open a bundle folder in its own runtime, or any other model in PyTorch, patch tokens included where it has them.
+
+    Args:
+        name: See `open_bundle` and `load_model`.
+        threads: Inference threads; the runtime's own choice when None.
+        device: See `open_bundle`; `cpu`, `cuda` or `cuda:1` for PyTorch.
+        cache_dir: See `open_bundle`.
 
     Raises:
         InputError: A file is missing, corrupt or does not match its hash.
@@ -82,13 +90,13 @@ def load_encoder(name: str, *, threads: int | None = None) -> Encoder:
         UsageError: No such model.
     """
     if (Path(name) / MANIFEST).is_file():
-        return open_bundle(name, threads=threads)
+        return open_bundle(name, threads=threads, device=device, cache_dir=cache_dir)
     from atlas_edge.runtimes.torch import TorchEncoder
 
     model = load_model(name)
     if model.module.token_grid is not None:
         model = model.with_tokens()
-    return TorchEncoder(model.module, model.spec, threads=threads)
+    return TorchEncoder(model.module, model.spec, threads=threads, device=device or "cpu")
 
 
 def load_model(

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU (or CUDA, where its GPU build is installed)."""
+"""ONNX Runtime: on the processor, or through another of its execution providers."""
 
 import json
 import tempfile
@@ -12,6 +12,7 @@ from atlas_edge.encoder import Capabilities, check_gives_tokens, check_graph, ch
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import encode_in_pieces
+from atlas_edge.runtimes.onnx_provider import choose_provider
 from atlas_edge.runtimes.registry import PROFILE_WARM_UP, Layer, Runtime
 from atlas_edge.spec import EncoderSpec
 
@@ -29,22 +30,32 @@ class OnnxEncoder:
         spec: Shape and preprocessing.
         threads: Intra-op threads; one a physical core when None.
         precision: For `runtime` only: what the graph computes in.
+        device: See `choose_provider`.
 
     Raises:
-        RuntimeMissing: ONNX Runtime is not installed.
+        UsageError: `device` has not the form of one.
+        RuntimeMissing: ONNX Runtime is not installed, or the device is not here.
         InputError: The file is not a graph that it can load.
     """
 
     def __init__(
-        self, path: Path, spec: EncoderSpec, *, threads: int | None = None, precision: str | None = None
+        self,
+        path: Path,
+        spec: EncoderSpec,
+        *,
+        threads: int | None = None,
+        precision: str | None = None,
+        device: str | None = None,
     ) -> None:
         onnxruntime, options = _library(threads)
-        available = onnxruntime.get_available_providers()
-        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+        provider = choose_provider(onnxruntime, options, device)
         try:
-            # Falling back prints, and is of use only where there is a GPU.
+            # Falling back prints, and is of use only where there is a GPU that was not asked for.
             self._session: Any = onnxruntime.InferenceSession(
-                str(path), sess_options=options, providers=providers, enable_fallback=len(providers) > 1
+                str(path),
+                sess_options=options,
+                providers=provider.providers or None,
+                enable_fallback=device is None and provider.gpu is not None,
             )
             shapes = [
                 [port.shape for port in ports] for ports in (self._session.get_inputs(), self._session.get_outputs())
@@ -59,22 +70,34 @@ class OnnxEncoder:
         self.spec = spec
         check_graph(path.name, spec, *shapes)
         batch = shapes[0][0][0]
-        provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")
+        used = self._session.get_providers()[0]
+        if device is not None and used != provider.name:
+            self._session = None
+            raise RuntimeMissing(
+                f"--device {device}: ONNX Runtime could not start {provider.name}",
+                hint="look at its driver and libraries, or leave --device out: the bundle then runs on the processor",
+            )
         self.capabilities = Capabilities(
-            gpu=0 if provider == "CUDA" else None,
+            gpu=provider.gpu if used == provider.name else None,
             batch=batch if isinstance(batch, int) else None,
             fixed_batch=isinstance(batch, int),
         )
-        parts = [f"ONNX Runtime {onnxruntime.__version__}", provider]
+        parts = [f"ONNX Runtime {onnxruntime.__version__}", used.removesuffix("ExecutionProvider")]
         self.runtime = " ".join(parts + ([precision] if precision else []))
 
     @classmethod
     def from_bundle(
-        cls, folder: Path, manifest: Manifest, *, threads: int | None = None, cache_dir: Path | None = None
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        threads: int | None = None,
+        cache_dir: Path | None = None,
+        device: str | None = None,
     ) -> "OnnxEncoder":
         """Open a verified bundle; nothing is compiled that could be kept in `cache_dir`."""
         path = folder / manifest.execution.model_file
-        return cls(path, manifest.encoder, threads=threads, precision=manifest.precision.value)
+        return cls(path, manifest.encoder, threads=threads, precision=manifest.precision.value, device=device)
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""

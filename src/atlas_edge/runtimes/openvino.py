@@ -1,9 +1,9 @@
-"""OpenVINO on the CPU."""
+"""OpenVINO: on the processor, or another of its devices."""
 
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +12,16 @@ from atlas_edge.encoder import Capabilities, check_gives_tokens, check_graph, ch
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import empty_results, encode_in_pieces, pieces
-from atlas_edge.runtimes.int8_sums import int8_properties, with_float_weights
+from atlas_edge.runtimes.int8_sums import with_float_weights
+from atlas_edge.runtimes.openvino_device import InferencePrecision, find_device
 from atlas_edge.runtimes.registry import PROFILE_WARM_UP, Layer, Runtime
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.system.hardware import usable_cores
 
-InferencePrecision = Literal["f32", "f16", "bf16"]
-
 # With one stream a core, four tiles of a ViT-S are enough to fill it, and their activations stay in its cache.
 DEFAULT_BATCH = 4
+# Calls side by side on a GPU or NPU: one is copied while the other is computed.
+_STREAMS = 2
 _IN_FLOAT = (
     "this processor has no exact 8-bit sums (no VNNI, no AMX), so its INT8 layers were computed in floating point: "
     "right embeddings, not the speed of INT8; on such a processor, use --precision fp32"
@@ -37,17 +38,19 @@ class OpenVinoEncoder:
     Args:
         model: File (`.xml` or `.onnx`), or a model in memory.
         spec: Shape and preprocessing.
-        inference_precision: Precision of the layers that are not quantized. `bf16` or `f16` falls back to `f32` where
-            the CPU lacks it; `runtime` says what is used.
+        inference_precision: Precision of the layers that are not quantized. Where the device lacks it, the processor
+            takes `f32`, others `f16`; `runtime` says what is used.
         threads: Inference threads; OpenVINO's own choice when None.
         batch: Tiles a call.
         streams: Calls that run side by side, each on its share of the threads; one a thread when None. Each core then
             works on tiles of its own and waits for none of the others. A call of `batch` tiles or fewer is run by one
             stream on all threads.
         cache_dir: Folder for compiled models; none when None.
+        device: See `find_device`; the processor when None.
 
     Raises:
-        RuntimeMissing: OpenVINO is not installed.
+        UsageError: OpenVINO knows no such device.
+        RuntimeMissing: OpenVINO is not installed, or the device is not here.
         InputError: The file is not a model that it can read.
     """
 
@@ -61,44 +64,52 @@ class OpenVinoEncoder:
         batch: int | None = None,
         streams: int | None = None,
         cache_dir: Path | None = None,
+        device: str | None = None,
     ) -> None:
         try:
             import openvino
         except ImportError as error:
             raise RuntimeMissing("openvino is not installed", hint="pip install 'atlas-edge[openvino]'") from error
         self._core = openvino.Core()
-        self.spec = spec
-        self.batch = batch or DEFAULT_BATCH
-        self.streams = streams or threads or usable_cores()
-        self.inference_precision = _supported(self._core, inference_precision)
-        self._properties: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": self.inference_precision,
-            # Pinning would tie the calling thread to one core, and every thread that it starts later (decoders, a
-            # second runtime) with it; and a core that another program uses would hold all of them up.
-            "ENABLE_CPU_PINNING": False,
-        }
-        if threads is not None:
-            self._properties["INFERENCE_NUM_THREADS"] = threads
-        if cache_dir is not None:
-            self._properties["CACHE_DIR"] = str(cache_dir)
+        chosen = find_device(self._core, device)
         self._model: Any = _read(self._core, model) if isinstance(model, str | Path) else model.clone()
         check_graph("the model", spec, _shapes(self._model.inputs), _shapes(self._model.outputs))
-        self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]} CPU {self.inference_precision}"
+        in_int8 = any(node.get_type_name() == "FakeQuantize" for node in self._model.get_ops())
+        self._device, in_float = chosen.for_int8() if in_int8 else (chosen, {})
         self._notes: tuple[str, ...] = ()
-        if any(node.get_type_name() == "FakeQuantize" for node in self._model.get_ops()):
-            changed = int8_properties()
-            self._properties |= changed
-            if changed:
-                self._notes = (_IN_FLOAT,)
-                self._model = with_float_weights(self._model)
-            self.runtime += " + int8 computed in float" if changed else " + int8"
+        if in_float:
+            self._notes = (_IN_FLOAT,)
+            self._model = with_float_weights(self._model)
+        self.spec = spec
+        self.batch = batch or DEFAULT_BATCH
+        self.streams = streams or ((threads or usable_cores()) if self._device.has_cpu else _STREAMS)
+        self.inference_precision = self._device.precision(self._core, inference_precision)
+        # Pinning would tie the calling thread to one core, and every thread that it starts later (decoders, a second
+        # runtime) with it; and a core that another program uses would hold all of them up.
+        cpu: dict[str, Any] = {"ENABLE_CPU_PINNING": False, **in_float}
+        if threads is not None:
+            cpu["INFERENCE_NUM_THREADS"] = threads
+        self._properties = {
+            "INFERENCE_PRECISION_HINT": self.inference_precision,
+            **self._device.properties(cpu),
+            **({} if cache_dir is None else {"CACHE_DIR": str(cache_dir)}),
+        }
+        parts = ["OpenVINO", openvino.__version__.partition("-")[0], self._device.name, self.inference_precision]
+        int8 = " + int8 computed in float" if in_float else " + int8"
+        self.runtime = " ".join(parts) + int8 * in_int8
         self._lock = threading.Lock()
         self._requests: dict[int, Any] = {}
         self._queue: Any = None
 
     @classmethod
     def from_bundle(
-        cls, folder: Path, manifest: Manifest, *, threads: int | None = None, cache_dir: Path | None = None
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        threads: int | None = None,
+        cache_dir: Path | None = None,
+        device: str | None = None,
     ) -> "OpenVinoEncoder":
         """Open a verified bundle."""
         return cls(
@@ -108,6 +119,7 @@ class OpenVinoEncoder:
             threads=threads,
             batch=manifest.execution.batch,
             cache_dir=cache_dir,
+            device=device,
         )
 
     @property
@@ -182,7 +194,9 @@ class OpenVinoEncoder:
         import openvino
 
         if self._queue is None:
-            compiled = self._compile(self.batch, {"NUM_STREAMS": self.streams})
+            # How many streams a GPU or NPU has is its own affair.
+            streams = {"NUM_STREAMS": self.streams} if self._device.is_cpu else {"PERFORMANCE_HINT": "THROUGHPUT"}
+            compiled = self._compile(self.batch, streams)
             # One request waits while the other of a stream runs.
             self._queue = openvino.AsyncInferQueue(compiled, 2 * self.streams)
         results = empty_results(len(tiles), shapes)
@@ -213,23 +227,12 @@ class OpenVinoEncoder:
         side = self.spec.tile_px
         try:
             model.reshape({model.inputs[0]: [batch, side, side, 3]})
-            return self._core.compile_model(model, "CPU", {**self._properties, **properties})
+            return self._core.compile_model(model, self._device.name, {**self._properties, **properties})
         except Exception as error:  # its plugins raise anything
             raise InputError(
                 f"OpenVINO cannot compile {self.spec.name} for {batch} tiles: {' '.join(str(error).split())}",
                 hint="export the bundle again with this version of openvino",
             ) from error
-
-
-def float_formats(core: Any = None) -> frozenset[str]:
-    """Number formats that OpenVINO's CPU plugin says it computes in here: `FP32`, `BF16`, ...; it knows the processor.
-
-    Args:
-        core: An `openvino.Core`; a new one when None.
-    """
-    import openvino
-
-    return frozenset((core or openvino.Core()).get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def _read(core: Any, path: str | Path) -> Any:
@@ -248,12 +251,6 @@ def _shapes(ports: Any) -> list[list[int | None]]:
         [size.get_length() if size.is_static else None for size in shape] if shape.rank.is_static else []
         for shape in shapes
     ]
-
-
-def _supported(core: Any, wanted: InferencePrecision) -> InferencePrecision:
-    capabilities = float_formats(core)
-    name = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}[wanted]
-    return wanted if name in capabilities else "f32"
 
 
 def _layers(folder: Path, manifest: Manifest, tiles: NDArray[np.uint8], calls: int, threads: int | None) -> list[Layer]:

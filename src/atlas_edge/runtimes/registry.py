@@ -52,7 +52,7 @@ class Runtime:
         title: Name in messages.
         module: Import name of the library that runs bundles.
         extra: Extra of this distribution that installs it.
-        open: Opens a verified bundle: `(folder, manifest, threads=…, cache_dir=…)`, as `open_bundle` describes them.
+        open: Opens a verified bundle: `(folder, manifest, threads=…, cache_dir=…, device=…)`, see `open_bundle`.
         int8_notice: What whoever opens an INT8 model file without atlas-edge must know; None where there is nothing.
         layers: Profiles a bundle: `(folder, manifest, tiles, calls, threads)`, the layers in the order of execution;
             None where the library has no such profile.

@@ -60,11 +60,20 @@ class TensorRTEncoder:
 
     @classmethod
     def from_bundle(
-        cls, folder: Path, manifest: Manifest, *, threads: int | None = None, cache_dir: Path | None = None
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        threads: int | None = None,
+        cache_dir: Path | None = None,
+        device: str | None = None,
     ) -> "TensorRTEncoder":
-        """Load a verified bundle's engine onto the first GPU that it fits; `threads` are the processor's.
+        """Load a verified bundle's engine onto the first GPU that it fits, or the one that `device` names.
+
+        `device` is `cuda:1`, or its number alone; `threads` are the processor's.
 
         Raises:
+            UsageError: `device` has not that form.
             RuntimeMissing: The library, a usable GPU or the engine's own GPU generation is not here; the hint names
                 what to install, the fallback in the bundle, or the command that rebuilds the engine.
             InputError: The library refuses the engine.
@@ -75,7 +84,7 @@ class TensorRTEncoder:
         version = installed_version(library)
         if version is None and probe.gpus:
             raise RuntimeMissing(f"{folder} needs {library.title}, which is not installed", hint=library.install_hint)
-        fit = check_fit(folder, manifest, version=version or "none", probe=probe)
+        fit = check_fit(folder, manifest, version=version or "none", probe=probe, device=device)
         trt = import_library(library)
         cuda = Cuda.open(fit.device)
         stripped = _STRIPPED in manifest.execution.engine_options

@@ -1,10 +1,11 @@
 """Whether an engine fits this workstation: its GPU, its operating system, its TensorRT. Checked before it is loaded."""
 
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from atlas_edge.errors import RuntimeMissing
+from atlas_edge.errors import RuntimeMissing, UsageError
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.gpu_probe import Gpu, GpuProbe
 from atlas_edge.runtimes.tensorrt_library import LIBRARIES, TensorRTLibrary
@@ -26,7 +27,7 @@ def library_of(manifest: Manifest) -> TensorRTLibrary:
     return LIBRARIES[manifest.execution.engine_library or manifest.target.value.replace("-", "_")]
 
 
-def check_fit(folder: Path, manifest: Manifest, *, version: str, probe: GpuProbe) -> Fit:
+def check_fit(folder: Path, manifest: Manifest, *, version: str, probe: GpuProbe, device: str | None = None) -> Fit:
     """Find the GPU for an engine, or say what it was built for.
 
     Args:
@@ -34,11 +35,14 @@ def check_fit(folder: Path, manifest: Manifest, *, version: str, probe: GpuProbe
         manifest: Its manifest.
         version: Version of the installed library (`library_of`).
         probe: What the driver says.
+        device: `cuda:1`, `1`, or `cuda` for any; the first that fits when None.
 
     Raises:
+        UsageError: `device` has not that form.
         RuntimeMissing: No usable GPU (names the fallback in the bundle), or another GPU generation, operating system
             or library version than the engine was built for (names the command that rebuilds it).
     """
+    only = _index(device)
     if not probe.gpus:
         raise RuntimeMissing(
             f"{folder} holds an engine for a GPU, and {probe.problem}", hint=fallback_hint(folder, manifest)
@@ -48,9 +52,12 @@ def check_fit(folder: Path, manifest: Manifest, *, version: str, probe: GpuProbe
     mismatch = _operating_system(manifest, library) or _version(manifest, library, version)
     if mismatch:
         raise RuntimeMissing(f"{folder} was built for {built}; {mismatch}", hint=rebuild_hint(folder))
-    for device, gpu in enumerate(probe.gpus):
-        if _runs_on(manifest, gpu):
-            return Fit(device=device, gpu=gpu)
+    if only is not None and only >= len(probe.gpus):
+        names = ", ".join(f"{index} is {gpu.name}" for index, gpu in enumerate(probe.gpus))
+        raise RuntimeMissing(f"--device {device}: no such GPU here", hint=f"CUDA's {names}")
+    for index, gpu in enumerate(probe.gpus):
+        if only in (None, index) and _runs_on(manifest, gpu):
+            return Fit(device=index, gpu=gpu)
     here = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in probe.gpus)
     raise RuntimeMissing(f"{folder} was built for {built}; this machine has {here}", hint=rebuild_hint(folder))
 
@@ -81,6 +88,13 @@ def fallback_hint(folder: Path, manifest: Manifest) -> str:
 def rebuild_hint(folder: Path) -> str:
     """The command that builds a bundle's engine again, on the machine that shall run it."""
     return f"atlas-export rebuild {folder}"
+
+
+def _index(device: str | None) -> int | None:
+    named = re.fullmatch(r"(?:cuda|gpu)?:?(\d+)|cuda|gpu", (device or "cuda").strip().lower())
+    if named is None:
+        raise UsageError(f"--device {device}: an engine runs on an NVIDIA GPU", hint="cuda, cuda:1, or leave it out")
+    return None if named[1] is None else int(named[1])
 
 
 def _built_version(manifest: Manifest, library: TensorRTLibrary) -> str:

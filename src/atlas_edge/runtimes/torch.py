@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.encoder import Capabilities, check_gives_tokens, check_tiles, closed_error
+from atlas_edge.errors import RuntimeMissing, UsageError
 from atlas_edge.runtimes.batching import encode_in_pieces
 from atlas_edge.spec import EncoderSpec
 
@@ -24,6 +25,10 @@ class TorchEncoder:
         threads: PyTorch's intra-op threads: a setting of the whole process, made again at every call, so that encoders
             with other numbers can take turns; unchanged when None.
         device: `cpu`, `cuda` or `cuda:1`.
+
+    Raises:
+        UsageError: PyTorch knows no such device.
+        RuntimeMissing: It is not here.
     """
 
     def __init__(
@@ -34,9 +39,17 @@ class TorchEncoder:
         self._threads = threads
         self._set_threads()
         self.spec = spec
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device.lower())
+        except RuntimeError as error:
+            raise UsageError(f"--device {device}: PyTorch knows no such device", hint="cpu, cuda, cuda:1") from error
         self.capabilities = Capabilities(gpu=None if self.device.type == "cpu" else self.device.index or 0)
-        self.module: nn.Module | None = module.eval().to(self.device)
+        try:
+            self.module: nn.Module | None = module.eval().to(self.device)
+        except Exception as error:  # AssertionError where it was built without CUDA, RuntimeError without a driver
+            raise RuntimeMissing(
+                f"--device {device}: PyTorch cannot use it: {' '.join(str(error).split())}", hint="leave --device out"
+            ) from error
         self.runtime = f"PyTorch {torch.__version__.partition('+')[0]} eager f32, {torch.get_num_threads()} threads"
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -98,7 +98,7 @@ def test_an_engine_that_computes_something_else_fails(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, amount: float, passed: bool
 ) -> None:
     real = under_test.open_bundle
-    monkeypatch.setattr(under_test, "open_bundle", lambda folder: Distorted(real(folder), amount))
+    monkeypatch.setattr(under_test, "open_bundle", lambda folder, **_: Distorted(real(folder), amount))
     report = run_selftest(bundle, speed=False)
     assert report.passed is passed
     assert report.cases["fp32"].finite is not np.isnan(amount)
@@ -113,7 +113,7 @@ def test_a_quantized_bundle_is_judged_by_what_it_was_where_it_was_made(
     write_manifest(tmp_path, manifest(model, Target.ONNX, "model.onnx", Precision.INT8))
     real = under_test.open_bundle
     for amount, passed in ((0.3, True), (1.0, False)):
-        monkeypatch.setattr(under_test, "open_bundle", lambda folder, off=amount: Distorted(real(folder), off))
+        monkeypatch.setattr(under_test, "open_bundle", lambda folder, off=amount, **_: Distorted(real(folder), off))
         report = run_selftest(tmp_path, speed=False)
         assert report.passed is passed
         assert report.cases["int8"].distance_when_made == pytest.approx(

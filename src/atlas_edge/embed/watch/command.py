@@ -11,7 +11,7 @@ from cyclopts import Parameter, validators
 
 from atlas_edge.cli import existing_folder, print_json
 from atlas_edge.embed.config import EmbedConfig, WatchOptions
-from atlas_edge.options import Flag, Output
+from atlas_edge.options import Flag, Output, Running
 
 
 def watch(
@@ -23,6 +23,7 @@ def watch(
     options: WatchOptions = WatchOptions(),
     config: EmbedConfig = EmbedConfig(),
     streams: int | None = None,
+    running: Running = Running(),
     page: bool = True,
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**16))] = 8777,
     dry_run: Flag = False,
@@ -42,6 +43,7 @@ def watch(
         options: How the folder is watched.
         config: How slides are embedded.
         streams: Calls side by side in OpenVINO; chosen by the cores when left out.
+        running: On what the bundle runs.
         page: Serve a status page on 127.0.0.1; --no-page does not.
         port: Port of the page; another free one where it is taken.
         dry_run: List the slides that are there, and do nothing.
@@ -60,7 +62,7 @@ def watch(
 
     with ExitStack() as stack:
         stack.enter_context(_terminated_like_interrupted())
-        encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams)
+        encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams, running=running)
         stack.callback(encoder.close)
         if encoder.spec.notice:
             screen.print(f"WARNING: {encoder.spec.notice}")
