@@ -113,6 +113,7 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
                 ranges=ranges,
                 batch=config.fixed_batch,
                 threads=config.threads,
+                last_use=not config.speed,
             )
             _check_graph(job, steps)
         built, quantization = _quantize_and_build(backend, config, job, folder, scratch, steps)
@@ -149,7 +150,7 @@ def _quantize_and_build(
         path = path_sentence(quantized.quantization)
         if path is not None:
             steps.note(path)
-    if not config.speed:  # else it is timed, too
+    if job.last_use:
         free_weights(job.model.module)
     with steps.step("build", config.target.value):
         built = backend.build(config, job, quantized, folder, steps)

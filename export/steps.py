@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from atlas_edge.system.heap import give_back_freed
+
 Advance = Callable[[int], None]
 
 
@@ -33,6 +35,7 @@ class Steps:
         self.console.print(Text.assemble(head, f"  {detail}" if detail else ""))
         start = time.perf_counter()
         yield
+        give_back_freed()
         self.seconds[name] = time.perf_counter() - start
         self.console.print(f"    {self.seconds[name]:.1f} s", style="dim")
 

@@ -43,6 +43,7 @@ class Job:
         ranges: Ranges that the model was trained to be rounded in; None where there are none.
         batch: The one batch size of the graph, or None for a dynamic one.
         threads: Inference threads; the runtime's own choice when None.
+        last_use: Nobody runs the network after it is quantized: its weights may go as soon as they are folded.
     """
 
     model: LoadedModel
@@ -53,6 +54,7 @@ class Job:
     ranges: Path | None = None
     batch: int | None = None
     threads: int | None = None
+    last_use: bool = False
 
     def some_tiles(self, count: int) -> NDArray[np.uint8]:
         """The first `count` calibration tiles."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from atlas_edge.encoder import Encoder
 from atlas_edge.export.backends.base import ExportBackend, Way
 from atlas_edge.manifest import Execution
+from atlas_edge.models.load import free_weights
 from atlas_edge.quantize.backend import Job, Quantized
 from atlas_edge.quantize.paths import LAYER_WISE, NNCF
 from atlas_edge.quantize.recipe import openvino_recipe
@@ -50,12 +51,16 @@ class OpenVinoBackend(ExportBackend):
             from atlas_edge.quantize.openvino.nncf import quantize_openvino
 
             graph = job.traced_graph(scratch) if job.recipe.quantizer == "nncf" else job.graph
-            model, details = quantize_openvino(graph, job.calibration, recipe=job.recipe, module=module)
+            model, details = quantize_openvino(
+                graph, job.calibration, recipe=job.recipe, module=module, last_use=job.last_use
+            )
             return Quantized(model=model, quantization=details)
         from atlas_edge.models.folding.vit import fold_vit
 
         folded = fold_vit(module)
         if folded is not None:
+            if job.last_use:
+                free_weights(module)
             from atlas_edge.quantize.openvino.graph import build_openvino
             from atlas_edge.quantize.openvino.grids import VitGrids
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import UsageError
+from atlas_edge.models.load import free_weights
 from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.quantize.onnx.fakequant import cosine_error, split_choice
 from atlas_edge.quantize.paths import NNCF
@@ -28,7 +29,12 @@ Tiles = NDArray[np.uint8]
 
 
 def quantize_openvino(
-    onnx_path: Path, calibration: Iterable[Tiles], *, recipe: Recipe, module: "nn.Module | None" = None
+    onnx_path: Path,
+    calibration: Iterable[Tiles],
+    *,
+    recipe: Recipe,
+    module: "nn.Module | None" = None,
+    last_use: bool = False,
 ) -> "tuple[ov.Model, dict[str, Any]]":
     """Quantize an encoder to INT8 for OpenVINO's CPU plugin.
 
@@ -42,6 +48,7 @@ def quantize_openvino(
         calibration: Batches of tiles, `(B, tile_px, tile_px, 3)` uint8.
         recipe: What to quantize and how.
         module: The same encoder in PyTorch; without it NNCF is taken.
+        last_use: Nobody runs `module` after: its weights are freed as soon as they are folded.
 
     Returns:
         The quantized model, and the recipe, the strength chosen, the coverage, the path taken and why not the faster
@@ -64,6 +71,8 @@ def quantize_openvino(
 
         folded = fold_vit(module)
         if folded is not None:
+            if last_use:
+                free_weights(module)
             return quantize_vit(folded, batches, recipe)
         reason = unfoldable_part(module) or reason
     recipe = for_nncf(recipe)

@@ -22,8 +22,10 @@ from atlas_edge.export.pipeline import STEPS, export_bundle
 from atlas_edge.export.rebuild import rebuild_bundle
 from atlas_edge.export.steps import Steps
 from atlas_edge.models import graph
+from atlas_edge.models.folding.vit import FoldedVit
 from atlas_edge.models.load import load_encoder
-from atlas_edge.quantize.backend import Job
+from atlas_edge.quantize.backend import Job, Quantized
+from atlas_edge.quantize.openvino.grids import VitGrids
 from atlas_edge.spec import Precision
 
 ONE_FILE_BYTES = 20_000
@@ -160,3 +162,27 @@ def test_without_timing_one_network_is_in_memory_at_a_time(
     export(tiny_model, tiles, tmp_path / "bundle", "onnx", "fp32")
     assert len(opened) == 2
     assert set(load_file(tmp_path / "bundle" / SELFTEST_FILE)) == {"reference", "deployed", "tile_blocks"}
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_a_network_goes_as_soon_as_it_is_folded_for_its_last_time(
+    precision: str, tiny_model: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from atlas_edge.export.backends.openvino import OpenVinoBackend
+    from atlas_edge.quantize.openvino import graph as writer
+
+    modules, builds, quantizes = [], writer.build_openvino, OpenVinoBackend.quantize
+
+    def quantize(self: OpenVinoBackend, job: Job, scratch: Path) -> Quantized:
+        modules.append(job.model.module)
+        return quantizes(self, job, scratch)
+
+    def build(folded: FoldedVit, grids: VitGrids, *, tile_px: int) -> object:
+        assert all(weight.is_meta for weight in modules[0].parameters())
+        assert not any(weight.is_meta for weight in folded.parameters())
+        return builds(folded, grids, tile_px=tile_px)
+
+    monkeypatch.setattr(OpenVinoBackend, "quantize", quantize)
+    monkeypatch.setattr(writer, "build_openvino", build)
+    export(tiny_model, tiles, tmp_path / "bundle", "openvino", precision)
+    assert len(modules) == 1
