@@ -157,12 +157,14 @@ def markdown(twins: list[dict[str, Any]]) -> str:
     names = sorted({report["teacher"] for report in twins})
     lines = [
         f"Twins of {', '.join(names)}: its own weights where the shape allows, the rest fitted and distilled. What each"
-        " keeps of its teacher: the cosine to its embedding on held-out tiles; the balanced accuracy of probes, each "
-        "encoder with its own; how far activations lie out (the largest value of the residual stream by its root mean "
-        "square, and the largest kurtosis of what a linear layer reads).",
+        " keeps of its teacher: the cosine to its embedding on held-out tiles, and the same of embeddings less their "
+        "mean; their deviation by the teacher's (below 1, tiles are told apart less); the balanced accuracy of probes, "
+        "each encoder with its own; how far activations lie out (the largest value of the residual stream by its root "
+        "mean square, and the largest kurtosis of what a linear layer reads).",
         "",
-        "| twin | steps | cosine to the teacher, median | p1 | linear probe | kNN | stream peak | kurtosis |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| twin | steps | cosine to the teacher, median | p1 | centred | deviation | linear probe | kNN | "
+        "stream peak | kurtosis |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
         *map(_kept_line, twins),
         "",
         "INT8 against the twin's own full precision, on the same held-out tiles. The difference is that of a tile's "
@@ -187,6 +189,7 @@ def _kept_line(report: dict[str, Any]) -> str:
     twin, teacher = report["outliers"]["twin"], report["outliers"]["teacher"]
     outliers = [f"{twin[name]:.0f} (teacher {teacher[name]:.0f})" for name in ("stream_peak", "kurtosis_largest")]
     cells = [report["title"], str(report["steps"]), f"{report['cosine_median']:.3f}", f"{report['cosine_p1']:.3f}"]
+    cells += [f"{report['centred_cosine_median']:.3f}", f"{report['spread']:.2f}"]
     return f"| {' | '.join([*cells, *probes, *outliers])} |"
 
 

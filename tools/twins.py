@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge
+from numpy.typing import NDArray
 
 from atlas_edge.cli import make_app, run_app
 from atlas_edge.errors import UsageError
@@ -44,7 +45,7 @@ def make_twin(
     tiles: str,
     out: Path,
     probe: str | None = None,
-    steps: Annotated[int, Ge(1)] = 150,
+    steps: Annotated[int, Ge(0)] = 150,
     train_tiles: Annotated[int, Ge(2)] = 128,
     judged: Annotated[int, Ge(2)] = 200,
     seed: int = 0,
@@ -57,7 +58,7 @@ def make_twin(
         tiles: Tiles to fit to (their train split), and others to compare on (their test split).
         out: Folder to write.
         probe: Labelled tiles for kNN and linear probes; those of `tiles` when left out.
-        steps: Steps of two tiles end to end; each block takes a third as many.
+        steps: Steps of two tiles end to end; each block takes a third as many. 0: closed forms alone.
         train_tiles: Tiles to fit to.
         judged: Tiles to compare on, to fit the probes on, and to test these on.
         seed: Of the tiles and their order.
@@ -152,6 +153,7 @@ def compare(folder: str, teacher: "LoadedModel", *, tiles: str, probe: str, limi
         "held_out_tiles": len(cosines),
         "cosine_median": float(np.median(cosines)),
         "cosine_p1": float(np.quantile(cosines, 0.01)),
+        **_spread(found["teacher"], found["twin"]),
         "probe_tiles": judged.tiles,
         "probe": {
             part.method: {"teacher": part.teacher_score, "twin": part.student_score} for part in judged.retention
@@ -161,6 +163,19 @@ def compare(folder: str, teacher: "LoadedModel", *, tiles: str, probe: str, limi
             for name, model in models.items()
         },
     }
+
+
+def _spread(teacher: NDArray[np.float32], twin: NDArray[np.float32]) -> dict[str, float]:
+    """What is left of the differences between tiles: a twin that gives the mean of all has a high cosine, too.
+
+    Returns:
+        `centred_cosine_median`: of embeddings less their mean; `spread`: the twin's deviation by its teacher's.
+    """
+    parts = [embeddings - embeddings.mean(axis=0) for embeddings in (teacher, twin)]
+    sizes = [np.linalg.norm(part, axis=1) for part in parts]
+    cosines = (parts[0] * parts[1]).sum(axis=1) / (sizes[0] * sizes[1])
+    spread = np.sqrt((sizes[1] ** 2).mean() / (sizes[0] ** 2).mean())
+    return {"centred_cosine_median": float(np.median(cosines)), "spread": float(spread)}
 
 
 def outliers(encoder: "EncoderModule", tiles: "Tensor") -> dict[str, float]:

@@ -46,8 +46,37 @@ def test_a_twin_loads_as_any_model_and_says_what_it_keeps(
     assert grid is not None
     assert (spec.embed_dim, grid.rows * grid.columns, spec.registers) == shape
     assert 0.5 < report["cosine_p1"] <= report["cosine_median"] <= 1
+    assert -1 <= report["centred_cosine_median"] <= 1 and report["spread"] > 0
     assert report["probe"]["linear"].keys() == {"teacher", "twin"}
     assert report["outliers"]["twin"]["stream_peak"] > 1
+
+
+def test_a_twin_that_gives_the_mean_of_all_tiles_is_found_out() -> None:
+    random = np.random.default_rng(0)
+    teacher = random.normal(3, 1, (50, 32)).astype(np.float32)
+    collapsed = teacher.mean(axis=0) + 0.01 * random.normal(size=teacher.shape).astype(np.float32)
+    found = tool._spread(teacher, collapsed)
+    assert abs(found["centred_cosine_median"]) < 0.2
+    assert found["spread"] < 0.02
+    same = tool._spread(teacher, 2 * teacher)
+    assert same["centred_cosine_median"] == pytest.approx(1)
+    assert same["spread"] == pytest.approx(2)
+
+
+def test_training_that_leads_away_from_the_teacher_is_undone(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(module: torch.nn.Module, *_: Any) -> None:
+        for parameter in module.parameters():
+            parameter.data.mul_(-1)
+
+    kind = twin_fit.KINDS["swiglu"]
+    master = tool.open_teacher(str(teacher), kind)
+    tiles = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 28, 28, 3), dtype=np.uint8))
+    twins = [EncoderModule(twin_fit.build_twin(kind, master)[0], master.spec).eval() for _ in range(2)]
+    twin_fit.fit_twin(twins[0], master.module, tiles, tiles, steps=0)
+    monkeypatch.setattr(twin_fit, "_train", spoil)
+    twin_fit.fit_twin(twins[1], master.module, tiles, tiles, steps=3)
+    with torch.inference_mode():
+        torch.testing.assert_close(twins[1](tiles), twins[0](tiles))
 
 
 def test_the_same_seed_makes_the_same_twin(teacher: Path, tiles: Path, tmp_path: Path) -> None:
