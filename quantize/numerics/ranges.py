@@ -94,7 +94,7 @@ def choose_range(
         scale = smooth_scale(torch.maximum(high, -low), weight, alpha)
         smoothed, rounded = inputs / scale, fake_weight(weight * scale, levels)
         ends = float((low / scale).min()), float((high / scale).max())
-        largest = max(-ends[0], ends[1])
+        largest = max(-ends[0], ends[1], 1e-8)
         for clip in _RATIOS if calibrator == "mse" else [clipped_amax(smoothed, largest, calibrator) / largest]:
             grid = symmetric_ends(clip * largest) if symmetric else grid_ends(clip * ends[0], clip * ends[1])
             wrong = fake_round(smoothed, *grid) @ rounded.T - wanted

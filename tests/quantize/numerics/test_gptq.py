@@ -61,6 +61,14 @@ def test_a_range_that_may_be_skewed_is_used_whole() -> None:
     assert skewed.error < 0.6 * even.error
 
 
+def test_an_input_that_is_always_zero_has_a_range() -> None:
+    nothing = torch.zeros(512, 16)
+    weight = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    found = choose_range(nothing, nothing[0], nothing[0], weight, alphas=(0.5,), calibrator="max")
+    assert found.low < 0 < found.high
+    assert torch.equal(found.rounded(nothing), nothing)
+
+
 def test_a_lone_outlier_is_clipped() -> None:
     random = torch.Generator().manual_seed(0)
     values = torch.randn(100_000, generator=random)
