@@ -85,6 +85,8 @@ def choose_grids(folded: "FoldedVit", calibration: Sequence[NDArray[np.uint8]], 
       turn them;
     - SmoothQuant's division of what a gated MLP's second product reads goes into the rows of its value.
 
+    Where the last block computes for the CLS token alone, the products that read only that stay in floating point.
+
     Args:
         folded: From `fold_vit`; changed in place, its function at full precision stays the same.
         calibration: Batches of tiles, `(B, H, W, 3)` uint8.
@@ -103,7 +105,7 @@ def choose_grids(folded: "FoldedVit", calibration: Sequence[NDArray[np.uint8]], 
     # Spread over all of them: a calibration set that is sorted by class or slide stays balanced.
     spread = np.linspace(0, len(stack) - 1, min(recipe.calibration_tiles, len(stack))).astype(int)
     tiles = torch.from_numpy(stack[spread])
-    excluded = _excluded(folded, recipe)
+    excluded = _excluded(folded, recipe) | _cls_products(folded)
     grids = VitGrids()
     options = FitOptions(
         alphas=recipe.smooth_alphas,
@@ -210,6 +212,18 @@ def _excluded(folded: "FoldedVit", recipe: Recipe) -> frozenset[str]:
             raise UsageError(f"recipe excludes {pattern!r}, which no layer matches", hint=f"layers: {names[1]} …")
         found |= matched
     return frozenset(found)
+
+
+def _cls_products(folded: "FoldedVit") -> frozenset[str]:
+    """Products that read one token of a tile: next to no work, and what they lose is lost for the embedding."""
+    return frozenset(
+        f"blocks.{index}.{leaf}"
+        for index, block in enumerate(folded.blocks)
+        if block.cls_only
+        for read in block.inputs
+        if "attn.k" not in read.products
+        for leaf in read.products
+    )
 
 
 def _aliases(name: str) -> Iterator[str]:
