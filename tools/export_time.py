@@ -69,7 +69,7 @@ def export_time(
         target: What the bundle is for.
         precision: Of the bundle.
         rounds: Exports of each version.
-        options: More options of `atlas-export`, such as `--no-speed --eval-limit 200`.
+        options: More options of `atlas-export`, after an equals sign: `--options="--no-speed --eval-limit 200"`.
     """
     if rounds < 1:
         raise UsageError(f"--rounds {rounds}: nothing would be measured", hint="--rounds 3")
