@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from atlas_edge.cli import console, make_app, print_json, run_app
-from atlas_edge.errors import GateFailed, RuntimeMissing
+from atlas_edge.errors import GateFailed, RuntimeMissing, UsageError
 from atlas_edge.export.options import Choices, Request, batch_sizes, listed
-from atlas_edge.options import Flag, Json, Output
+from atlas_edge.options import Flag, Json, Many, Output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -204,6 +204,56 @@ def inspect(
     from atlas_edge.export.commands.inspect_model import run_inspect
 
     run_inspect(model, known=known, pooling=pooling, tile_px=tile_px, output=output)
+
+
+@app.command
+def kit(
+    *bundles: Path,
+    out: Path,
+    platform: Literal["win_amd64", "manylinux"],
+    python: str = "3.12",
+    extra: Many = ("slides",),
+    wheel: Path | None = None,
+    overwrite: Flag = False,
+    output: Output = Output(),
+) -> None:
+    """Pack bundles with all that a workstation without internet needs to run them, and a script that installs it.
+
+    Uses the network (the package index) here, so that none is needed there. Example:
+
+        atlas-export kit bundles/atlas2-s-openvino-int8 --platform win_amd64 --out kit
+
+    Args:
+        bundles: Bundle folders.
+        out: Folder to write.
+        platform: System of the workstation, on x86-64.
+        python: Version of Python that it has.
+        extra: Extras of atlas-edge beside those of the bundles' runtimes.
+        wheel: atlas-edge's own wheel; built from the checkout that runs this when left out.
+        overwrite: Replace a kit that is there.
+        output: What is printed.
+    """
+    from dataclasses import asdict
+
+    from atlas_edge.export.kit import make_kit
+
+    screen = output.screen()
+    if not bundles:
+        raise UsageError("no bundle to pack", hint="atlas-export kit BUNDLE --platform win_amd64 --out KIT")
+    made = make_kit(
+        bundles,
+        out,
+        platform=platform,
+        python=python,
+        extras=extra,
+        wheel=wheel,
+        overwrite=overwrite,
+        progress=lambda what: screen.print(what, style="dim"),
+    )
+    script = "install.ps1" if platform == "win_amd64" else "install.sh"
+    screen.print(f"{out}: {len(made.wheels)} wheels, {made.size_bytes / 1e6:.0f} MB. There: {script}, then README.md")
+    if output.json:
+        print_json(asdict(made))
 
 
 @app.command

@@ -13,7 +13,7 @@ import pytest
 
 from support import ROOT
 
-SHIPPED = {".py", ".typed", ".jinja", ".css", ".safetensors", ".json", ".md", ".toml"}
+SHIPPED = {".py", ".typed", ".jinja", ".css", ".safetensors", ".json", ".md", ".toml", ".sh", ".ps1"}
 STAGES = ("bench", "distill", "export", "quantize")
 
 
