@@ -167,8 +167,8 @@ def markdown(twins: list[dict[str, Any]]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
         *map(_kept_line, twins),
         "",
-        "INT8 against the twin's own full precision, on the same held-out tiles. The difference is that of a tile's "
-        "cosine, ours for OpenVINO minus NNCF's, mean with its paired 95 % interval, in units of 0.0001.",
+        "INT8 against the twin's own full precision, every form on the same held-out tiles. The difference is that of "
+        "a tile's cosine, ours for OpenVINO minus NNCF's, mean with its paired 95 % interval, in units of 0.0001.",
         "",
         "| twin | calibrated, judged | OpenVINO INT8, median | p1 | NNCF as it comes, median | p1 | ours - NNCF | "
         "closer on | ONNX INT8, median | p1 |",
