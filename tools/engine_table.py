@@ -3,6 +3,7 @@
 The table goes between two marks in a Markdown file, so that the figures in docs/tensorrt.md can be made again:
 
     python tools/engine_table.py docs/tensorrt.md --teacher MODEL --tiles TILES
+    python tools/engine_table.py docs/tensorrt.md --kinds
 """
 
 import sys
@@ -20,7 +21,7 @@ from atlas_edge.bench.accuracy.drop import AccuracyDrop, accuracy_drop
 from atlas_edge.bench.selftest.run import selftest_tiles
 from atlas_edge.cli import make_app, run_app
 from atlas_edge.encoder import Encoder
-from atlas_edge.errors import InputError
+from atlas_edge.errors import AtlasError, InputError
 from atlas_edge.export.engine.build import EngineReport, TensorRTChoice, build_engine, find_tensorrt
 from atlas_edge.export.engine.graphs import engine_graphs
 from atlas_edge.models.graph import export_onnx, onnx_bytes
@@ -29,9 +30,12 @@ from atlas_edge.quantize.backend import Job
 from atlas_edge.runtimes.tensorrt_library import RTX
 from atlas_edge.spec import Precision
 from atlas_edge.tiles import TileSource, batches, open_tiles
+from engine_kinds import kinds as all_kinds
+from engine_kinds import load_kind
 from marked import around
 
 BEGIN, END = "<!-- engine table: begin -->", "<!-- engine table: end -->"
+KINDS_BEGIN, KINDS_END = "<!-- engine kinds: begin -->", "<!-- engine kinds: end -->"
 PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8, Precision.FP8)
 _PIECE = 8
 _CALIBRATION_TILES = 64
@@ -59,15 +63,17 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One engine: `total_seconds` includes the child process, parsing and the rules."""
+    """One engine: `total_seconds` includes the child process, parsing and the rules; or why there is none."""
 
     model: str
     precision: Precision
-    engine: EngineReport
-    onnx_bytes: int
-    total_seconds: float
-    agreement: Agreement
-    drop: AccuracyDrop | None
+    engine: EngineReport | None = None
+    onnx_bytes: int = 0
+    total_seconds: float = 0.0
+    agreement: Agreement | None = None
+    drop: AccuracyDrop | None = None
+    path: str = ""
+    refused: str = ""
 
 
 @app.default
@@ -80,6 +86,7 @@ def engine_table(
     fit_limit: int = 500,
     eval_limit: int = 600,
     patches: str = "8,14,16",
+    kinds: bool = False,
 ) -> None:
     """Write the table.
 
@@ -90,21 +97,34 @@ def engine_table(
         fit_limit: Tiles that fit the probe.
         eval_limit: Tiles that judge.
         patches: Patch sides of `atlas2-s`.
+        kinds: Write the other table instead: a small network of every architecture kind, without FP32.
     """
-    around(document, BEGIN, END)  # before engines are built for minutes
+    marks = (KINDS_BEGIN, KINDS_END) if kinds else (BEGIN, END)
+    around(document, *marks)  # before engines are built for minutes
     choice = find_tensorrt(RTX)
+    if kinds:
+        _write(document, _kinds_markdown(_kind_rows(choice), choice), marks)
+        return
     labelled = _labelled(tiles, fit_limit, eval_limit) if tiles is not None else None
     rows: list[Row] = []
     if teacher is not None:
         rows += _rows(load_model(str(teacher)), teacher.name, choice, labelled)
     for patch in map(int, filter(None, patches.split(","))):
         rows += _rows(load_model("atlas2-s", patch=patch), f"atlas2-s, patch {patch} (random weights)", choice, None)
-    _write(document, _markdown(rows, choice, labelled))
+    _write(document, _markdown(rows, choice, labelled), marks)
 
 
 def main() -> None:
     """Entry point."""
     raise SystemExit(run_app(app))
+
+
+def _kind_rows(choice: TensorRTChoice) -> list[Row]:
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in all_kinds():
+            rows += _rows(load_kind(name, Path(folder)), name, choice, None, without=(Precision.FP32,))
+    return rows
 
 
 def _labelled(path: Path, fit_limit: int, eval_limit: int) -> Labelled:
@@ -125,7 +145,14 @@ def _read(source: TileSource, limit: int) -> tuple[NDArray[np.uint8], list[str]]
     return np.concatenate(pieces), labels
 
 
-def _rows(model: LoadedModel, name: str, choice: TensorRTChoice, labelled: Labelled | None) -> list[Row]:
+def _rows(
+    model: LoadedModel,
+    name: str,
+    choice: TensorRTChoice,
+    labelled: Labelled | None,
+    *,
+    without: Sequence[Precision] = (),
+) -> list[Row]:
     synthetic = selftest_tiles(model.spec)
     source = synthetic if labelled is None else labelled.fit_tiles[: 4 * _CALIBRATION_TILES]
     calibration = [source[start : start + _PIECE] for start in range(0, len(source), _PIECE)]
@@ -137,8 +164,13 @@ def _rows(model: LoadedModel, name: str, choice: TensorRTChoice, labelled: Label
         job = Job(model=model, graph=full, calibration=calibration)
         reference = _embed(full, model, judged)
         fit = None if labelled is None else _embed(full, model, labelled.fit_tiles)
-        for precision in PRECISIONS:
-            graph = engine_graphs(replace(job, precision=precision), scratch).model
+        for precision in [precision for precision in PRECISIONS if precision not in without]:
+            try:
+                made = engine_graphs(replace(job, precision=precision), scratch)
+            except AtlasError as error:
+                rows.append(Row(model=name, precision=precision, refused=error.message))
+                continue
+            graph, quantization = made.model, made.quantization or {}
             started = time.perf_counter()
             engine = build_engine(graph, scratch / "engine", library=choice.library, precision=precision)
             seconds = time.perf_counter() - started
@@ -161,6 +193,7 @@ def _rows(model: LoadedModel, name: str, choice: TensorRTChoice, labelled: Label
                     total_seconds=seconds,
                     agreement=embedding_agreement(reference, found),
                     drop=drop,
+                    path=quantization.get("path", ""),
                 )
             )
             print(f"{name} {precision}: {seconds:.1f} s", file=sys.stderr)
@@ -191,21 +224,45 @@ def _markdown(rows: Sequence[Row], choice: TensorRTChoice, labelled: Labelled | 
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        engine, graph = row.engine, row.engine.graph
+        engine, agreement = row.engine, row.agreement
+        if engine is None or agreement is None:
+            raise InputError(f"{row.model} in {row.precision}: {row.refused}", hint="leave it out")
+        graph = engine.graph
         drop = "" if row.drop is None else f"{row.drop.drop_pp:.2f} ({row.drop.low_pp:.2f} to {row.drop.high_pp:.2f})"
         lines.append(
             f"| {row.model} | {row.precision} | {', '.join(engine.compute_capabilities)} | "
             f"{engine.size_bytes / 1e6:.1f} | {row.onnx_bytes / 1e6:.1f} | "
             f"{engine.build_seconds:.1f} | {row.total_seconds:.1f} | "
-            f"{graph.quantized_linears} of {graph.linears} | {row.agreement.cosine_median:.5f} | "
-            f"{row.agreement.cosine_p1:.5f} | {drop} |"
+            f"{graph.quantized_linears} of {graph.linears} | {agreement.cosine_median:.5f} | "
+            f"{agreement.cosine_p1:.5f} | {drop} |"
         )
     return "\n".join(lines)
 
 
-def _write(document: Path, table: str) -> None:
-    before, after = around(document, BEGIN, END)
-    document.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+def _kinds_markdown(rows: Sequence[Row], choice: TensorRTChoice) -> str:
+    lines = [
+        f"Two blocks of each kind with random weights, built with {choice.library.title} {choice.version} without a "
+        "GPU; agreement is of the very ONNX in ONNX Runtime on 32 synthetic tiles. No engine was run.",
+        "",
+        "| kind | precision | engine MB | quantized by | Linears quantized | cosine median | p1 |",
+        "|---|---|---:|---|---|---:|---:|",
+    ]
+    for row in rows:
+        if row.engine is None or row.agreement is None:
+            lines.append(f"| {row.model} | {row.precision} | none: {row.refused} | | | | |")
+            continue
+        graph = row.engine.graph
+        lines.append(
+            f"| {row.model} | {row.precision} | {row.engine.size_bytes / 1e6:.1f} | {row.path} | "
+            f"{graph.quantized_linears} of {graph.linears} | {row.agreement.cosine_median:.5f} | "
+            f"{row.agreement.cosine_p1:.5f} |"
+        )
+    return "\n".join(lines)
+
+
+def _write(document: Path, table: str, marks: tuple[str, str]) -> None:
+    before, after = around(document, *marks)
+    document.write_text(f"{before}{marks[0]}\n{table}\n{marks[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
