@@ -16,22 +16,15 @@ from torch.nn import functional
 
 from atlas_edge.distill.training.student import Architecture
 from atlas_edge.models.encoder_module import EncoderModule
-from atlas_edge.models.folding.rotation import Rotation, rotations
+from atlas_edge.models.folding.rotation import rotations
 from atlas_edge.models.load import LoadedModel
 from atlas_edge.models.timm_config import CONFIG
 from atlas_edge.models.timm_folder import with_layers
 from atlas_edge.spec import Pooling
+from twin_closed_form import CLS_SHARE, PIECE, begin_block, refit_writes
 
-_BATCH, _PIECE = 2, 8
+_BATCH = 2
 _BLOCK_RATE, _WHOLE_RATE, _WARM_UP = 1e-4, 1e-5, 0.1
-# CLS tokens carry this share of a fit: there is one for some 250 patches.
-_CLS_SHARE = 0.1
-# GELU is close to x * sigmoid(1.702 x) (Hendrycks & Gimpel 2016, arXiv:1606.08415).
-_GELU_SLOPE = 1.702
-# Deviation of the value half around the constant with which SwiGLU is a GELU, by that constant.
-_VALUE_SPREAD = 0.3
-_RIDGE = 1e-3
-_FIT_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,12 +124,12 @@ def fit_twin(twin: EncoderModule, teacher: EncoderModule, own: Tensor, theirs: T
     vit: Any = teacher.backbone
     prefix = twin.prefix_tokens
     with torch.no_grad():
-        goal = torch.cat([_embedded(vit, teacher.normalise(piece))[0] for piece in theirs.split(_PIECE)])
+        goal = torch.cat([_embedded(vit, teacher.normalise(piece))[0] for piece in theirs.split(PIECE)])
         _take_registers(network, goal)
-        parts = [_embedded(network, twin.normalise(piece)) for piece in own.split(_PIECE)]
+        parts = [_embedded(network, twin.normalise(piece)) for piece in own.split(PIECE)]
     stream, table = torch.cat([tokens for tokens, _ in parts]), parts[0][1]
     for block, taught, rotation in zip(network.blocks, vit.blocks, rotations(network), strict=True):
-        _begin_block(block, taught, goal[:_PIECE], rotation)
+        begin_block(block, taught, goal[:PIECE], rotation)
         stream, goal = _fit_block(block, taught, stream, goal, table, prefix, steps=steps // 3)
     with torch.no_grad():
         tokens = vit.norm(goal)
@@ -151,7 +144,7 @@ def fit_twin(twin: EncoderModule, teacher: EncoderModule, own: Tensor, theirs: T
 
     def error() -> float:
         with torch.no_grad():
-            return float(loss(torch.arange(min(2 * _PIECE, len(own)))))
+            return float(loss(torch.arange(min(2 * PIECE, len(own)))))
 
     before, begun = error(), copy.deepcopy(network.state_dict())
     _train(network, len(own), steps, _WHOLE_RATE, loss)
@@ -171,7 +164,7 @@ def token_error(found: Tensor, goal: Tensor, prefix: int) -> Tensor:
     """
     found = torch.cat([found[:, :1], found[:, prefix:]], dim=1)
     error = (found - goal).square().mean(-1) / goal.var(-1).clamp_min(1e-6)
-    return _CLS_SHARE * error[:, 0].mean() + (1 - _CLS_SHARE) * error[:, 1:].mean()
+    return CLS_SHARE * error[:, 0].mean() + (1 - CLS_SHARE) * error[:, 1:].mean()
 
 
 def _fit_block(
@@ -185,10 +178,11 @@ def _fit_block(
 
     def error() -> float:
         with torch.no_grad():
-            return float(token_error(run(stream[:_PIECE]), written[:_PIECE], prefix))
+            return float(token_error(run(stream[:PIECE]), written[:PIECE], prefix))
 
     with torch.no_grad():
-        written = torch.cat([taught(piece) for piece in goal.split(_PIECE)])
+        written = torch.cat([taught(piece) for piece in goal.split(PIECE)])
+        refit_writes(block, taught, run, stream, goal, written, prefix)
     before, begun = error(), copy.deepcopy(block.state_dict())
     _train(block, len(stream), steps, _BLOCK_RATE, lambda rows: token_error(run(stream[rows]), written[rows], prefix))
     after = error()
@@ -197,7 +191,7 @@ def _fit_block(
         block.load_state_dict(begun)
     print(f"block: squared error {before:.4f} -> {after:.4f} of the variance", file=sys.stderr, flush=True)
     with torch.no_grad():
-        return torch.cat([run(piece) for piece in stream.split(_PIECE)]), written
+        return torch.cat([run(piece) for piece in stream.split(PIECE)]), written
 
 
 def _copy_embedding(network: Any, vit: Any) -> None:
@@ -233,116 +227,6 @@ def _copy_block(block: Any, taught: Any) -> None:
         name: state[name] for name in own if state.get(name) is not None and state[name].shape == own[name].shape
     }
     block.load_state_dict(fitting, strict=False)
-
-
-def _begin_block(block: Any, taught: Any, tokens: Tensor, rotation: Rotation | None) -> None:
-    """The closed forms.
-
-    Args:
-        block: The twin's.
-        taught: Its teacher's.
-        tokens: `(B, N, D)` that the latter reads.
-        rotation: Of the twin's queries and keys.
-    """
-    with torch.no_grad():
-        read = _inputs(taught, tokens)
-        if rotation is not None:
-            # What matters most goes where positions turn it least.
-            places = rotation.order[(1 - rotation.cos).mean(dim=(0, 1)).argsort()]
-            _turn_heads(block.attn, read[taught.attn], torch.eye(len(places))[:, places])
-        elif isinstance(block.attn.q_norm, nn.LayerNorm):
-            # What matters least goes into the mean, which the norm takes off.
-            count = block.attn.head_dim
-            basis = torch.linalg.qr(torch.cat([torch.ones(count, 1), torch.eye(count)[:, 1:]], dim=1))[0]
-            for norm, heads in zip(
-                (block.attn.q_norm, block.attn.k_norm),
-                _turn_heads(block.attn, read[taught.attn], basis.roll(-1, dims=1)),
-                strict=True,
-            ):
-                norm.weight.fill_(float(heads.std(dim=-1).mean()))
-        if type(block.mlp) is not type(taught.mlp):
-            _gate_mlp(block.mlp, taught.mlp, read[taught.mlp].flatten(0, 1))
-
-
-def _inputs(taught: Any, tokens: Tensor) -> dict[nn.Module, Tensor]:
-    """What attention and MLP of a block read."""
-    found: dict[nn.Module, Tensor] = {}
-
-    def keep(module: nn.Module, inputs: Any) -> None:
-        found[module] = inputs[0]
-
-    hooks = [part.register_forward_pre_hook(keep) for part in (taught.attn, taught.mlp)]
-    taught(tokens)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-def _turn_heads(attention: Any, read: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn each head's queries and keys alike, which no product of the two sees.
-
-    Args:
-        attention: With `qkv`; changed in place.
-        read: `(B, N, D)` that it reads.
-        frame: `(head_dim, head_dim)` orthogonal: its first column gets the direction with the most energy.
-
-    Returns:
-        Queries and keys `(B, N, heads, head_dim)` afterwards.
-    """
-    weight, width = attention.qkv.weight, attention.proj.in_features
-    bias = attention.qkv.bias
-    if bias is None:
-        bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-    query, key = (
-        functional.linear(read, weight[at : at + width], bias[at : at + width]).unflatten(-1, (attention.num_heads, -1))
-        for at in (0, width)
-    )
-    energy = sum(
-        torch.einsum("bnhi,bnhj->hij", heads, heads) / heads.square().sum(dim=(0, 1, 3)).view(-1, 1, 1)
-        for heads in (query, key)
-    )
-    turn = frame @ torch.linalg.eigh(energy)[1].flip(-1).transpose(1, 2)
-    for at in (0, width):
-        rows = slice(at, at + width)
-        heads = weight[rows].unflatten(0, (attention.num_heads, -1))
-        weight[rows] = (turn @ heads).flatten(0, 1)
-        bias[rows] = torch.einsum("hij,hj->hi", turn, bias[rows].view(attention.num_heads, -1)).flatten()
-    if attention.qkv.bias is None:
-        attention.q_bias.copy_(bias[:width])
-    turned = [torch.einsum("hij,bnhj->bnhi", turn, heads) for heads in (query, key)]
-    return turned[0], turned[1]
-
-
-def _gate_mlp(mlp: Any, taught: Any, read: Tensor) -> None:
-    """SwiGLU from a GELU MLP: `silu(1.702 a) / 1.702` is nearly `gelu(a)`.
-
-    Gates are the neurons that write most. Values vary around the constant by the neurons for which no gate was left,
-    so that both halves are alive; `fc2` is fitted anew.
-
-    Args:
-        mlp: `GluMlp` with the gate first; changed in place.
-        taught: `Mlp`.
-        read: `(tokens, D)`.
-    """
-    read = read[:: -(-len(read) // _FIT_TOKENS)]
-    before = taught.fc1(read)
-    hidden = taught.act(before)
-    order = (hidden.std(dim=0) * taught.fc2.weight.norm(dim=0)).argsort(descending=True)
-    count = mlp.fc2.in_features
-    gates, values = order[:count], order[(count + torch.arange(count)) % len(order)]
-    spread = _VALUE_SPREAD / _GELU_SLOPE / before.std(dim=0)[values]
-    for name, unit in (("weight", 1), ("bias", 0)):
-        first = getattr(taught.fc1, name)
-        gate, value = _GELU_SLOPE * first[gates], spread.view(-1, *[1] * unit) * first[values]
-        getattr(mlp.fc1, name).copy_(torch.cat([gate, value]))
-    mlp.fc1.bias[count:] += 1 / _GELU_SLOPE - spread * before.mean(dim=0)[values]
-    active = mlp.act(mlp.fc1(read)[:, :count]) * mlp.fc1(read)[:, count:]
-    rows = torch.cat([active, torch.ones(len(active), 1)], dim=1).double()
-    gram = rows.T @ rows
-    gram += _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    solution = torch.linalg.solve(gram, rows.T @ taught.fc2(hidden).double()).float()
-    mlp.fc2.weight.copy_(solution[:-1].T)
-    mlp.fc2.bias.copy_(solution[-1])
 
 
 def _embedded(network: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:

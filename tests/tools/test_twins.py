@@ -11,6 +11,7 @@ pytest.importorskip("timm")
 
 import torch
 
+import twin_closed_form
 import twin_fit
 import twin_table
 import twins as tool
@@ -103,6 +104,30 @@ def test_closed_forms_are_near_the_teacher_before_any_training(
     assert fitted > near > begun
 
 
+@pytest.mark.parametrize("kind", ["rotary", "qknorm", "patch8"])
+def test_what_a_block_writes_goes_where_the_teachers_stream_is(kind: str, teacher: Path) -> None:
+    """Read from tokens that are out of place already, and from registers that the teacher has none of."""
+    master = tool.open_teacher(str(teacher), twin_fit.KINDS[kind])
+    network, _ = twin_fit.build_twin(twin_fit.KINDS[kind], master)
+    block, taught = network.blocks[0], master.module.backbone.blocks[0]
+    prefix = network.num_prefix_tokens
+    random = torch.Generator().manual_seed(0)
+    goal = torch.randn(8, 5, 48, generator=random)
+    patches = goal[:, 1:] + 0.1 * torch.randn(8, 4, 48, generator=random)
+    stream = torch.cat([goal[:, :1], torch.randn(8, prefix - 1, 48, generator=random), patches], dim=1)
+    table = None if getattr(network, "rope", None) is None else network.rope.get_embed([2, 2])
+
+    def run(tokens: torch.Tensor) -> torch.Tensor:
+        written: torch.Tensor = block(tokens) if table is None else block(tokens, rope=table)
+        return written
+
+    with torch.no_grad():
+        written = taught(goal)
+        before = twin_fit.token_error(run(stream), written, prefix)
+        twin_closed_form.refit_writes(block, taught, run, stream, goal, written, prefix)
+        assert twin_fit.token_error(run(stream), written, prefix) < 0.7 * before
+
+
 def test_only_a_plain_vit_has_twins(tmp_path: Path) -> None:
     gated = {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
     from timm.layers import SwiGLUPacked
@@ -145,7 +170,7 @@ def test_a_turn_of_queries_and_keys_changes_no_score(teacher: Path) -> None:
     tokens = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before = [product.clone() for product in heads_of(block.attn.qkv.weight)]
-        turned = twin_fit._turn_heads(block.attn, tokens, torch.linalg.qr(torch.randn(16, 16))[0])
+        turned = twin_closed_form._turn_heads(block.attn, tokens, torch.linalg.qr(torch.randn(16, 16))[0])
         after = heads_of(block.attn.qkv.weight)
         torch.testing.assert_close(after[0].mT @ after[1], before[0].mT @ before[1], atol=1e-5, rtol=1e-4)
     assert [part.shape for part in turned] == [(2, 5, 3, 16)] * 2
