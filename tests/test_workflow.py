@@ -17,7 +17,8 @@ def test_scripts_are_sound_and_budgets_readable() -> None:
     for name in ("accuracy", "run"):
         subprocess.run(["bash", "-n", ROOT / ".ci" / name], check=True)
         assert (ROOT / ".ci" / name).stat().st_mode & 0o111
-    assert not read_budgets(ROOT / ".ci/budgets.toml").empty
+    for name in ("budgets", "budgets-bf16"):
+        assert not read_budgets(ROOT / f".ci/{name}.toml").empty
 
 
 def test_options_of_the_script_exist(run_command: RunCommand) -> None:
