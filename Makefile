@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Processes that run tests, each with one thread; a file of tests stays in one of them.
 WORKERS ?= 2
 # Installs the package with an extra into .venv: uv takes a quarter of pip's time, and pip does it where uv cannot.
-install = $(PYTHON) -m venv .venv && { $(BIN)/pip install -q 'uv>=0.9' && $(BIN)/uv pip install -q -e '.[$(1)]'; } || \
+install = $(PYTHON) -m venv .venv && { $(BIN)/pip install -q 'uv>=0.9' && $(BIN)/uv pip install -q -p $(BIN)/python -e '.[$(1)]'; } || \
 	$(BIN)/pip install -q -e '.[$(1)]'
 
 .PHONY: demo test lint docs
