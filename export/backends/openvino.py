@@ -29,7 +29,7 @@ class OpenVinoBackend(ExportBackend):
     builds_with = ("openvino",)
 
     def float_precisions(self) -> tuple[Precision, ...]:
-        from atlas_edge.runtimes.openvino_device import float_formats
+        from atlas_edge.runtimes.devices.openvino import float_formats
 
         here = float_formats()
         return tuple(precision for precision in (Precision.BF16, Precision.FP16) if precision.name in here)

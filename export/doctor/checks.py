@@ -89,8 +89,8 @@ class _Arithmetic:
 
 
 def _asked_of_openvino() -> _Arithmetic | None:
+    from atlas_edge.runtimes.devices.openvino import float_formats
     from atlas_edge.runtimes.int8_sums import int8_sums_are_exact
-    from atlas_edge.runtimes.openvino_device import float_formats
 
     try:
         return _Arithmetic(exact_int8=int8_sums_are_exact(), bf16="BF16" in float_formats())

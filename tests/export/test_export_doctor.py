@@ -70,7 +70,7 @@ def test_openvino_is_asked_for_what_the_system_does_not_list(
     pytest.importorskip("openvino")
     monkeypatch.setattr(hardware, "cpu", lambda: dataclasses.replace(OLD, avx2=True))
     monkeypatch.setattr("atlas_edge.runtimes.int8_sums.int8_sums_are_exact", lambda: exact)
-    monkeypatch.setattr("atlas_edge.runtimes.openvino_device.float_formats", lambda: frozenset(formats))
+    monkeypatch.setattr("atlas_edge.runtimes.devices.openvino.float_formats", lambda: frozenset(formats))
     checks = {check.name: check for check in diagnose(None, NO_CARD, frozenset({"openvino"})).checks}
     for name in ("INT8 arithmetic", "BF16 arithmetic"):
         assert (checks[name].status is Status.PASS) == passed, checks[name]

@@ -11,9 +11,9 @@ import pytest
 
 from atlas_edge.bundle import read_manifest
 from atlas_edge.errors import AtlasError, RuntimeMissing, UsageError
-from atlas_edge.runtimes import openvino_device
-from atlas_edge.runtimes.onnx_provider import choose_provider
-from atlas_edge.runtimes.openvino_device import find_device
+from atlas_edge.runtimes.devices import openvino as openvino_device
+from atlas_edge.runtimes.devices.onnxruntime import choose_provider
+from atlas_edge.runtimes.devices.openvino import find_device
 from atlas_edge.spec import EncoderSpec
 from support import RunCommand
 

@@ -9,8 +9,9 @@ import pytest
 
 from atlas_edge.bench.speed.warnings import _of_encoder
 from atlas_edge.errors import UsageError
-from atlas_edge.runtimes import int8_sums, openvino_device
+from atlas_edge.runtimes import int8_sums
 from atlas_edge.runtimes import openvino as runtime
+from atlas_edge.runtimes.devices import openvino as openvino_device
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.system.hardware import cpu
 

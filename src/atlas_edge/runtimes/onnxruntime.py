@@ -12,7 +12,7 @@ from atlas_edge.encoder import Capabilities, check_gives_tokens, check_graph, ch
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import encode_in_pieces
-from atlas_edge.runtimes.onnx_provider import choose_provider
+from atlas_edge.runtimes.devices.onnxruntime import choose_provider
 from atlas_edge.runtimes.registry import PROFILE_WARM_UP, Layer, Runtime
 from atlas_edge.spec import EncoderSpec
 

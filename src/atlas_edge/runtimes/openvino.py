@@ -12,8 +12,8 @@ from atlas_edge.encoder import Capabilities, check_gives_tokens, check_graph, ch
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import empty_results, encode_in_pieces, pieces
+from atlas_edge.runtimes.devices.openvino import InferencePrecision, find_device
 from atlas_edge.runtimes.int8_sums import with_float_weights
-from atlas_edge.runtimes.openvino_device import InferencePrecision, find_device
 from atlas_edge.runtimes.registry import PROFILE_WARM_UP, Layer, Runtime
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.system.hardware import usable_cores
