@@ -5,9 +5,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
+from email.parser import Parser
 from pathlib import Path
 from string import Template
 from typing import Literal
@@ -23,6 +24,7 @@ from atlas_edge.system.atomic import atomic_folder, check_vacant
 Platform = Literal["win_amd64", "manylinux"]
 
 CONTENTS, SUMS, REQUIREMENTS = "kit.json", "SHA256SUMS", "requirements.txt"
+_NO_SOURCES = (".*", "*.egg-info", "__pycache__", "build", "bundles", "dist", "docs", "reports", "tests")
 _TEMPLATES = Path(__file__).parent / "kit_files"
 # What uv calls a system, and the tags of wheels that run there.
 _SYSTEMS: dict[Platform, tuple[str, tuple[str, ...]]] = {
@@ -96,11 +98,12 @@ def make_kit(
     uv = _uv()
     with atomic_folder(out, marks=(CONTENTS,), overwrite=overwrite) as folder:
         for bundle, name in zip(bundles, names, strict=True):
-            shutil.copytree(bundle, folder / "bundles" / name)
+            _copy(bundle, folder / "bundles" / name)
         wheels = folder / "wheels"
         wheels.mkdir()
         progress("our own wheel")
         own = _own_wheel(wheel, wheels)
+        _check_extras(own, wanted)
         progress("which wheels it needs there")
         locked = _lock(uv, own, wanted, manifests, platform, python)
         progress("fetching them")
@@ -114,8 +117,26 @@ def make_kit(
             wheels={path.name: sha256_file(path) for path in sorted(wheels.iterdir())},
             size_bytes=size_bytes(folder),
         )
-        _write_rest(folder, kit)
+        _write_rest(folder, kit, version=own.name.split("-")[1])
     return kit
+
+
+def _copy(bundle: Path, target: Path) -> None:
+    # One by one: of a tree that cannot be copied, the library tells every file in one message.
+    for path in sorted(bundle.rglob("*")):
+        if path.is_file():
+            copied = target / path.relative_to(bundle)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copied)
+
+
+def _check_extras(own: Path, extras: Sequence[str]) -> None:
+    with zipfile.ZipFile(own) as file:
+        name = next(name for name in file.namelist() if name.endswith(".dist-info/METADATA"))
+        known = Parser().parsestr(file.read(name).decode()).get_all("Provides-Extra") or []
+    unknown = sorted(set(extras) - set(known))
+    if unknown:
+        raise UsageError(f"--extra {unknown[0]}: atlas-edge has no such extra", hint=f"it has {', '.join(known)}")
 
 
 def _extras(bundle: Path, manifest: Manifest) -> list[str]:
@@ -143,7 +164,12 @@ def _own_wheel(given: Path | None, wheels: Path) -> Path:
     root = Path(atlas_edge.__file__).parents[2]
     if not (root / "pyproject.toml").is_file():
         raise UsageError("this atlas-edge was installed from a wheel", hint="give that wheel: --wheel FILE")
-    _run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(wheels), str(root)], "build our wheel")
+    with tempfile.TemporaryDirectory() as scratch:
+        # Built in place, it would leave its steps in the checkout, and take in what an earlier build left there.
+        copy = Path(scratch) / "sources"
+        shutil.copytree(root, copy, symlinks=True, ignore=shutil.ignore_patterns(*_NO_SOURCES))
+        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(wheels), str(copy)]
+        _run(command, "build our wheel")
     return next(wheels.glob("*.whl"))
 
 
@@ -190,14 +216,14 @@ def _write_requirements(folder: Path, locked: str, own: Path, extras: Sequence[s
     (folder / REQUIREMENTS).write_text(line + locked, encoding="utf-8")
 
 
-def _write_rest(folder: Path, kit: Kit) -> None:
+def _write_rest(folder: Path, kit: Kit, *, version: str) -> None:
     words = {
         "python": kit.python,
         "first": kit.bundles[0],
         "bundles": "\n".join(f"- `bundles/{name}`" for name in kit.bundles),
         "size": f"{kit.size_bytes / 1e6:.0f}",
         "wheels": str(len(kit.wheels)),
-        "version": metadata.version("atlas-edge"),
+        "version": version,
     }
     windows = kit.platform == "win_amd64"
     for name in ("README-windows.md", "install.ps1") if windows else ("README-linux.md", "install.sh"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from atlas_edge.encoder import Encoder
-from atlas_edge.errors import ChecksumError, InputError
+from atlas_edge.errors import ChecksumError, InputError, UsageError
 from atlas_edge.manifest import READABLE, BundleFile, Manifest
 from atlas_edge.runtimes.registry import runtime_of
 from atlas_edge.system.paths import stays_inside
@@ -31,12 +31,21 @@ def open_bundle(
 
     Raises:
         UsageError: The runtime knows no such device.
+        UsageError: `cache_dir` is no folder and cannot be made one.
         InputError: No manifest, or one that cannot be read.
         ChecksumError: A file is missing or differs from the manifest.
         RuntimeMissing: The runtime or its device is not here.
     """
     folder = Path(path)
     manifest = verify_bundle(folder)
+    if cache_dir is not None:
+        # Runtimes leave one out silently, or blame the model.
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"--cache {cache_dir} cannot be a folder: {error.strerror}", hint="give another, or leave it out"
+            ) from error
     return runtime_of(manifest.target).open(folder, manifest, threads=threads, cache_dir=cache_dir, device=device)
 
 

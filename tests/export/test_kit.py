@@ -15,8 +15,9 @@ import pytest
 
 from atlas_edge.bundle import read_manifest, sha256_file
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
+from atlas_edge.export import kit
 from atlas_edge.export.kit import make_kit
-from support import RunCommand
+from support import ROOT, RunCommand, disk_full_after
 
 pytest.importorskip("uv", reason="pip install -e '.[kit]' to test it")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -80,18 +81,18 @@ def kits(bundle: Path, wheel: Path, index: Path, tmp_path_factory: pytest.TempPa
 def test_a_kit_holds_what_its_system_needs_in_the_version_of_the_bundle(kits: Path, bundle: Path) -> None:
     made_with = read_manifest(bundle).versions["openvino"]
     for platform, script, own in (("win_amd64", "install.ps1", True), ("manylinux", "install.sh", False)):
-        kit = kits / platform
-        names = [path.name for path in (kit / "wheels").iterdir()]
+        packed = kits / platform
+        names = [path.name for path in (packed / "wheels").iterdir()]
         assert [name.split("-")[1] for name in names if name.startswith("openvino")] == [made_with]
         assert any(platform in name for name in names)
         # On Linux the processor is read without it.
         assert any(name.startswith("py_cpuinfo") for name in names) is own
-        assert (kit / script).is_file() and (kit / "README.md").is_file()
-        assert "$" not in (kit / "README.md").read_text()
-        sums = dict(line.split("  ")[::-1] for line in (kit / "SHA256SUMS").read_text().splitlines())
-        files = {path.relative_to(kit).as_posix(): path for path in kit.rglob("*") if path.is_file()}
+        assert (packed / script).is_file() and (packed / "README.md").is_file()
+        assert "$" not in (packed / "README.md").read_text()
+        sums = dict(line.split("  ")[::-1] for line in (packed / "SHA256SUMS").read_text().splitlines())
+        files = {path.relative_to(packed).as_posix(): path for path in packed.rglob("*") if path.is_file()}
         assert sums == {name: sha256_file(path) for name, path in files.items() if name != "SHA256SUMS"}
-        contents = json.loads((kit / "kit.json").read_text())
+        contents = json.loads((packed / "kit.json").read_text())
         assert contents["bundles"] == [bundle.name] and contents["wheels"].keys() == set(names)
         # Nobody's folders.
         assert str(bundle.parent) not in "".join(files[name].read_text() for name in ("requirements.txt", "kit.json"))
@@ -101,22 +102,36 @@ def test_a_kit_holds_what_its_system_needs_in_the_version_of_the_bundle(kits: Pa
 def test_a_kit_installs_without_an_index_and_a_changed_file_stops_it(kits: Path, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "PYTHONPATH"))}
     environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9"}
-    kit = kits / "manylinux"
+    packed = kits / "manylinux"
 
     def install(where: Path) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run([kit / "install.sh", where], capture_output=True, text=True, env=environment)
+        return subprocess.run([packed / "install.sh", where], capture_output=True, text=True, env=environment)
 
     done = install(tmp_path / "first")
     # The packages are empty ones: all but our own command could be installed, and that is the last step.
     assert "Traceback" in done.stderr and "openvino" not in done.stderr, done.stderr
     listed = subprocess.run([tmp_path / "first/bin/python", "-m", "pip", "list"], capture_output=True, text=True)
     assert "atlas-edge" in listed.stdout and "openvino" in listed.stdout and "99.0" in listed.stdout
-    some = next((kit / "wheels").glob("numpy*"))
+    some = next((packed / "wheels").glob("numpy*"))
     whole = some.read_bytes()
     some.write_bytes(whole[:-1] + b"x")
     done = install(tmp_path / "second")
     some.write_bytes(whole)
     assert done.returncode != 0 and not (tmp_path / "second").exists() and "numpy" in done.stdout + done.stderr
+
+
+def test_our_wheel_is_built_of_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+
+    def build(command: list[str], _: str) -> None:
+        seen.append(Path(command[-1]))
+        names = {path.name for path in seen[0].iterdir()}
+        assert {"pyproject.toml", "setup.py", "src", "export"} <= names and not {"build", ".git", ".venv"} & names
+        (tmp_path / "atlas_edge-0.1.0-py3-none-any.whl").touch()
+
+    monkeypatch.setattr(kit, "_run", build)
+    assert kit._own_wheel(None, tmp_path).name.startswith("atlas_edge")
+    assert seen[0] != ROOT and not seen[0].exists()
 
 
 def test_what_cannot_be_packed_is_said(
@@ -127,6 +142,11 @@ def test_what_cannot_be_packed_is_said(
         monkeypatch.setenv(name, value)
     out = tmp_path / "out" / "kit"
     with pytest.raises(InputError, match="cannot find wheels for win_amd64"):
+        make_kit([bundle], out, platform="win_amd64", python=PYTHON, wheel=wheel)
+    with pytest.raises(UsageError, match="--extra nonsense: atlas-edge has no such extra"):
+        make_kit([bundle], out, platform="win_amd64", python=PYTHON, extras=("nonsense",), wheel=wheel)
+    largest = max(path.stat().st_size for path in bundle.iterdir() if path.is_file())
+    with disk_full_after(largest - 1), pytest.raises(OSError, match=r"^\[Errno \d+\] [^\[]*$"):
         make_kit([bundle], out, platform="win_amd64", python=PYTHON, wheel=wheel)
     with pytest.raises(UsageError, match="same folder name"):
         make_kit([bundle, bundle], out, platform="win_amd64", python=PYTHON, wheel=wheel)

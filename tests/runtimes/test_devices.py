@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atlas_edge.bundle import read_manifest
+from atlas_edge.bundle import open_bundle, read_manifest
 from atlas_edge.errors import AtlasError, RuntimeMissing, UsageError
 from atlas_edge.runtimes.devices import openvino as openvino_device
 from atlas_edge.runtimes.devices.onnxruntime import choose_provider
@@ -270,6 +270,15 @@ def test_commands_take_a_device(bundle: Path, run_command: RunCommand, tmp_path:
     for device, code in (("npu", 4), ("abacus", 2)):
         done = run_command("atlas-bench", "selftest", bundle, "--device", device, "--out", tmp_path / "none")
         assert done.returncode == code and f"--device {device}" in done.stderr, done.stderr
+
+
+def test_a_cache_that_can_be_no_folder_is_said(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UsageError, match="cannot be a folder"):
+            open_bundle(bundle, cache_dir=place)
+    open_bundle(bundle, cache_dir=tmp_path / "new" / "cache").close()
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize(("device", "kind"), [("abacus", UsageError), ("cuda", RuntimeMissing)])

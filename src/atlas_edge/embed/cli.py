@@ -63,6 +63,8 @@ def embed(
         dry_run: Find the tissue, say what would be embedded, and write nothing.
         output: What is printed.
     """
+    if devices and running != Running():
+        raise UsageError("--devices says already what its workers run on", hint="leave --device and --cache out")
     # One console: a second one would print into the bar of the first.
     screen = output.screen()
     from atlas_edge.embed.jobs import SlideFailure, SlideSkipped, expand, leave_out_done, one_or_many
@@ -146,8 +148,6 @@ def _results(
         return
     names = [name.strip() for name in devices.split(",") if name.strip()]
     if names:
-        if running != Running():
-            raise UsageError("--devices says already what its workers run on", hint="leave --device and --cache out")
         with closing(embed_on_devices(jobs, bundle, config, devices=names, streams=streams)) as results:
             yield from results
         return
