@@ -32,7 +32,7 @@ _BLOCKS = 8
 _SAME_TILES = 0.5
 # Median 1 - cosine to full precision that is taken as sound where the bundle does not say what it was when it was
 # made; from the formats' precision, with room for another order of summation.
-_SOUND = {
+SOUND = {
     Precision.FP32: 1e-5,
     Precision.FP16: 1e-3,
     Precision.BF16: 1e-2,
@@ -240,7 +240,7 @@ def _case(
     finite = bool(np.isfinite(found).all())
     agreement = embedding_agreement(reference, found if finite else np.nan_to_num(found))
     made = None if deployed is None else 1.0 - embedding_agreement(reference, deployed).cosine_median
-    allowed = _SOUND[precision] if made is None else max(_ROOM * made, _SOUND[Precision.FP32])
+    allowed = SOUND[precision] if made is None else max(_ROOM * made, SOUND[Precision.FP32])
     distance = 1.0 - agreement.cosine_median
     return SelftestCase(
         path=folder.name,
