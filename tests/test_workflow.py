@@ -6,6 +6,7 @@ import tomllib
 
 import pytest
 
+from pages import misfit, own_words
 from support import ROOT, RunCommand
 
 WORKFLOW = (ROOT / ".github/workflows/accuracy.yml").read_text(encoding="utf-8")
@@ -52,5 +53,47 @@ def test_the_lowest_versions_are_tested_on_folders_that_exist() -> None:
     assert set(re.findall(r"'([a-z-]+>=[\d.]+)'", install)) <= set(extras["dev"])
     assert set(re.search(r"\[([a-z,]+)\]", install)[1].split(",")) <= set(extras)  # type: ignore[index]
     # `on` is a word for true in YAML.
+    watched = {path.removesuffix("/**") for path in workflow[True]["pull_request"]["paths"]}
+    assert all((ROOT / path).exists() for path in watched)
+
+
+def test_windows_and_macos_run_what_exists() -> None:
+    yaml = pytest.importorskip("yaml")
+    text = (ROOT / ".github/workflows/machines.yml").read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras, ran = project["optional-dependencies"], dict[str, list[str]]()
+    for name, job in workflow["jobs"].items():
+        windows = job["runs-on"].startswith("windows")
+        steps = [step for step in job["steps"] if "run" in step]
+        lines = [line.strip() for step in steps for line in step["run"].splitlines()]
+        # GitHub's own choice is bash on macOS; the slashes and quotes of the lines are those of their shell.
+        shells = {step.get("shell", job.get("defaults", {}).get("run", {}).get("shell")) for step in steps}
+        assert shells == ({"pwsh", "powershell"} if windows else {None})
+        begins = (
+            ("git ", "python ", r".venv\Scripts" "\\", r".\kit" "\\", '& "$env:', "$PSNative")
+            if windows
+            else ("python ", ".venv/bin/")
+        )
+        assert all(line.startswith(begins) for line in lines)
+        several = [step["run"] for step in steps if step["run"].count("\n") > 1]
+        assert not windows or all(
+            run.startswith("$PSNativeCommandUseErrorActionPreference = $true\n") for run in several
+        )
+        install = next(line for line in lines if " -e " in line)
+        assert set(re.search(r"\[([a-z,-]+)\]", install)[1].split(",")) <= set(extras)  # type: ignore[index]
+        assert set(re.findall(r'"([a-z-]+>=[\d.]+)"', install)) <= set(extras["dev"])
+        folders = re.findall(r"tests/\w+", " ".join(lines))
+        assert len(folders) > 5 and all((ROOT / folder).is_dir() for folder in folders)
+        ran[name] = [re.sub(r'^(& )?("[^"]*\\|\S*[/\\])(atlas-[a-z]+|python)(\.exe)?"?', r"\3", line) for line in lines]
+    for line in (line for lines in ran.values() for line in lines):
+        words = own_words(line)
+        assert not words or misfit(words) is None, f"{line}: {misfit(words)}"
+    own = {tuple(own_words(line)[:2]) for line in ran["windows"] if own_words(line)}
+    assert {("atlas-export", "kit"), ("atlas-bench", "selftest"), ("tools/gpu_check.py", "--device")} <= own
+    # What the script is given is a parameter that it has.
+    script = (ROOT / "export/kit_files/install.ps1").read_text(encoding="utf-8")
+    given = set(re.findall(r"install\.ps1 -(\w+)", text))
+    assert given == set(re.findall(r"param\(\[string\]\$\$(\w+)", script)) == {"To"}
     watched = {path.removesuffix("/**") for path in workflow[True]["pull_request"]["paths"]}
     assert all((ROOT / path).exists() for path in watched)

@@ -89,6 +89,9 @@ def test_a_kit_holds_what_its_system_needs_in_the_version_of_the_bundle(kits: Pa
         assert any(name.startswith("py_cpuinfo") for name in names) is own
         assert (packed / script).is_file() and (packed / "README.md").is_file()
         assert "$" not in (packed / "README.md").read_text()
+        # PowerShell 5 takes a script, and what it reads, for the country's own code page unless it is told.
+        assert (packed / script).read_bytes().isascii()
+        assert all("-Encoding UTF8" in line for line in script_lines(packed / script) if "Get-Content" in line)
         sums = dict(line.split("  ")[::-1] for line in (packed / "SHA256SUMS").read_text().splitlines())
         files = {path.relative_to(packed).as_posix(): path for path in packed.rglob("*") if path.is_file()}
         assert sums == {name: sha256_file(path) for name, path in files.items() if name != "SHA256SUMS"}
@@ -96,6 +99,10 @@ def test_a_kit_holds_what_its_system_needs_in_the_version_of_the_bundle(kits: Pa
         assert contents["bundles"] == [bundle.name] and contents["wheels"].keys() == set(names)
         # Nobody's folders.
         assert str(bundle.parent) not in "".join(files[name].read_text() for name in ("requirements.txt", "kit.json"))
+
+
+def script_lines(path: Path) -> list[str]:
+    return path.read_text(encoding="ascii").splitlines()
 
 
 @pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="a script for Linux")
