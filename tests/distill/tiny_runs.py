@@ -1,11 +1,14 @@
 """Tiny training runs, alone or in several processes that gloo connects; as a script, one such process."""
 
+import importlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,24 +63,34 @@ def run_two(*configs: TrainConfig, **environment: str) -> list[Ended]:
         "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
         "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT / "tests"))),
     }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, *(json.dumps(config.as_json()) for config in configs)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), **environment},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        complaints = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [
-        Ended(status=process.returncode, complaint=complaint)
-        for process, complaint in zip(processes, complaints, strict=True)
-    ]
+    with tempfile.TemporaryDirectory() as folder:
+        start = [sys.executable, __file__, folder, *(json.dumps(config.as_json()) for config in configs)]
+        # They are forks of one process, which imports for both.
+        process = subprocess.Popen(start, env={**os.environ, **shared, **environment}, start_new_session=True)
+        try:
+            process.wait(timeout=120)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        statuses = json.loads((Path(folder) / "statuses").read_text())
+        complaints = [(Path(folder) / str(rank)).read_text() for rank in range(2)]
+    return [Ended(status=status, complaint=complaint) for status, complaint in zip(statuses, complaints, strict=True)]
+
+
+def _fork(folder: Path, configs: list[TrainConfig]) -> None:
+    for module in ("timm", "accelerate", "sklearn.linear_model", "matplotlib.pyplot", "torch.distributed.fsdp"):
+        importlib.import_module(module)
+    children = []
+    for rank in range(2):
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with (folder / str(rank)).open("wb") as complaint:
+                os.dup2(complaint.fileno(), 2)
+            return _main(configs, rank)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    (folder / "statuses").write_text(json.dumps(statuses))
 
 
 def _main(configs: list[TrainConfig], rank: int) -> None:
@@ -152,4 +165,4 @@ def _write_what_is_held(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    _main([TrainConfig(**json.loads(given)) for given in sys.argv[1:]], int(os.environ["RANK"]))
+    _fork(Path(sys.argv[1]), [TrainConfig(**json.loads(given)) for given in sys.argv[2:]])
