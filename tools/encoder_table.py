@@ -8,8 +8,11 @@ The table goes between two marks in a Markdown file, so that the one in docs/enc
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,12 +24,13 @@ from atlas_edge.bench.accuracy.agreement import Agreement, embedding_agreement
 from atlas_edge.cli import make_app, run_app
 from atlas_edge.errors import AtlasError, InputError, UsageError
 from atlas_edge.export.backends.base import Way, backend_of
-from atlas_edge.export.inspection import Inspection, inspect_model
+from atlas_edge.export.inspection import inspect_model
 from atlas_edge.models.known import Known, known_encoders
 from atlas_edge.models.load import LoadedModel, load_model
 from atlas_edge.models.timm_config import CONFIG, WEIGHTS
 from atlas_edge.models.timm_folder import with_layers
 from atlas_edge.quantize.paths import FITTED, FLOAT, LAYER_WISE, NEAREST, NNCF
+from atlas_edge.spec import EncoderSpec
 from atlas_edge.targets import Precision, Target
 from marked import around
 
@@ -68,7 +72,8 @@ class Row:
         blocks: Built, of all; None for a network without.
         failed: Why it did not load, with the exit code that a command would have ended in.
         difference: Worst 1 - cosine to timm's own network.
-        inspection: Of the loaded encoder.
+        spec: Of the loaded encoder.
+        ways: Of every target and precision.
         int8: Agreement of OpenVINO's INT8 with full precision; None where it was not asked for.
     """
 
@@ -77,7 +82,8 @@ class Row:
     blocks: tuple[int, int] | None = None
     failed: str | None = None
     difference: float | None = None
-    inspection: Inspection | None = None
+    spec: EncoderSpec | None = None
+    ways: dict[Target, dict[Precision, Way]] | None = None
     int8: Agreement | None = None
 
 
@@ -104,9 +110,9 @@ def encoder_table(
     if unknown:
         raise UsageError(f"no known encoder is called {unknown[0]!r}", hint="leave --only out for all")
     rows = []
-    for name in names:
-        rows.append(make_row(known_encoders()[name], depth=depth, int8=int8))
-        print(f"{name}: {rows[-1].failed or 'loads'}", file=sys.stderr)
+    for row in _made([known_encoders()[name] for name in names], depth=depth, int8=int8):
+        rows.append(row)
+        print(f"{row.known.name}: {row.failed or 'loads'}", file=sys.stderr)
     document.write_text(f"{before}{BEGIN}\n{markdown(rows, int8=int8)}\n{END}{after}", encoding="utf-8")
 
 
@@ -135,7 +141,7 @@ def make_row(known: Known, *, depth: int | None = None, int8: bool = False) -> R
             model = load_model(str(_folder(Path(scratch) / known.name, known, network, built)))
             facts["failed"] = _refusal(known)
             facts["difference"] = _difference(known, network, model)
-            facts["inspection"] = inspect_model(model)
+            facts["spec"], facts["ways"] = model.spec, inspect_model(model).ways
             if int8:
                 facts["int8"] = _int8_agreement(model, Path(scratch))
     except AtlasError as error:
@@ -145,9 +151,18 @@ def make_row(known: Known, *, depth: int | None = None, int8: bool = False) -> R
     return Row(**facts)
 
 
+def _made(encoders: Sequence[Known], **options: Any) -> Iterator[Row]:
+    """Each in a process of its own where INT8 is asked for, since some libraries keep what a network took."""
+    if not options["int8"] or len(encoders) == 1:
+        yield from (make_row(known, **options) for known in encoders)
+        return
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        yield from pool.map(partial(make_row, **options), encoders)
+
+
 def markdown(rows: Sequence[Row], *, int8: bool) -> str:
     """The table, and the sentences above it."""
-    ways = [_all_ways(row.inspection) for row in rows]
+    ways = [_all_ways(row.ways) for row in rows]
     taken = set(filter(any, ways))
     shared = len(taken) == 1
     columns = ["encoder", "network", "px, µm per pixel", "embedding", "licence", "students", "loads", "1 - cosine"]
@@ -179,13 +194,12 @@ def markdown(rows: Sequence[Row], *, int8: bool) -> str:
 
 
 def _line(row: Row, ways: Sequence[str], *, int8: bool) -> str:
-    known, found = row.known, row.inspection
+    known, spec = row.known, row.spec
     title = f"*{known.title}*" if known.cannot else known.title
     network = "" if row.parameters is None else f"{row.parameters / 1e6:.1f} M"
     if row.blocks is not None and row.blocks[0] < row.blocks[1]:
         network += f", {row.blocks[0]} of {row.blocks[1]} blocks"
     scale = ", ".join(f"{mpp:g}" for mpp in known.mpp) or "–"
-    spec = None if found is None else found.model.spec
     cells = [
         f"{title} (`{known.name}`)",
         network,
@@ -202,7 +216,7 @@ def _line(row: Row, ways: Sequence[str], *, int8: bool) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _all_ways(found: Inspection | None) -> tuple[str, ...]:
+def _all_ways(found: Mapping[Target, Mapping[Precision, Way]] | None) -> tuple[str, ...]:
     """One a column of `_WAYS`."""
     return (
         _way(found, Target.OPENVINO, Precision.INT8),
@@ -211,7 +225,9 @@ def _all_ways(found: Inspection | None) -> tuple[str, ...]:
     )
 
 
-def _ways(found: Inspection | None, targets: Sequence[Target], precision: Precision) -> str:
+def _ways(
+    found: Mapping[Target, Mapping[Precision, Way]] | None, targets: Sequence[Target], precision: Precision
+) -> str:
     """One way where the targets share it; each by name where not."""
     ways = {target: _way(found, target, precision) for target in targets}
     if len(set(ways.values())) == 1:
@@ -219,10 +235,10 @@ def _ways(found: Inspection | None, targets: Sequence[Target], precision: Precis
     return "; ".join(f"{target.value} {way}" for target, way in ways.items())
 
 
-def _way(found: Inspection | None, target: Target, precision: Precision) -> str:
+def _way(found: Mapping[Target, Mapping[Precision, Way]] | None, target: Target, precision: Precision) -> str:
     if found is None:
         return ""
-    way: Way = found.ways[target][precision]
+    way = found[target][precision]
     name = _SHORT.get(way.path or "", way.path or "no")
     return name if way.reason is None else f"{name}: {way.reason}"
 
