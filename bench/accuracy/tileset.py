@@ -1,8 +1,10 @@
 """The tiles of a report: which were picked, what is known of them, and their embeddings by several encoders at once."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +13,11 @@ from atlas_edge.bench.accuracy.plism import Scan
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.manifest import TilesProvenance
-from atlas_edge.tiles import TileFit, TileRecord, TileSource, batches, fit_tile
+from atlas_edge.tiles import TileFit, TileRecord, TileSource, fit_tile
+from atlas_edge.tiles.source import ahead
 
 _BATCH = 32
+_THREADS = 2
 
 Shift = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 Progress = Callable[[int], None]
@@ -146,22 +150,28 @@ def embed_tiles(
     Returns:
         Name -> `(N, D)` float32.
     """
+
+    def decode(record: TileRecord) -> NDArray[np.uint8]:
+        tile = tiles.source.read(record)
+        return tile if shift is None else shift(tile)
+
     found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in encoders}
-    for held in _chunks(tiles.records):
-        decoded = [record_tile for batch in batches(tiles.source, held, size=1) for record_tile in batch.pixels]
-        if shift is not None:
-            decoded = [shift(tile) for tile in decoded]
-        stacks: dict[int, NDArray[np.uint8]] = {}
-        for name, encoder in encoders.items():
-            side = encoder.spec.tile_px
-            if side not in stacks:
-                fitted = [
-                    fit_tile(tile, side, tiles.fit, name=record.id) for tile, record in zip(decoded, held, strict=True)
-                ]
-                stacks[side] = np.stack(fitted)
-            found[name].append(encoder.encode(stacks[side]))
-            if progress is not None:
-                progress(len(held))
+    # While encoders compute, the tiles of the next batch are decoded.
+    with closing(ahead(decode, tiles.records, threads=_THREADS, most=_BATCH)) as pixels:
+        for held in _chunks(tiles.records):
+            decoded = list(islice(pixels, len(held)))
+            stacks: dict[int, NDArray[np.uint8]] = {}
+            for name, encoder in encoders.items():
+                side = encoder.spec.tile_px
+                if side not in stacks:
+                    fitted = [
+                        fit_tile(tile, side, tiles.fit, name=record.id)
+                        for tile, record in zip(decoded, held, strict=True)
+                    ]
+                    stacks[side] = np.stack(fitted)
+                found[name].append(encoder.encode(stacks[side]))
+                if progress is not None:
+                    progress(len(held))
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -133,7 +133,7 @@ def batches(
         return record, tile if tile_px is None else fit_tile(tile, tile_px, fit, name=record.id)
 
     wanted = source.records() if records is None else records
-    decoded = map(decode, wanted) if threads < 1 else _ahead(decode, wanted, threads=threads, most=2 * size)
+    decoded = map(decode, wanted) if threads < 1 else ahead(decode, wanted, threads=threads, most=2 * size)
     held: list[TileRecord] = []
     pixels: list[NDArray[np.uint8]] = []
     for record, tile in decoded:
@@ -185,8 +185,15 @@ def fit_tile(tile: NDArray[np.uint8], tile_px: int, fit: TileFit, *, name: str) 
     raise UsageError(f"unknown tile fit {fit!r}", hint="choose exact, crop or resize")
 
 
-def _ahead(function: Callable[[T], R], items: Iterable[T], *, threads: int, most: int) -> Iterator[R]:
-    """`map` in threads, in order, with at most `most` results waiting."""
+def ahead(function: Callable[[T], R], items: Iterable[T], *, threads: int, most: int) -> Generator[R, None, None]:
+    """`map` in threads, in order, with at most `most` results waiting; they end when it is closed.
+
+    Args:
+        function: May run in several threads, as `TileSource.read` may.
+        items: What it is called with.
+        threads: How many.
+        most: Results that wait to be taken.
+    """
     waiting: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
     try:

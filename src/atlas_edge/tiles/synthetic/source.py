@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,15 +57,7 @@ class SyntheticTiles(TileSource):
         index = int(record.locator[0])
         if not 0 <= index < self.count:
             raise InputError(f"tile {record.id} is none of {self.name}")
-        label = str(record.label)
-        scanner, stain = _appearance(index)
-        rng = np.random.default_rng([_VERSION, self.seed, index])
-        slide = np.random.default_rng([_VERSION, self.seed, _slide(index), 1])
-        haematoxylin, eosin, noise = draw_tissue(label, self.tile_px, rng)
-        # Section thickness and staining time differ between slides, a little within one.
-        haematoxylin *= np.float32(slide.uniform(0.85, 1.2) * rng.uniform(0.97, 1.03))
-        eosin *= np.float32(slide.uniform(0.85, 1.25) * rng.uniform(0.97, 1.03))
-        return render(haematoxylin, eosin, stain=stain, scanner=scanner, noise=noise)
+        return _drawn(self.seed, index, str(record.label), self.tile_px).copy()
 
     def place(self, record: TileRecord) -> tuple[str, str]:
         """The seed and the index: however many tiles there are, the first ones are the same."""
@@ -99,6 +92,19 @@ class SyntheticTiles(TileSource):
             mpp=MPP,
             locator=(index,),
         )
+
+
+# An export reads most tiles two or three times: to choose some, to calibrate, to fit probes.
+@lru_cache(maxsize=DEFAULT_COUNT)
+def _drawn(seed: int, index: int, label: str, tile_px: int) -> NDArray[np.uint8]:
+    scanner, stain = _appearance(index)
+    rng = np.random.default_rng([_VERSION, seed, index])
+    slide = np.random.default_rng([_VERSION, seed, _slide(index), 1])
+    haematoxylin, eosin, noise = draw_tissue(label, tile_px, rng)
+    # Section thickness and staining time differ between slides, a little within one.
+    haematoxylin *= np.float32(slide.uniform(0.85, 1.2) * rng.uniform(0.97, 1.03))
+    eosin *= np.float32(slide.uniform(0.85, 1.25) * rng.uniform(0.97, 1.03))
+    return render(haematoxylin, eosin, stain=stain, scanner=scanner, noise=noise)
 
 
 def _slide(index: int) -> int:
