@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from atlas_edge.bundle import open_bundle, verify_bundle
     from atlas_edge.encoder import Encoder
     from atlas_edge.errors import AtlasError, ChecksumError, GateFailed, InputError, RuntimeMissing, UsageError
-    from atlas_edge.models.load import load_encoder, load_model
+    from atlas_edge.models.load import load_encoder, load_model, torch_module
     from atlas_edge.spec import EncoderSpec, Precision, Target
     from atlas_edge.tiles import open_tiles
 
@@ -31,6 +31,7 @@ __all__ = [
     "load_model",
     "open_bundle",
     "open_tiles",
+    "torch_module",
     "verify_bundle",
 ]
 
@@ -39,7 +40,7 @@ _MODULES = {
     "bundle": ("open_bundle", "verify_bundle"),
     "encoder": ("Encoder",),
     "errors": ("AtlasError", "ChecksumError", "GateFailed", "InputError", "RuntimeMissing", "UsageError"),
-    "models.load": ("load_encoder", "load_model"),
+    "models.load": ("load_encoder", "load_model", "torch_module"),
     "spec": ("EncoderSpec", "Precision", "Target"),
     "tiles": ("open_tiles",),
 }

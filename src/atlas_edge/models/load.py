@@ -1,13 +1,14 @@
 """Full-precision models in PyTorch: from a registry name, a timm folder or the Hugging Face hub."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from atlas_edge.bundle import MANIFEST, open_bundle, sha256_file
 from atlas_edge.encoder import Encoder
-from atlas_edge.errors import ChecksumError, InputError, UsageError
+from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing, UsageError
 from atlas_edge.manifest import ModelProvenance
 from atlas_edge.models.facts import with_known
 from atlas_edge.models.hub import download
@@ -28,6 +29,7 @@ from atlas_edge.spec import EncoderSpec, Pooling
 if TYPE_CHECKING:
     from torch import nn
 
+    from atlas_edge.models.bundle_module import BundleModule
     from atlas_edge.models.encoder_module import EncoderModule
 
 _LOGGER = logging.getLogger("atlas_edge")
@@ -97,6 +99,34 @@ def load_encoder(
     if model.module.token_grid is not None:
         model = model.with_tokens()
     return TorchEncoder(model.module, model.spec, threads=threads, device=device or "cpu")
+
+
+def torch_module(
+    bundle: str | Path,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+) -> "BundleModule":
+    """Open a bundle, or any model that `load_encoder` takes, as a PyTorch module.
+
+    Args:
+        bundle: Bundle folder, or a model's name or folder for full precision.
+        mean: Per-channel mean by which the caller normalises, 0-1 scale; the encoder's own, as in `transform`, when
+            None.
+        std: The same of the standard deviation.
+        device: See `open_bundle`. `module.to(…)` moves nothing: a bundle stays where its runtime opened it.
+        threads: Inference threads; the runtime's own choice when None.
+
+    Raises:
+        UsageError: `mean` or `std` are no three numbers, or a deviation is not above zero.
+        InputError, ChecksumError, RuntimeMissing: As `load_encoder`, and without PyTorch.
+    """
+    try:
+        from atlas_edge.models.bundle_module import BundleModule
+    except ImportError as error:
+        raise RuntimeMissing(f"this needs PyTorch: {error}", hint="pip install torch") from error
+    return BundleModule(bundle, mean, std, device, threads)
 
 
 def load_model(
