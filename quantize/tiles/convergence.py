@@ -53,10 +53,12 @@ class Convergence:
 
     def sentence(self) -> str:
         """What came of it, in one line."""
-        last = f"{self.movement[-1]:.1%}" if self.movement else "unknown"
+        if not self.movement:
+            return f"{self.tiles} tiles are too few to tell whether scales stand still"
+        last = f"the last {self.step} moved them by {self.movement[-1]:.1%}"
         if self.converged:
-            return f"scales stand still from {self.tiles} tiles on: the last {self.step} moved them by {last}"
-        return f"scales still move after {self.tiles} tiles (the last {self.step} moved them by {last})"
+            return f"scales stand still from {self.tiles} tiles on: {last}"
+        return f"scales still move after {self.tiles} tiles ({last})"
 
 
 def watch_ranges(graph: Path, tiles: NDArray[np.uint8], *, tolerance: float = TOLERANCE) -> Convergence:
@@ -67,12 +69,15 @@ def watch_ranges(graph: Path, tiles: NDArray[np.uint8], *, tolerance: float = TO
 
     Args:
         graph: Full-precision ONNX with a dynamic batch.
-        tiles: `(N, H, W, 3)` uint8, each beginning of which is balanced.
+        tiles: `(N, H, W, 3)` uint8, each beginning of which is balanced; a single addition is not watched, since
+            nothing follows from it.
         tolerance: Movement, a share of the range, that counts as standing still.
     """
-    measure = _range_meter(graph, tiles.shape[1])
     ranges: NDArray[np.float32] = np.empty(0, np.float32)
     movement: list[float] = []
+    if len(tiles) <= STEP_TILES:
+        return _result(len(tiles), False, ranges, movement, tolerance)
+    measure = _range_meter(graph, tiles.shape[1])
     for start in range(0, len(tiles), STEP_TILES):
         added = measure(tiles[start : start + STEP_TILES])
         grown = np.maximum(ranges, added) if start else added

@@ -135,6 +135,8 @@ def test_scales_converge_and_an_outlier_moves_them(tiny_onnx: Path) -> None:
     assert moved.movement[1] > 0.01
     assert moved.tiles == 160
     assert not watch_ranges(tiny_onnx, tiles[:64]).converged
+    few = watch_ranges(tiny_onnx, tiles[:32])
+    assert not few.converged and "32 tiles are too few to tell" in few.sentence()
 
 
 def test_command_shows_what_an_export_uses(
