@@ -24,6 +24,8 @@ from atlas_edge.system.atomic import atomic_folder, check_vacant
 Platform = Literal["win_amd64", "manylinux"]
 
 CONTENTS, SUMS, REQUIREMENTS = "kit.json", "SHA256SUMS", "requirements.txt"
+# What holds a runtime, where its own name only stands for it.
+_PARTS = {"tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")}
 _NO_SOURCES = (".*", "*.egg-info", "__pycache__", "build", "bundles", "dist", "docs", "reports", "tests")
 _TEMPLATES = Path(__file__).parent / "kit_files"
 # What uv calls a system, and the tags of wheels that run there.
@@ -177,8 +179,15 @@ def _lock(
     uv: str, own: Path, extras: Sequence[str], manifests: Sequence[Manifest], platform: Platform, python: str
 ) -> str:
     """Requirements of our wheel there, each with its version and hashes, our own line left out."""
-    modules = {runtime_of(manifest.target).module.replace("_", "-") for manifest in manifests}
-    known = {name: version for manifest in manifests for name, version in manifest.versions.items() if name in modules}
+    libraries = [manifest.execution.engine_library or runtime_of(manifest.target).module for manifest in manifests]
+    modules = {library.replace("_", "-") for library in libraries}
+    known = {
+        part: version
+        for manifest in manifests
+        for name, version in manifest.versions.items()
+        if name in modules
+        for part in _PARTS.get(name, (name,))
+    }
     with tempfile.TemporaryDirectory() as scratch:
         asked, constraints, found = (Path(scratch) / name for name in ("asked.in", "constraints.txt", "locked.txt"))
         asked.write_text(f"atlas-edge[{','.join(extras)}] @ {own.resolve().as_uri()}\n", encoding="utf-8")

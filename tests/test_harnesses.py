@@ -82,7 +82,7 @@ def test_eva(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.float32]
     (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     backbone = yaml.safe_load(block)["backbone"]
     # ModelFromFunction(path, arguments, checkpoint_path, transforms) of kaiko-eva 0.4.5.
-    assert backbone["class_path"] == "eva.models.wrappers.ModelFromFunction"
+    assert backbone["class_path"] == "eva.core.models.wrappers.ModelFromFunction"
     assert backbone["init_args"].keys() <= {"path", "arguments", "checkpoint_path", "transforms"}
     made_by = pkgutil.resolve_name(backbone["init_args"]["path"])
     arguments = {**backbone["init_args"]["arguments"], "bundle": bundle}

@@ -17,6 +17,7 @@ from atlas_edge.bundle import read_manifest, sha256_file
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.export import kit
 from atlas_edge.export.kit import make_kit
+from atlas_edge.spec import Target
 from support import ROOT, RunCommand, disk_full_after
 
 pytest.importorskip("uv", reason="pip install -e '.[kit]' to test it")
@@ -125,6 +126,23 @@ def test_a_kit_installs_without_an_index_and_a_changed_file_stops_it(kits: Path,
     done = install(tmp_path / "second")
     some.write_bytes(whole)
     assert done.returncode != 0 and not (tmp_path / "second").exists() and "numpy" in done.stdout + done.stderr
+
+
+def test_an_engine_gets_the_library_that_built_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constraints: list[str] = []
+
+    def run(command: list[str], _: str) -> None:
+        constraints.extend(Path(command[command.index("--constraint") + 1]).read_text().splitlines())
+        Path(command[command.index("--output-file") + 1]).write_text("")
+
+    monkeypatch.setattr(kit, "_run", run)
+    made = read_manifest(bundle)
+    execution = made.execution.model_copy(update={"engine_library": "tensorrt_rtx"})
+    versions = {**made.versions, "tensorrt-rtx": "1.7.1.116"}
+    # --target tensorrt builds with TensorRT-RTX where there is no GPU.
+    engine = made.model_copy(update={"target": Target.TENSORRT, "execution": execution, "versions": versions})
+    kit._lock("uv", Path("atlas_edge-0.1.0-py3-none-any.whl"), ["tensorrt-rtx"], [engine], "win_amd64", "3.12")
+    assert constraints == ["tensorrt-rtx-cu13-bindings==1.7.1.116", "tensorrt-rtx-cu13-libs==1.7.1.116"]
 
 
 def test_our_wheel_is_built_of_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

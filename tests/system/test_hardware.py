@@ -1,6 +1,7 @@
 """What the machine may use, not what it has."""
 
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -40,3 +41,18 @@ def test_the_smallest_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     for quota, cores in ((None, 16), (2.5, 2), (0.5, 1), (32.0, 16)):
         monkeypatch.setattr(hardware, "_cgroup_cores", lambda quota=quota: quota)
         assert hardware.usable_cores() == cores
+
+
+def test_a_library_is_known_by_what_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"tensorrt-rtx-cu13-bindings": "1.7.1.116", "numpy": "2.4.6"}
+
+    def version(name: str) -> str:
+        if name not in here:
+            raise metadata.PackageNotFoundError(name)
+        return here[name]
+
+    monkeypatch.setattr(hardware.metadata, "version", version)
+    assert hardware.installed_versions(("tensorrt-rtx", "numpy", "torch")) == {
+        "tensorrt-rtx": "1.7.1.116",
+        "numpy": "2.4.6",
+    }

@@ -6,7 +6,6 @@ Their Python APIs mirror each other, so one code path serves both; what differs 
 """
 
 import importlib
-import importlib.metadata
 import importlib.util
 from collections.abc import MutableSequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.spec import Target
+from atlas_edge.system.hardware import installed_versions
 
 LibraryName = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -93,10 +93,9 @@ def installed_version(library: TensorRTLibrary) -> str | None:
     """Version of the installed library, or None where it is not installed. Imports nothing."""
     if importlib.util.find_spec(library.module) is None:
         return None
-    try:
-        return importlib.metadata.version(library.module)
-    except importlib.metadata.PackageNotFoundError:
-        return str(importlib.import_module(library.module).__version__)
+    distribution = library.module.replace("_", "-")
+    found = installed_versions((distribution,)).get(distribution)
+    return found or str(importlib.import_module(library.module).__version__)
 
 
 def import_library(library: TensorRTLibrary) -> Any:

@@ -26,6 +26,8 @@ DISTRIBUTIONS = (
     "tensorrt-rtx",
     "numpy",
 )
+# Where it was installed without the distribution that only stands for it.
+_STANDS_FOR = {"tensorrt-rtx": "tensorrt-rtx-cu13-bindings"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +104,9 @@ def installed_versions(names: Iterable[str]) -> dict[str, str]:
     """Versions of those distributions that are installed."""
     found = {}
     for name in names:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
+        for distribution in (_STANDS_FOR.get(name, name), name):
+            with suppress(metadata.PackageNotFoundError):
+                found[name] = metadata.version(distribution)
     return found
 
 
