@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +65,12 @@ def test_an_onnx_bundle_passes_where_it_was_made(bundle: Path) -> None:
     text = selftest_markdown(report)
     assert "**PASS**" in text
     assert "synthetic" in text
+
+
+def test_it_needs_no_more_than_a_workstation_has(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("scipy", "sklearn", "torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert run_selftest(bundle, rounds=2).passed
 
 
 def test_an_openvino_bundle_passes(model: LoadedModel, graph: Path, tmp_path: Path) -> None:
