@@ -1,6 +1,7 @@
 """`atlas-bench`: is it fast enough, and what did it cost in accuracy?"""
 
 from atlas_edge.bench.commands.accuracy import accuracy
+from atlas_edge.bench.commands.choose import choose
 from atlas_edge.bench.commands.compare import compare
 from atlas_edge.bench.commands.pace import pace
 from atlas_edge.bench.commands.selftest import selftest
@@ -20,6 +21,7 @@ app = make_app("atlas-bench", HELP)
 app.command(speed)
 app.command(accuracy)
 app.command(compare)
+app.command(choose)
 app.command(pace)
 app.command(selftest)
 app.command(slide)

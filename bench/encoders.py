@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atlas_edge.bundle import MANIFEST, read_manifest, sha256_file
+from atlas_edge.bundle import MANIFEST, model_folder, read_manifest, sha256_file
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import UsageError
 from atlas_edge.models.timm_config import WEIGHTS
+from atlas_edge.package.choice import chosen_bundle
 from atlas_edge.spec import EncoderSpec
 
 # What a bundle runs; reports, cards and manifests beside it are not counted as its size.
@@ -74,7 +75,7 @@ def open_encoders(
     """Open encoders and label each by its folder's name, or by as much of its path as tells it from the others.
 
     Args:
-        candidates: Bundle folders, model folders or registry names.
+        candidates: Bundle folders, packages, model folders or registry names.
         reference: The full-precision encoder; it may be one of the candidates once more.
         threads: Inference threads; the runtime's own choice when None.
         device: What bundles run on, see `open_bundle`; models in PyTorch stay on the processor.
@@ -86,15 +87,25 @@ def open_encoders(
     """
     from atlas_edge.models.load import load_encoder
 
+    devices = [one_bundle(name, device, threads=threads) for name in candidates]
+    candidates = [name for name, _ in devices]
+    if reference is not None:
+        devices.insert(0, one_bundle(reference, device, threads=threads))
+        reference = devices[0][0]
     labels = encoder_labels(candidates, reference)
-    given = ([] if reference is None else [reference]) + list(candidates)
     encoders: dict[str, Encoder] = {}
     facts: dict[str, EncoderFacts] = {}
-    for label, name in zip(labels, given, strict=True):
-        encoders[label] = load_encoder(name, threads=threads, device=bundle_device(name, device))
+    for label, (name, on) in zip(labels, devices, strict=True):
+        encoders[label] = load_encoder(name, threads=threads, device=on)
         is_reference = reference is not None and label == labels[0]
         facts[label] = _facts(name, encoders[label], is_reference=is_reference)
     return OpenedEncoders(encoders=encoders, facts=facts, reference=None if reference is None else labels[0])
+
+
+def one_bundle(name: str, device: str | None, *, threads: int | None = None) -> tuple[str, str | None]:
+    """What to open, and on what: of a package the variant that is best here."""
+    folder, on = chosen_bundle(name, device=device, threads=threads)
+    return (name, bundle_device(name, device)) if folder == Path(name) else (str(folder), on)
 
 
 def bundle_device(name: str, device: str | None) -> str | None:
@@ -137,7 +148,7 @@ def _facts(name: str, encoder: Encoder, *, is_reference: bool) -> EncoderFacts:
         spec=encoder.spec,
         target=None if manifest is None else manifest.target.value,
         precision="fp32" if manifest is None else manifest.precision.value,
-        size_bytes=_size_bytes(folder.iterdir()) if folder.is_dir() else None,
+        size_bytes=_size_bytes(_files(folder)) if folder.is_dir() else None,
         is_reference=is_reference,
         sha256=_sha256(folder),
     )
@@ -146,6 +157,10 @@ def _facts(name: str, encoder: Encoder, *, is_reference: bool) -> EncoderFacts:
 def _sha256(folder: Path) -> str | None:
     found = [folder / name for name in (MANIFEST, WEIGHTS) if (folder / name).is_file()]
     return sha256_file(found[0]) if found else None
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return (model_folder(folder) if (folder / MANIFEST).is_file() else folder).iterdir()
 
 
 def _size_bytes(files: Iterable[Path]) -> int | None:

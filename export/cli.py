@@ -50,6 +50,11 @@ def export(
     from atlas_edge.export.config import resolve
     from atlas_edge.models.load import DEFAULT_MODEL
 
+    if request.target == "auto":
+        from atlas_edge.export.commands.auto import run_auto
+
+        run_auto(model or DEFAULT_MODEL, request, choices, dry_run=dry_run, output=output)
+        return
     screen = output.screen()
     asked = vars(request) | {"batch": batch_sizes(request.batch)}
     capabilities = listed(asked.pop("compute_capability"))
@@ -84,9 +89,16 @@ def verify(bundle: Path, *, json: Json = False) -> None:
     Warns of an INT8 bundle that only atlas-edge runs rightly on this processor.
 
     Args:
-        bundle: Bundle folder.
+        bundle: Bundle folder, or a package of several.
         json: Print the manifest as JSON on stdout.
     """
+    from atlas_edge.package.manifest import is_package
+
+    if is_package(bundle):
+        from atlas_edge.export.commands.pack import run_verify_package
+
+        run_verify_package(bundle, json=json)
+        return
     from atlas_edge.bundle import verify_bundle
     from atlas_edge.runtimes.plain import plain_runtime_notice, saturates_here
 
@@ -105,6 +117,25 @@ def verify(bundle: Path, *, json: Json = False) -> None:
         f"{bundle}: intact. {manifest.encoder.name}{tokens}, {manifest.target.value} {manifest.precision.value}, "
         f"{len(manifest.files)} files, {size / 1e6:.1f} MB, made {manifest.created_utc}"
     )
+
+
+@app.command
+def pack(*bundles: Path, out: Path, overwrite: Flag = False, output: Output = Output()) -> None:
+    """Pack bundles of one model into one folder, from which each workstation takes what is best there.
+
+    Files that are equal lie in it once. Every command takes the folder in place of a bundle. Example:
+
+        atlas-export pack bundles/s-openvino-int8 bundles/s-openvino-fp32 bundles/s-onnx-int8 --out s-package
+
+    Args:
+        bundles: Bundle folders, or packages, whose variants are taken.
+        out: Folder to write.
+        overwrite: Replace a package that is there.
+        output: What is printed.
+    """
+    from atlas_edge.export.commands.pack import run_pack
+
+    run_pack(bundles, out, overwrite=overwrite, output=output)
 
 
 @app.command
@@ -192,15 +223,22 @@ def inspect(
 ) -> None:
     """Say what an encoder is, where each fact of it comes from, and which way it takes to each target and precision.
 
-    Nothing is calibrated or built.
+    Nothing is calibrated or built. Of a package it says which variants it has, and what each cost.
 
     Args:
-        model: Registry name, model folder, or hf-hub:organisation/name.
+        model: Registry name, model folder, hf-hub:organisation/name, or a package.
         known: The known encoder that a folder holds, where its config.json does not name it.
         pooling: Pooling of the tokens; the model's own when left out.
         tile_px: The encoder built for tiles of this side; its own side when left out.
         output: What is printed.
     """
+    from atlas_edge.package.manifest import is_package
+
+    if is_package(model):
+        from atlas_edge.export.commands.pack import run_inspect_package
+
+        run_inspect_package(Path(model), output=output)
+        return
     from atlas_edge.export.commands.inspect_model import run_inspect
 
     run_inspect(model, known=known, pooling=pooling, tile_px=tile_px, output=output)
@@ -224,7 +262,7 @@ def kit(
         atlas-export kit bundles/atlas2-s-openvino-int8 --platform win_amd64 --out kit
 
     Args:
-        bundles: Bundle folders.
+        bundles: Bundle folders, or packages.
         out: Folder to write.
         platform: System of the workstation, on x86-64.
         python: Version of Python that it has.

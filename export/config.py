@@ -70,15 +70,21 @@ class ExportConfig(Choices):
     @property
     def output(self) -> Path:
         """Where the bundle goes."""
-        if self.out is not None:
-            return self.out
+        return self.out or self._named(f"{self.target}-{self.precision}")
+
+    @property
+    def package_output(self) -> Path:
+        """Where a package with this variant goes."""
+        return self.out or self._named("package")
+
+    def _named(self, kind: str) -> Path:
         stem = Path(self.model.rpartition(":")[2]).name or "model"
         if self.patch is not None:
             stem += f"-patch{self.patch}"
         if self.tile_px is not None:
             stem += f"-{self.tile_px}px"
         tokens = "-tokens" if self.graph_output == "tokens" else ""
-        return Path("bundles") / f"{stem}-{self.target}-{self.precision}{tokens}"
+        return Path("bundles") / f"{stem}-{kind}{tokens}"
 
     def for_manifest(self) -> dict[str, Any]:
         """The options as they stand in a bundle; paths as names of what was given, unless `keep_paths`."""

@@ -14,11 +14,14 @@ from string import Template
 from typing import Literal
 
 import atlas_edge
-from atlas_edge.bundle import MANIFEST, sha256_file, size_bytes, verify_bundle
+from atlas_edge.bundle import MANIFEST, read_manifest, sha256_file, size_bytes, verify_bundle
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.manifest import Manifest
+from atlas_edge.package.manifest import is_package
+from atlas_edge.package.verify import verify_package
 from atlas_edge.runtimes.registry import runtime_of
 from atlas_edge.runtimes.tensorrt_fit import FALLBACK_FOLDER
+from atlas_edge.runtimes.tensorrt_library import LIBRARIES
 from atlas_edge.system.atomic import atomic_folder, check_vacant
 
 Platform = Literal["win_amd64", "manylinux"]
@@ -75,7 +78,7 @@ def make_kit(
     The runtime has the version that the bundles were made and judged with; other packages are the newest that fit.
 
     Args:
-        bundles: Bundle folders.
+        bundles: Bundle folders, and packages, whose every variant that runs there gets its runtime.
         out: Folder to write.
         platform: Windows or Linux, on x86-64.
         python: Version of Python on the workstation.
@@ -85,7 +88,8 @@ def make_kit(
         progress: Told what is being done.
 
     Raises:
-        UsageError: Two bundles of one name, a version of Python that is none, or no wheel and no checkout.
+        UsageError: Two bundles of one name, nothing that runs on the platform, a version of Python that is none, or no
+            wheel and no checkout.
         InputError: A bundle is damaged, or the wheels for it cannot be had.
         RuntimeMissing: uv is not installed.
     """
@@ -95,8 +99,11 @@ def make_kit(
     names = [bundle.resolve().name for bundle in bundles]
     if len(set(names)) < len(names):
         raise UsageError("two bundles have the same folder name", hint="rename one of them")
-    manifests = [verify_bundle(bundle) for bundle in bundles]
-    wanted = sorted({*extras, *(extra for pair in zip(bundles, manifests, strict=True) for extra in _extras(*pair))})
+    inside = {folder: manifest for bundle in bundles for folder, manifest in _verified(bundle).items()}
+    there = {folder: manifest for folder, manifest in inside.items() if _runs_on(manifest, platform)}
+    if not there:
+        raise UsageError(f"nothing in {', '.join(names)} runs on {platform}", hint="pack a bundle for its processor")
+    wanted = sorted({*extras, *(extra for pair in there.items() for extra in _extras(*pair))})
     uv = _uv()
     with atomic_folder(out, marks=(CONTENTS,), overwrite=overwrite) as folder:
         for bundle, name in zip(bundles, names, strict=True):
@@ -107,7 +114,7 @@ def make_kit(
         own = _own_wheel(wheel, wheels)
         _check_extras(own, wanted)
         progress("which wheels it needs there")
-        locked = _lock(uv, own, wanted, manifests, platform, python)
+        locked = _lock(uv, own, wanted, list(there.values()), platform, python)
         progress("fetching them")
         _fetch(locked, wheels, platform, python)
         _write_requirements(folder, locked, own, wanted)
@@ -121,6 +128,21 @@ def make_kit(
         )
         _write_rest(folder, kit, version=own.name.split("-")[1])
     return kit
+
+
+def _verified(bundle: Path) -> dict[Path, Manifest]:
+    """The manifest of a bundle, or of every variant of a package, by its folder."""
+    if not is_package(bundle):
+        return {bundle: verify_bundle(bundle)}
+    folders = [bundle / variant.name for variant in verify_package(bundle).variants]
+    return {folder: read_manifest(folder) for folder in folders}
+
+
+def _runs_on(manifest: Manifest, platform: Platform) -> bool:
+    library = LIBRARIES.get(manifest.execution.engine_library or "")
+    built = manifest.versions.get("platform", "").partition(" ")[0]
+    system = "Windows" if platform == "win_amd64" else "Linux"
+    return library is None or bool(library.engine_reads_on) or built in ("", system)
 
 
 def _copy(bundle: Path, target: Path) -> None:

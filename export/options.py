@@ -1,8 +1,10 @@
 """What can be asked of `atlas-export`."""
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 from cyclopts import Parameter
@@ -11,12 +13,23 @@ from atlas_edge.options import Flag, Options, TileFit
 from atlas_edge.targets import Precision, Target
 
 
+def _target(_: Any, tokens: Sequence[Any]) -> str:
+    """`auto`, or a target; of both at once cyclopts says only that it is neither."""
+    name: str = tokens[0].value
+    names = ("auto", *Target)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        meant = f". Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{name!r} is none of {', '.join(names)}{meant}")
+    return name if name == "auto" else Target(name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request(Options):
     """Options that a plan, or else a default, decides where they are left out; see `config.resolve`.
 
     Attributes:
-        target: What the bundle is built for.
+        target: What the bundle is built for; auto builds all that this machine can, into one package.
         precision: Number format of the compute-heavy layers.
         plan: A plan that atlas-quantize search saved: target, precision, recipe and calibration in one.
         recipe: A recipe that atlas-quantize recipe saved; the target's default when left out.
@@ -28,7 +41,7 @@ class Request(Options):
         seed: Seed of every random choice; the plan's or 0 when left out.
     """
 
-    target: Target | None = None
+    target: Annotated[Literal["auto"] | Target | None, Parameter(converter=_target)] = None
     precision: Precision | None = None
     plan: Path | None = None
     recipe: Path | None = None

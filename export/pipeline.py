@@ -74,13 +74,16 @@ class ExportResult:
         return self.verification.verdict in (None, Verdict.PASS)
 
 
-def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...]) -> ExportResult:
+def export_bundle(
+    config: ExportConfig, steps: Steps, *, command: tuple[str, ...], tile_sets: TileSets | None = None
+) -> ExportResult:
     """Turn an encoder into a verified bundle.
 
     Args:
         config: What was asked for.
         steps: Where progress goes.
         command: The command line, for the manifest.
+        tile_sets: From `open_tile_sets`, where they are open already; those that `config` names when None.
 
     Returns:
         What was made; the folder exists, whatever the gate says.
@@ -98,7 +101,7 @@ def export_bundle(config: ExportConfig, steps: Steps, *, command: tuple[str, ...
         scratch = folder / ".scratch"
         scratch.mkdir()
         with steps.step("load", config.model):
-            tile_sets = open_tile_sets(config)
+            tile_sets = tile_sets or open_tile_sets(config)
             model = _load(config, steps)
             graph = export_onnx(model.module, model.spec, scratch / "reference.onnx")
         with steps.step("calibrate", _described(tile_sets)):

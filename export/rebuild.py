@@ -10,6 +10,7 @@ from atlas_edge.export.engine.build import TensorRTChoice, find_tensorrt
 from atlas_edge.export.engine.bundle import GRAPH_FILE, build_parts, write_part_manifests
 from atlas_edge.export.engine.child import DEFAULTS, EngineOptions
 from atlas_edge.manifest import Manifest
+from atlas_edge.package.manifest import place_in_package
 from atlas_edge.runtimes.gpu_probe import GpuProbe, probe_gpu
 from atlas_edge.system import hardware
 from atlas_edge.system.atomic import atomic_folder
@@ -43,12 +44,17 @@ def rebuild_bundle(
         The new manifest.
 
     Raises:
-        UsageError: The bundle is of another target.
+        UsageError: The bundle is of another target, or a variant of a package that would be rebuilt in place.
         InputError: It holds no graph, or the graph is refused.
         ChecksumError: A file differs from the manifest.
         RuntimeMissing: Neither library can build here.
     """
     manifest = verify_bundle(bundle)
+    if out is None and place_in_package(bundle) is not None:
+        raise UsageError(
+            f"{bundle} is a variant of a package, which would not fit it any more",
+            hint="give --out, and pack what comes out with the other variants: atlas-export pack",
+        )
     library = backend_of(manifest.target).library
     if library is None:
         raise UsageError(f"{bundle} is built for {manifest.target}, which has no engine to rebuild")

@@ -5,7 +5,7 @@ the bundle embeds them, and the report says how far it is from full precision, c
 was where it was made. It works for every target; for an engine it is the first run that the engine ever gets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,38 @@ class SelftestCase:
     allowed: float
     finite: bool
     passed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSelftest:
+    """What a bundle carries to be tested by.
+
+    Attributes:
+        reference: `(N, D)` full-precision embeddings of the tiles.
+        tile_blocks: `(N, 8, 8, 3)` mean grey levels of the tiles, to know them again.
+        deployed: `(N, D)` embeddings of what was exported, where it was made; None where that was not recorded.
+    """
+
+    reference: NDArray[np.float32]
+    tile_blocks: NDArray[np.float32]
+    deployed: NDArray[np.float32] | None
+
+    def draw(self, spec: EncoderSpec) -> NDArray[np.uint8]:
+        """The tiles, drawn again.
+
+        Raises:
+            InputError: They come out otherwise than where the bundle was made.
+        """
+        tiles = selftest_tiles(spec, len(self.reference))
+        drawn = _block_means(tiles)
+        same_form = drawn.shape == self.tile_blocks.shape
+        off = float(np.abs(drawn - self.tile_blocks).max()) if same_form else float("inf")
+        if off > _SAME_TILES:
+            raise InputError(
+                f"the selftest tiles drawn here differ from those of the bundle by {off:.1f} grey levels",
+                hint="use the atlas-edge that made the bundle (its version is in manifest.json)",
+            )
+        return tiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,9 +182,8 @@ def run_selftest(
         ChecksumError: A file differs from the manifest.
     """
     manifest = read_manifest(bundle)
-    stored = _read(bundle)
-    tiles = selftest_tiles(manifest.encoder, len(stored["reference"]))
-    _check_tiles(tiles, stored["tile_blocks"])
+    stored = read_selftest(bundle)
+    tiles = stored.draw(manifest.encoder)
     folders = [bundle, *(path for path in (bundle / BESIDE,) if (path / MANIFEST).is_file())]
     encoders: dict[str, Encoder] = {}
     cases: dict[str, SelftestCase] = {}
@@ -160,10 +191,8 @@ def run_selftest(
         for folder in folders:
             precision = read_manifest(folder).precision
             encoders[precision.value] = open_bundle(folder, device=device)
-            deployed = stored.get("deployed") if folder == bundle else None
-            cases[precision.value] = _case(
-                folder, encoders[precision.value], precision, tiles, stored["reference"], deployed
-            )
+            kept = stored if folder == bundle else replace(stored, deployed=None)
+            cases[precision.value] = run_case(folder, encoders[precision.value], precision, tiles, kept)
         measured = _time(encoders, tiles, rounds, batch) if speed else None
     finally:
         for encoder in encoders.values():
@@ -201,11 +230,17 @@ def _block_means(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
     return means
 
 
-def _read(bundle: Path) -> dict[str, NDArray[Any]]:
+def read_selftest(bundle: Path) -> StoredSelftest:
+    """The selftest of a bundle; of FP16 inside another bundle, which has none, that of the outer one.
+
+    Raises:
+        InputError: It carries none, or one that cannot be read.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = bundle / SELFTEST_FILE
+    inside = bundle.name == BESIDE and not (bundle / SELFTEST_FILE).is_file()
+    path = (bundle.parent if inside else bundle) / SELFTEST_FILE
     if not path.is_file():
         raise InputError(f"{bundle} carries no {SELFTEST_FILE}", hint="export it again with this atlas-export")
     try:
@@ -215,31 +250,28 @@ def _read(bundle: Path) -> dict[str, NDArray[Any]]:
     missing = {"reference", "tile_blocks"} - set(stored)
     if missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}", hint="export the bundle again")
-    return stored
+    deployed = None if inside else stored.get("deployed")
+    return StoredSelftest(reference=stored["reference"], tile_blocks=stored["tile_blocks"], deployed=deployed)
 
 
-def _check_tiles(tiles: NDArray[np.uint8], blocks: NDArray[np.float32]) -> None:
-    drawn = _block_means(tiles)
-    off = float(np.abs(drawn - blocks).max()) if drawn.shape == blocks.shape else float("inf")
-    if off > _SAME_TILES:
-        raise InputError(
-            f"the selftest tiles drawn here differ from those of the bundle by {off:.1f} grey levels",
-            hint="use the atlas-edge that made the bundle (its version is in manifest.json)",
-        )
-
-
-def _case(
-    folder: Path,
-    encoder: Encoder,
-    precision: Precision,
-    tiles: NDArray[np.uint8],
-    reference: NDArray[np.float32],
-    deployed: NDArray[np.float32] | None,
+def run_case(
+    folder: Path, encoder: Encoder, precision: Precision, tiles: NDArray[np.uint8], stored: StoredSelftest
 ) -> SelftestCase:
+    """Embed the tiles, and judge how far from full precision that is.
+
+    Args:
+        folder: The bundle.
+        encoder: The bundle, opened.
+        precision: Of the bundle.
+        tiles: From `StoredSelftest.draw`.
+        stored: What it is judged by.
+    """
     found = _embed(encoder, tiles)
     finite = bool(np.isfinite(found).all())
-    agreement = embedding_agreement(reference, found if finite else np.nan_to_num(found))
-    made = None if deployed is None else 1.0 - embedding_agreement(reference, deployed).cosine_median
+    agreement = embedding_agreement(stored.reference, found if finite else np.nan_to_num(found))
+    made = (
+        None if stored.deployed is None else 1.0 - embedding_agreement(stored.reference, stored.deployed).cosine_median
+    )
     allowed = SOUND[precision] if made is None else max(_ROOM * made, SOUND[Precision.FP32])
     distance = 1.0 - agreement.cosine_median
     return SelftestCase(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from atlas_edge.bundle import read_manifest
+from atlas_edge.bundle import model_folder, read_manifest
 from atlas_edge.errors import InputError
 from atlas_edge.runtimes.registry import Layer, runtime_of
 from atlas_edge.spec import EncoderSpec
@@ -69,7 +69,7 @@ def layer_times(bundle: Path, *, batch: int = 8, calls: int = 5, threads: int | 
             f"{bundle} is a {manifest.target} bundle: layer times come from OpenVINO and ONNX Runtime",
             hint="profile an engine with the vendor's own tool",
         )
-    layers = runtime.layers(bundle, manifest, tiles, calls, threads)
+    layers = runtime.layers(model_folder(bundle), manifest, tiles, calls, threads)
     grouped = dict.fromkeys(GROUPS, 0.0)
     for layer, group in zip(layers, group_layers(layers, manifest.encoder), strict=True):
         grouped[group] += layer.ms

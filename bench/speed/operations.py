@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from atlas_edge.bundle import MANIFEST, read_manifest
+from atlas_edge.bundle import MANIFEST, model_folder, read_manifest
 from atlas_edge.encoder import Encoder
 from atlas_edge.runtimes.torch import TorchEncoder
 from atlas_edge.spec import EncoderSpec
@@ -27,7 +27,7 @@ def gop_per_tile(given: str, encoder: Encoder) -> float | None:
         manifest = read_manifest(folder)
         if not manifest.execution.model_file.endswith(_READ_BY_OPENVINO):
             return None
-        return _of_graph(folder / manifest.execution.model_file, encoder.spec)
+        return _of_graph(model_folder(folder) / manifest.execution.model_file, encoder.spec)
     return _of_module(encoder.module, encoder.spec) if isinstance(encoder, TorchEncoder) else None
 
 

@@ -67,9 +67,11 @@ class ExportBackend(quantize.Backend):
 
     Attributes:
         builds_with: Modules that every build needs, beside PyTorch, timm and ONNX.
+        packaged: Precisions that a package for any workstation has of it, the most exact first.
     """
 
     builds_with: tuple[str, ...] = ()
+    packaged: tuple[Precision, ...] = ()
 
     def modules(self, precision: Precision) -> tuple[str, ...]:
         """Modules that a build in this precision needs, beside PyTorch, timm and ONNX."""

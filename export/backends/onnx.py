@@ -31,6 +31,8 @@ class OnnxBackend(ExportBackend):
     graph_file = "model.onnx"
     target = Target.ONNX
     recipe = onnx_recipe()
+    # FP16 is for GPUs; on a processor it is slow.
+    packaged: tuple[Precision, ...] = (Precision.FP32, Precision.FP16, Precision.INT8)
     impossible: ClassVar = {
         Precision.FP8: "ONNX Runtime's CPU provider computes no FP8; choose int8, or --target tensorrt-rtx"
     }

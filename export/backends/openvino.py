@@ -27,6 +27,7 @@ class OpenVinoBackend(ExportBackend):
     impossible: ClassVar = {Precision.FP8: "OpenVINO's CPU plugin computes no FP8; choose int8 or bf16"}
     symmetric = False
     builds_with = ("openvino",)
+    packaged = (Precision.FP32, Precision.BF16, Precision.INT8)
 
     def float_precisions(self) -> tuple[Precision, ...]:
         from atlas_edge.runtimes.devices.openvino import float_formats
@@ -70,6 +71,7 @@ class OpenVinoBackend(ExportBackend):
     def write(self, job: Job, quantized: Quantized, folder: Path) -> Execution:
         import openvino
 
+        _number_anew(quantized.model)
         notice = plain_runtime_notice(self.target, job.precision)
         if notice:
             quantized.model.set_rt_info(notice, NOTICE_KEY)
@@ -88,6 +90,17 @@ def _open(path: Path, job: Job, precision: Precision) -> Encoder:
 
     spec, inference = job.model.spec, _inference(precision)
     return OpenVinoEncoder(path, spec, inference_precision=inference, threads=job.threads, batch=job.batch)
+
+
+def _number_anew(model: Any) -> None:
+    """Number the nodes that have no name of their own by their order: OpenVINO counts them over the whole process.
+
+    The same graph is then the same file, and lies in a package once.
+    """
+    for index, node in enumerate(model.get_ordered_ops()):
+        kind, _, number = node.get_friendly_name().rpartition("_")
+        if kind == node.get_type_name() and number.isdecimal():
+            node.set_friendly_name(f"{kind}_{index}")
 
 
 def _inference(precision: Precision) -> Any:

@@ -33,6 +33,8 @@ class TensorRTBackend(OnnxBackend):
     def __init__(self, library: TensorRTLibrary) -> None:
         self.library: TensorRTLibrary = library
         self.target = library.target
+        # FP16 lies inside it; what fits one GPU only is no variant for any workstation.
+        self.packaged = (Precision.INT8,) if library.builds_without_gpu else ()
 
     def default_recipe(self, precision: Precision) -> Recipe:
         return engine_recipe(precision)

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import ChecksumError, InputError, UsageError
 from atlas_edge.manifest import READABLE, BundleFile, Manifest
+from atlas_edge.package.choice import chosen_bundle
+from atlas_edge.package.manifest import Place, place_in_package
 from atlas_edge.runtimes.registry import runtime_of
 from atlas_edge.system.paths import stays_inside
 
@@ -22,8 +24,11 @@ def open_bundle(
 ) -> Encoder:
     """Check a bundle's hashes and load it into the runtime that it was built for.
 
+    Of a package, the variant that is best on this machine: what was measured before, or else is measured now, which
+    takes a few seconds a variant (see `package.choice`).
+
     Args:
-        path: Bundle folder.
+        path: Bundle folder, or a package of several.
         threads: Inference threads; the runtime's own choice when None.
         cache_dir: Where the runtime may keep compiled models (OpenVINO, TensorRT-RTX); nowhere when None.
         device: What it runs on, as its runtime calls it: `GPU`, `NPU`, `AUTO` (OpenVINO), `cuda:1`, `directml`,
@@ -36,8 +41,19 @@ def open_bundle(
         ChecksumError: A file is missing or differs from the manifest.
         RuntimeMissing: The runtime or its device is not here.
     """
-    folder = Path(path)
-    manifest = verify_bundle(folder)
+    folder, device = chosen_bundle(path, device=device, threads=threads)
+    return open_verified(folder, verify_bundle(folder), threads=threads, cache_dir=cache_dir, device=device)
+
+
+def open_verified(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    threads: int | None = None,
+    cache_dir: Path | None = None,
+    device: str | None = None,
+) -> Encoder:
+    """Load a bundle that `verify_bundle` has looked at, and whose manifest it gave; see `open_bundle`."""
     if cache_dir is not None:
         # Runtimes leave one out silently, or blame the model.
         try:
@@ -46,11 +62,12 @@ def open_bundle(
             raise UsageError(
                 f"--cache {cache_dir} cannot be a folder: {error.strerror}", hint="give another, or leave it out"
             ) from error
-    return runtime_of(manifest.target).open(folder, manifest, threads=threads, cache_dir=cache_dir, device=device)
+    home = model_folder(folder)
+    return runtime_of(manifest.target).open(home, manifest, threads=threads, cache_dir=cache_dir, device=device)
 
 
 def verify_bundle(folder: Path) -> Manifest:
-    """Compare every file of a bundle with its manifest.
+    """Compare every file of a bundle with its manifest, and that with the package's where it is a variant of one.
 
     Returns:
         The manifest, once all hashes and sizes match and nothing else lies beside them. Hashes find what was damaged
@@ -62,8 +79,12 @@ def verify_bundle(folder: Path) -> Manifest:
             file of any kind, hidden ones included, or an empty folder.
     """
     manifest = read_manifest(folder)
+    place = place_in_package(folder)
+    _check_place(folder, place)
     for entry in manifest.files:
         path = _inside(folder, entry.path)
+        if place is not None and not path.is_file():
+            path = _inside(place.model_folder, entry.path)
         if not path.is_file():
             raise ChecksumError(f"{folder}: {entry.path} is missing", hint="copy the bundle again, or export it again")
         size_bytes = path.stat().st_size
@@ -90,6 +111,12 @@ def verify_bundle(folder: Path) -> Manifest:
             f"{folder}: {extra[0]} is not in the manifest", hint="remove what was added, or export it again"
         )
     return manifest
+
+
+def model_folder(folder: Path) -> Path:
+    """Where the model files of a verified bundle lie: in its folder, or in that of another variant of its package."""
+    place = place_in_package(folder)
+    return folder if place is None or place.variant.model_in is None else place.model_folder
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -145,6 +172,14 @@ def sha256_file(path: Path) -> str:
 def size_bytes(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum((folder / name).stat().st_size for name in _relative_files(folder))
+
+
+def _check_place(folder: Path, place: Place | None) -> None:
+    if place is not None and sha256_file(folder / MANIFEST) != place.variant.manifest_sha256:
+        raise ChecksumError(
+            f"{folder}: its {MANIFEST} is not the one that the package was made with",
+            hint="do not use it: copy the package again, or pack its bundles again",
+        )
 
 
 def _relative_files(folder: Path) -> list[str]:

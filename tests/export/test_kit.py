@@ -13,11 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from atlas_edge.bundle import read_manifest, sha256_file
+from atlas_edge.bundle import read_manifest, sha256_file, write_manifest
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.export import kit
 from atlas_edge.export.kit import make_kit
-from atlas_edge.spec import Target
+from atlas_edge.export.packing.pack import pack_bundles
+from atlas_edge.manifest import Manifest
+from atlas_edge.package.verify import verify_package
+from atlas_edge.spec import Precision, Target
+from packages import make_bundle
 from support import ROOT, RunCommand, disk_full_after
 
 pytest.importorskip("uv", reason="pip install -e '.[kit]' to test it")
@@ -69,13 +73,20 @@ def index(wheel: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def kits(bundle: Path, wheel: Path, index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def package(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed") / "tiny-package"
+    pack_bundles([bundle], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kits(bundle: Path, package: Path, wheel: Path, index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("kits")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in alone(index, tmp_path_factory.mktemp("packing")).items():
             patch.setenv(name, value)
         for platform in ("win_amd64", "manylinux"):
-            make_kit([bundle], out / platform, platform=platform, python=PYTHON, extras=(), wheel=wheel)
+            make_kit([bundle, package], out / platform, platform=platform, python=PYTHON, extras=(), wheel=wheel)
     return out
 
 
@@ -97,7 +108,8 @@ def test_a_kit_holds_what_its_system_needs_in_the_version_of_the_bundle(kits: Pa
         files = {path.relative_to(packed).as_posix(): path for path in packed.rglob("*") if path.is_file()}
         assert sums == {name: sha256_file(path) for name, path in files.items() if name != "SHA256SUMS"}
         contents = json.loads((packed / "kit.json").read_text())
-        assert contents["bundles"] == [bundle.name] and contents["wheels"].keys() == set(names)
+        assert contents["bundles"] == [bundle.name, "tiny-package"] and contents["wheels"].keys() == set(names)
+        verify_package(packed / "bundles" / "tiny-package")
         # Nobody's folders.
         assert str(bundle.parent) not in "".join(files[name].read_text() for name in ("requirements.txt", "kit.json"))
 
@@ -143,6 +155,34 @@ def test_an_engine_gets_the_library_that_built_it(bundle: Path, monkeypatch: pyt
     engine = made.model_copy(update={"target": Target.TENSORRT, "execution": execution, "versions": versions})
     kit._lock("uv", Path("atlas_edge-0.1.0-py3-none-any.whl"), ["tensorrt-rtx"], [engine], "win_amd64", "3.12")
     assert constraints == ["tensorrt-rtx-cu13-bindings==1.7.1.116", "tensorrt-rtx-cu13-libs==1.7.1.116"]
+
+
+def test_a_package_brings_the_runtimes_of_what_runs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_bundle(tmp_path / "engine", Target.TENSORRT, Precision.FP16, model=b"engine")
+    manifest = read_manifest(engine)
+    execution = manifest.execution.model_copy(update={"engine_library": "tensorrt"})
+    built = {"execution": execution, "versions": {"platform": "Linux x86_64"}}
+    write_manifest(engine, manifest.model_copy(update=built))
+    package = tmp_path / "package"
+    pack_bundles([make_bundle(tmp_path / "a", Target.OPENVINO), make_bundle(tmp_path / "b"), engine], package)
+    wanted: dict[str, object] = {}
+
+    def lock(_: str, own: Path, extras: list[str], manifests: list[Manifest], platform: str, __: str) -> str:
+        wanted[platform] = extras
+        raise InputError("far enough")
+
+    monkeypatch.setattr(kit, "_lock", lock)
+    monkeypatch.setattr(kit, "_own_wheel", lambda *_: tmp_path)
+    monkeypatch.setattr(kit, "_check_extras", lambda *_: None)
+    for platform in ("win_amd64", "manylinux"):
+        with pytest.raises(InputError, match="far enough"):
+            make_kit([package], tmp_path / "kit", platform=platform, python=PYTHON, extras=("slides",))
+    assert wanted == {
+        "win_amd64": ["onnx", "openvino", "slides"],
+        "manylinux": ["onnx", "openvino", "slides", "tensorrt"],
+    }
+    with pytest.raises(UsageError, match="nothing in engine runs on win_amd64"):
+        make_kit([engine], tmp_path / "kit", platform="win_amd64", python=PYTHON)
 
 
 def test_our_wheel_is_built_of_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

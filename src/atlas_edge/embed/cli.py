@@ -50,7 +50,7 @@ def embed(
 
     Args:
         slides: Slide files, patterns such as '*.svs', or folders with their subfolders.
-        bundle: Bundle folder (or a model, which then runs in PyTorch).
+        bundle: Bundle folder, or a package of several (or a model, which then runs in PyTorch).
         out: For one slide the file: .h5, .parquet, or .zarr, a folder. For several a folder.
         form: Form of the files in that folder: h5, zarr or parquet.
         config: How slides are embedded.
@@ -70,12 +70,13 @@ def embed(
     from atlas_edge.embed.jobs import SlideFailure, SlideSkipped, expand, leave_out_done, one_or_many
     from atlas_edge.embed.output.files import check_form
     from atlas_edge.embed.resume.plan import plan_of
-    from atlas_edge.embed.workers import read_spec
+    from atlas_edge.embed.workers import one_bundle, read_spec
 
     jobs = one_or_many(expand(slides, out), slides, out, form)
     config = dataclasses.replace(config, override_mpp=[slide for slide, _ in jobs] == slides and len(jobs) == 1)
     for _, target in jobs:
         check_form(target)
+    bundle, running = one_bundle(bundle, running)
     spec, sha256 = read_spec(bundle)
     plan = plan_of(spec, config, sha256)
     to_do, skipped, failures = leave_out_done(jobs, plan, overwrite=overwrite, re_embed=re_embed)

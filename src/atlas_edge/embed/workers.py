@@ -19,6 +19,7 @@ from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, 
 from atlas_edge.models.load import load_encoder, load_model
 from atlas_edge.models.timm_config import WEIGHTS
 from atlas_edge.options import Running
+from atlas_edge.package.choice import chosen_bundle
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.system.hardware import usable_cores
 from atlas_edge.system.paths import printable
@@ -30,6 +31,12 @@ _LOGGER = logging.getLogger("atlas_edge")
 
 
 SlideOutcome = SlideResult | SlideSkipped | SlideFailure
+
+
+def one_bundle(bundle: str, running: Running) -> tuple[str, Running]:
+    """What a command opens from here on: of a package the variant that is best here, and on what it runs."""
+    folder, device = chosen_bundle(bundle, device=running.device)
+    return (str(folder), replace(running, device=device)) if folder != Path(bundle) else (bundle, running)
 
 
 def open_encoder(

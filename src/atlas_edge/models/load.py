@@ -24,6 +24,7 @@ from atlas_edge.models.students import (
 )
 from atlas_edge.models.timm_config import CONFIG, WEIGHTS, read_config
 from atlas_edge.models.timm_folder import has_architecture, load_backbone, patch_side, timm_and_torch
+from atlas_edge.package.manifest import is_package
 from atlas_edge.spec import EncoderSpec, Pooling
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ class LoadedModel:
 def load_encoder(
     name: str, *, threads: int | None = None, device: str | None = None, cache_dir: Path | None = None
 ) -> Encoder:
-    """Open a bundle folder in its own runtime, or any other model in PyTorch, patch tokens included where it has them.
+    """Open a bundle folder, or a package, in its own runtime, or any other model in PyTorch.
+
+    In PyTorch patch tokens are included where the model has them.
 
     Args:
         name: See `open_bundle` and `load_model`.
@@ -91,7 +94,7 @@ def load_encoder(
         RuntimeMissing: The runtime is not installed.
         UsageError: No such model.
     """
-    if (Path(name) / MANIFEST).is_file():
+    if (Path(name) / MANIFEST).is_file() or is_package(name):
         return open_bundle(name, threads=threads, device=device, cache_dir=cache_dir)
     from atlas_edge.runtimes.torch import TorchEncoder
 

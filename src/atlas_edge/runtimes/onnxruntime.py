@@ -12,7 +12,7 @@ from atlas_edge.encoder import Capabilities, check_gives_tokens, check_graph, ch
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import encode_in_pieces
-from atlas_edge.runtimes.devices.onnxruntime import choose_provider
+from atlas_edge.runtimes.devices.onnxruntime import accelerators, choose_provider
 from atlas_edge.runtimes.registry import PROFILE_WARM_UP, Layer, Runtime
 from atlas_edge.spec import EncoderSpec
 
@@ -196,4 +196,5 @@ RUNTIME = Runtime(
     "embeddings are less exact there (DINOv2 ViT-S/14: cosine 0.9956 for the worst tile). Open the bundle with "
     "atlas_edge.open_bundle, which is right everywhere, or set session.x64quantprecision to 1.",
     layers=_layers,
+    other_devices=accelerators,
 )

@@ -12,7 +12,7 @@ from atlas_edge.encoder import Capabilities, check_gives_tokens, check_graph, ch
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import empty_results, encode_in_pieces, pieces
-from atlas_edge.runtimes.devices.openvino import InferencePrecision, find_device
+from atlas_edge.runtimes.devices.openvino import InferencePrecision, find_device, gpus
 from atlas_edge.runtimes.int8_sums import with_float_weights
 from atlas_edge.runtimes.registry import PROFILE_WARM_UP, Layer, Runtime
 from atlas_edge.spec import EncoderSpec
@@ -293,4 +293,5 @@ RUNTIME = Runtime(
     "embeddings are WRONG there (DINOv2 ViT-S/14: cosine 0.993 in the median, 0.888 in the 1st percentile). Open the "
     "bundle with atlas_edge.open_bundle, which is right everywhere, or compile it with LP_TRANSFORMS_MODE off there.",
     layers=_layers,
+    other_devices=gpus,
 )

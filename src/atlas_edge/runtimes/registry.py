@@ -56,6 +56,8 @@ class Runtime:
         int8_notice: What whoever opens an INT8 model file without atlas-edge must know; None where there is nothing.
         layers: Profiles a bundle: `(folder, manifest, tiles, calls, threads)`, the layers in the order of execution;
             None where the library has no such profile.
+        other_devices: Names of devices of this machine, beside its own choice, that a bundle may be faster on; empty
+            where the library is not installed.
     """
 
     title: str
@@ -64,6 +66,7 @@ class Runtime:
     open: Callable[..., Encoder]
     int8_notice: str | None = None
     layers: Callable[[Path, Manifest, NDArray[np.uint8], int, int | None], list[Layer]] | None = None
+    other_devices: Callable[[], tuple[str, ...]] = tuple
 
 
 def runtime_of(target: Target) -> Runtime:

@@ -96,8 +96,12 @@ def peak_memory_bytes() -> int:
 
 def versions() -> dict[str, str]:
     """Versions of Python, the operating system and the distributions in `DISTRIBUTIONS` that are installed."""
-    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
-    return found | installed_versions(DISTRIBUTIONS)
+    return system() | installed_versions(DISTRIBUTIONS)
+
+
+def system() -> dict[str, str]:
+    """Python's version, and which operating system on which kind of processor."""
+    return {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
 
 
 def installed_versions(names: Iterable[str]) -> dict[str, str]:

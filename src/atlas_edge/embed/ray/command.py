@@ -7,7 +7,7 @@ from typing import Any
 from atlas_edge.cli import existing_folder, print_json
 from atlas_edge.embed.config import EmbedConfig
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.options import Flag, Output
+from atlas_edge.options import Flag, Output, Running
 
 
 def ray(
@@ -34,7 +34,7 @@ def ray(
 
     Args:
         folder: Folder with slides, with its subfolders.
-        bundle: Bundle folder.
+        bundle: Bundle folder, or a package, whose variant is chosen on this machine.
         out: Folder for the embeddings.
         workers: Encoders at work.
         gpus_a_worker: GPUs for each of them.
@@ -51,7 +51,7 @@ def ray(
     from atlas_edge.embed.output.files import check_form
     from atlas_edge.embed.resume.plan import plan_of
     from atlas_edge.embed.slide_files import find_slides
-    from atlas_edge.embed.workers import read_spec
+    from atlas_edge.embed.workers import one_bundle, read_spec
 
     existing_folder(folder, "a folder of slides")
     if workers < 1:
@@ -59,6 +59,7 @@ def ray(
     check_form(out / f"x.{form}")
     root, out = folder.resolve(), out.resolve()
     found = [FoundSlide(path, root) for path in find_slides(root, out)]
+    bundle, _ = one_bundle(bundle, Running())
     spec, sha256 = read_spec(bundle)
     plan = plan_of(spec, config, sha256)
     jobs, skipped, failed = leave_out_done(name_outputs(found, out, form), plan, overwrite=False, re_embed=re_embed)

@@ -38,7 +38,7 @@ def watch(
 
     Args:
         folder: Drop folder, with its subfolders. Nothing is written there.
-        bundle: Bundle folder.
+        bundle: Bundle folder, or a package of several.
         out: Folder for the embeddings, the journal (SQLite), the log (JSON lines) and the quarantine's reports.
         options: How the folder is watched.
         config: How slides are embedded.
@@ -52,7 +52,7 @@ def watch(
     screen = output.screen()
     from atlas_edge.embed.output.files import check_form
     from atlas_edge.embed.watch.watcher import Watcher
-    from atlas_edge.embed.workers import open_encoder
+    from atlas_edge.embed.workers import one_bundle, open_encoder
 
     check_form(out / f"x.{options.form}")
     if dry_run:
@@ -62,6 +62,7 @@ def watch(
 
     with ExitStack() as stack:
         stack.enter_context(_terminated_like_interrupted())
+        bundle, running = one_bundle(bundle, running)
         encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams, running=running)
         stack.callback(encoder.close)
         if encoder.spec.notice:

@@ -25,6 +25,7 @@ _PACKAGES = {
     "openvino": "onnxruntime-ep-openvino",
     "tensorrt": "onnxruntime-gpu",
 }
+_BY_NAME = frozenset({"coreml", "directml"})
 # Providers that run on CUDA's devices.
 _CUDA = frozenset({"cuda", "nvtensorrtrtx", "tensorrt"})
 
@@ -72,6 +73,16 @@ def choose_provider(onnxruntime: Any, options: Any, device: str | None) -> Provi
         f"--device {device}: this ONNX Runtime has no such provider; it has {', '.join(sorted(here))}",
         hint=f"pip install {_PACKAGES[kind]}" if kind in _PACKAGES else "name one of these",
     )
+
+
+def accelerators() -> tuple[str, ...]:
+    """Providers that this ONNX Runtime takes when they are named only: DirectML, CoreML; empty without ONNX Runtime."""
+    try:
+        import onnxruntime
+
+        return tuple(kind for name in onnxruntime.get_available_providers() if (kind := _short(name)) in _BY_NAME)
+    except Exception:  # a broken installation raises anything
+        return ()
 
 
 def _built_in(name: str, kind: str, options: Any, device: str, which: str | None) -> Provider:

@@ -121,6 +121,19 @@ def float_formats(core: Any = None, device: str = CPU) -> frozenset[str]:
     return frozenset((core or openvino.Core()).get_property(device, "OPTIMIZATION_CAPABILITIES"))
 
 
+def gpus() -> tuple[str, ...]:
+    """OpenVINO's GPUs of this machine; empty without OpenVINO.
+
+    An NPU is none of them: it compiles for minutes, which is for whoever names it.
+    """
+    try:
+        import openvino
+
+        return tuple(name for name in openvino.Core().available_devices if name.partition(".")[0] == "GPU")
+    except Exception:  # a broken installation or driver raises anything
+        return ()
+
+
 def _present(name: str, wanted: str | None, here: tuple[str, ...]) -> str:
     # With two GPUs they are GPU.0 and GPU.1, and GPU is the first.
     if name in here or any(device.partition(".")[0] == name for device in here):
