@@ -295,16 +295,20 @@ def kit(
 
 
 @app.command
-def doctor(*, json: Json = False) -> None:
+def doctor(package: Path | None = None, /, *, json: Json = False) -> None:
     """Say what this machine can build and run: PASS, WARN or FAIL, each with its fix. Exit 4 after a FAIL.
 
+    Then which variant to run on it and what an upgrade would bring; the last line is for whoever helps: it holds no
+    name of a user, a host or a folder.
+
     Args:
+        package: Name the variant of this package: the one that atlas-bench choose found, else one by a rule.
         json: Print the diagnosis as JSON on stdout.
     """
     from atlas_edge.export.doctor.checks import diagnose
     from atlas_edge.export.doctor.table import print_diagnosis
 
-    diagnosis = diagnose()
+    diagnosis = diagnose(package=package)
     if json:
         print_json(diagnosis.as_dict())
     else:

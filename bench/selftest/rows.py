@@ -1,8 +1,5 @@
-"""A selftest on a terminal and in Markdown."""
+"""A selftest as tables."""
 
-import platform
-
-from atlas_edge.bench.report.markdown import table_markdown
 from atlas_edge.bench.report.rows import Rows
 from atlas_edge.bench.report.speed_rows import throughput_and_latency
 from atlas_edge.bench.selftest.run import SelftestReport
@@ -33,10 +30,3 @@ def selftest_rows(report: SelftestReport) -> list[Rows]:
     title = f"Selftest of {report.bundle}: {'PASS' if report.passed else 'FAIL'}"
     found = [Rows(title=title, headings=headings, rows=rows, notes=notes)]
     return found if report.speed is None else [*found, *throughput_and_latency(report.speed)]
-
-
-def selftest_markdown(report: SelftestReport) -> str:
-    """The report as Markdown, for a person."""
-    lines = [f"# Selftest of {report.bundle}", "", f"{platform.node() or 'This machine'}, {report.created_utc}.", ""]
-    lines += [f"**{'PASS' if report.passed else 'FAIL'}** · keep **{report.keep}**", ""]
-    return "\n".join([*lines, *(line for rows in selftest_rows(report) for line in table_markdown(rows))])

@@ -1,4 +1,5 @@
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,11 @@ from atlas_edge.bench.commands.selftest import selftest
 from atlas_edge.bench.selftest.run import write_selftest
 from atlas_edge.bundle import write_manifest
 from atlas_edge.cli import make_app, run_app
+from atlas_edge.export.packing.pack import pack_bundles
 from atlas_edge.manifest import Execution, Manifest
 from atlas_edge.models.graph import export_onnx
 from atlas_edge.models.load import load_model
+from atlas_edge.package import choice as remembering
 from atlas_edge.runtimes.torch import TorchEncoder
 from atlas_edge.spec import Precision, Target
 
@@ -39,6 +42,42 @@ def bundles(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         write_manifest(folder, manifest)
         made[name] = folder
     return made
+
+
+def test_one_file_holds_the_whole_workstation(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(remembering, "user_cache", lambda: tmp_path / "cache")
+    app = make_app("atlas-bench", "Bench.")
+    app.command(selftest)
+    package, out = tmp_path / "<package>", tmp_path / "report.html"
+    pack_bundles([bundles["sound"]], package)
+    assert run_app(app, ["selftest", str(package), "--out", str(out), "--no-speed"]) == 0
+    page = out.read_text(encoding="utf-8")
+    for part in (
+        "Selftest of &lt;package&gt;/onnx-fp32",
+        "PASS",
+        "This machine",
+        "Variants of",
+        "For support: atlas-edge ",
+    ):
+        assert part in page, part
+    assert "<package>" not in page and socket.gethostname() not in page
+    assert {path.name for path in tmp_path.iterdir()} == {"<package>", "report.html", "cache"}
+
+
+def test_what_keeps_the_selftest_from_running_is_written_and_raised(
+    bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = make_app("atlas-bench", "Bench.")
+    app.command(selftest)
+    arguments = ["selftest", str(bundles["sound"]), "--out", str(tmp_path / "report.json"), "--device", "cuda"]
+    assert run_app(app, arguments) == 4
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["passed"] is False and "cuda" in report["error"] and report["checks"] and report["advice"]["support"]
+    assert "error: --device cuda" in capsys.readouterr().err
+    assert run_app(app, ["selftest", str(tmp_path), "--out", str(tmp_path / "none.json")]) == 5
+    assert not (tmp_path / "none.json").exists()
 
 
 @pytest.mark.parametrize(("name", "code"), [("sound", 0), ("broken", 3)])

@@ -1,0 +1,1 @@
+"""What this machine can run: `found` looks, `checks` judges, `advice` says which variant, and what would be better."""
