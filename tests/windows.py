@@ -34,7 +34,8 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     - What was opened for reading cannot be flushed; a folder cannot be opened at all.
     - A file that is open or mapped is neither removed nor renamed, nor is a folder with such a file in it.
-    - There is no fcntl and no resource; a lock comes from msvcrt, the peak of memory from psutil.
+    - There is no fcntl and no resource; a lock comes from msvcrt, the peak of memory from psutil, graphics cards from
+      winreg: one, beside a key that may not be read.
     - The console is cp1252, and what it lacks is an error unless somebody said otherwise.
     - Our modules read `sys.platform == "win32"`. Child processes run as they are.
     """
@@ -44,6 +45,7 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for name in ("fcntl", "resource", "pwd", "grp"):
             patch.setitem(sys.modules, name, None)
         patch.setitem(sys.modules, "msvcrt", _msvcrt())
+        patch.setitem(sys.modules, "winreg", _winreg())
         patch.setattr(psutil.Process, "memory_info", _memory_info)
         platform = _WindowsSys("sys")
         for name, module in list(sys.modules.items()):
@@ -146,3 +148,24 @@ def _msvcrt() -> SimpleNamespace:
             raise PermissionError(errno.EACCES, "Permission denied") from error
 
     return SimpleNamespace(locking=locking, LK_NBLCK=2, LK_UNLCK=0)
+
+
+def _winreg() -> SimpleNamespace:
+    display = r"SYSTEM\CurrentControlSet\Control\Class\{4d36e968-e325-11ce-bfc1-08002be10318}"
+    card = {"DriverDesc": "NVIDIA RTX A4000", "DriverVersion": "32.0.15"}
+    keys = {display: ["0000", "Properties"], f"{display}\\0000": card}
+
+    @contextmanager
+    def opened(above: str, name: str) -> Iterator[str]:
+        path = f"{above}\\{name}".strip("\\")
+        if path not in keys:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        yield path
+
+    return SimpleNamespace(
+        HKEY_LOCAL_MACHINE="",
+        OpenKey=opened,
+        QueryInfoKey=lambda path: (len(keys[path]), 0, 0),
+        EnumKey=lambda path, index: list(keys[path])[index],
+        QueryValueEx=lambda path, name: (dict(keys[path])[name], 1),
+    )

@@ -106,7 +106,10 @@ class _Contest:
                 return
             candidate = self._judged(folder, variant, encoder, here)
             if candidate.outcome != "wrong":
-                candidate = self._timed(candidate, encoder, variant.precision)
+                try:
+                    candidate = self._timed(candidate, encoder, variant.precision)
+                except AtlasError as error:  # a device may be too small for whole batches
+                    candidate = Candidate(**here, outcome="not here", reason=_line(error, folder))
             self._met.append(candidate)
             if candidate.outcome == "chosen":
                 stack.pop_all()

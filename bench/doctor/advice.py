@@ -83,7 +83,7 @@ def _of_package(folder: Path, package: PackageManifest, by_rule: list[tuple[str,
     first = next((way for way in by_rule if package.variant(way[0]) is not None), None)
     if first is None:
         return "", "none of its variants is known to run here; atlas-bench choose tries them", False
-    return first[0], f"{first[1]}; a rule: atlas-bench choose measures", False
+    return first[0], f"{first[1]}; atlas-bench choose measures it", False
 
 
 def _upgrades(found: Found) -> list[Upgrade]:
@@ -133,7 +133,7 @@ def _support(found: Found, variant: str, measured: bool) -> str:
     says = found.openvino
     parts = [
         f"atlas-edge {__version__}",
-        " ".join(f"{value}" for value in hardware.system().values()),
+        "Python {python}, {platform}".format(**hardware.system()),
         f"{cpu.name}, {cpu.cores} of {found.all_cores or cpu.cores} cores",
         "+".join(name for name in sets if getattr(cpu, name)) or "no AVX2",
         "openvino says nothing"

@@ -4,12 +4,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from atlas_edge.bench.choose import run as under_test
 from atlas_edge.bench.choose.rows import choice_rows
 from atlas_edge.bundle import open_bundle
-from atlas_edge.errors import ChecksumError, GateFailed, RuntimeMissing
+from atlas_edge.encoder import Capabilities
+from atlas_edge.errors import ChecksumError, GateFailed, InputError, RuntimeMissing
 from atlas_edge.export.packing.pack import pack_bundles
 from atlas_edge.package import choice as remembering
 from atlas_edge.package.choice import Choice, chosen_bundle, measure, remembered
@@ -106,6 +109,24 @@ def test_what_computes_something_else_here_is_dropped_however_fast(package: Path
     text = "\n".join(choice_rows("package", choice).notes)
     assert all(reason in text for reason in reasons)
     assert wrong.closed and broken.closed
+
+
+class TooSmall(KnownEncoder):
+    """A device on which the selftest's eight tiles fit, and a whole batch does not."""
+
+    capabilities = Capabilities(batch=16)
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if len(tiles) > 8:
+            raise InputError("out of device memory")
+        return super().encode(tiles)
+
+
+def test_a_device_that_a_batch_does_not_fit_on_is_passed_over(package: Path, here: Here) -> None:
+    here(openvino_fp32=0.01, openvino_int8=TooSmall("small", seconds=0.001, noise=0.01))
+    choice = measure(package)
+    assert choice.chosen is not None and choice.chosen.variant == "openvino-fp32"
+    assert [one.reason for one in choice.candidates if one.variant == "openvino-int8"] == ["out of device memory"]
 
 
 def test_model_files_that_run_the_same_way_are_timed_once(package: Path, here: Here) -> None:

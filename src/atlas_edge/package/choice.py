@@ -41,7 +41,7 @@ _DISTRIBUTIONS = (
     "tensorrt",
     "tensorrt-rtx",
 )
-_VARIABLES = ("CUDA_VISIBLE_DEVICES", "DNNL_MAX_CPU_ISA", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA")
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA")
 _MOST_BYTES = 1 << 20
 # What this process measured, where the user's cache cannot be written.
 _measured: "dict[Path, Choice]" = {}

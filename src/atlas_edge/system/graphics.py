@@ -15,9 +15,7 @@ def graphics() -> tuple[str, ...]:
 
     It changes when a card or a driver does; empty where the system does not say.
     """
-    if sys.platform == "win32":
-        return _of_registry()
-    return _of_sysfs()
+    return _of_registry() if sys.platform == "win32" else _of_sysfs()
 
 
 def _of_sysfs(root: Path = Path("/sys")) -> tuple[str, ...]:
@@ -33,16 +31,15 @@ def _of_sysfs(root: Path = Path("/sys")) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-if sys.platform == "win32":
-
-    def _of_registry() -> tuple[str, ...]:
+def _of_registry() -> tuple[str, ...]:
+    found: set[str] = set()
+    if sys.platform == "win32":
         import winreg
 
-        found: set[str] = set()
         for kind in _WINDOWS_CLASSES:
             with suppress(OSError), winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, rf"{_WINDOWS_KEY}\{kind}") as devices:
                 for index in range(winreg.QueryInfoKey(devices)[0]):
                     with suppress(OSError), winreg.OpenKey(devices, winreg.EnumKey(devices, index)) as device:
                         names = ("DriverDesc", "DriverVersion")
                         found.add(" ".join(str(winreg.QueryValueEx(device, name)[0]) for name in names))
-        return tuple(sorted(found))
+    return tuple(sorted(found))

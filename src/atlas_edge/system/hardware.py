@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -155,6 +156,12 @@ def _name_and_flags() -> tuple[str, frozenset[str]]:
         fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
         flags = fields.get("flags") or fields.get("Features") or ""
         return fields.get("model name", platform.processor()), frozenset(flags.split())
+    return _asked_of_cpuinfo()
+
+
+@cache
+def _asked_of_cpuinfo() -> tuple[str, frozenset[str]]:
+    # Its first answer takes a second.
     try:
         from cpuinfo import get_cpu_info  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
