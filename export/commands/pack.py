@@ -99,7 +99,7 @@ def packed_line(out: Path, packed: Packed) -> str:
 
 
 def package_json(folder: Path, package: PackageManifest) -> dict[str, Any]:
-    """`variants.json` with the size and the figures of each variant."""
+    """`atlas-package.json` with the size and the figures of each variant."""
     data = package.model_dump(mode="json")
     for variant in data["variants"]:
         variant["size_bytes"] = size_bytes(folder / variant["name"])

@@ -69,7 +69,7 @@ def pack_bundles(bundles: Sequence[Path], out: Path, *, overwrite: bool = False)
 
 
 def complete_package(folder: Path, names: Sequence[str], *, left_out: Sequence[LeftOut] = ()) -> Packed:
-    """Make a package of the bundles in a folder: share what is equal, write `README.md` and `variants.json`.
+    """Make a package of the bundles in a folder: share what is equal, write `README.md` and `atlas-package.json`.
 
     Args:
         folder: Holds bundles, and nothing else.

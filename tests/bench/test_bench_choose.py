@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.choose import run as under_test
 from atlas_edge.bench.choose.rows import choice_rows
-from atlas_edge.bundle import open_bundle
+from atlas_edge.bench.encoders import one_bundle
+from atlas_edge.bundle import open_bundle, sha256_file
+from atlas_edge.embed import workers
 from atlas_edge.encoder import Capabilities
 from atlas_edge.errors import ChecksumError, GateFailed, InputError, RuntimeMissing
 from atlas_edge.export.packing.pack import pack_bundles
+from atlas_edge.options import Running
 from atlas_edge.package import choice as remembering
 from atlas_edge.package.choice import Choice, chosen_bundle, measure, remembered
 from atlas_edge.spec import Precision, Target
@@ -162,6 +165,26 @@ def test_it_is_measured_once_and_remembered_for_this_package_on_this_machine(
     assert remembered(package) is None
     assert chosen_bundle(package)[0] == package / "openvino-fp32"
     assert len(list((tmp_path / "cache" / "choices").iterdir())) == 2
+
+
+def test_commands_open_the_chosen_variant_and_label_embeddings_with_its_hash(package: Path, here: Here) -> None:
+    here(openvino_fp32=0.01, openvino_int8=0.002)
+    chosen = package / "openvino-int8"
+    assert one_bundle(str(package), None) == (str(chosen), None)
+    assert workers.one_bundle(str(package), Running()) == (str(chosen), Running())
+    assert workers.read_spec(str(chosen))[1] == sha256_file(chosen / "manifest.json")
+    for name in (str(chosen), "atlas2-demo", "hf-hub:organisation/name"):
+        assert workers.one_bundle(name, Running(device="GPU")) == (name, Running(device="GPU"))
+
+
+def test_watchers_on_different_gpus_agree(package: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    here(openvino_fp32=0.01, openvino_int8=0.002)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    measure(package)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert remembered(package) is not None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert remembered(package) is None
 
 
 def test_a_memory_that_does_not_fit_is_none(

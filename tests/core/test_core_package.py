@@ -99,7 +99,7 @@ def test_a_bundle_that_was_put_in_anothers_place_is_found(package: Path, tmp_pat
 
 def test_what_was_added_or_changed_beside_the_variants_is_found(package: Path) -> None:
     (package / "run.exe").write_bytes(b"x")
-    with pytest.raises(ChecksumError, match=r"run\.exe is not in variants\.json"):
+    with pytest.raises(ChecksumError, match=r"run\.exe is not in atlas-package\.json"):
         verify_package(package)
     (package / "run.exe").unlink()
     (package / "README.md").write_text("run this")

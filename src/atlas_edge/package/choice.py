@@ -41,7 +41,7 @@ _DISTRIBUTIONS = (
     "tensorrt",
     "tensorrt-rtx",
 )
-_VARIABLES = ("CUDA_VISIBLE_DEVICES", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA")
+_VARIABLES = ("DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA")
 _MOST_BYTES = 1 << 20
 # What this process measured, where the user's cache cannot be written.
 _measured: "dict[Path, Choice]" = {}
@@ -210,6 +210,8 @@ def machine() -> dict[str, Any]:
         "graphics": graphics(),
         "versions": {**hardware.installed_versions(_DISTRIBUTIONS), **hardware.system()},
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        # Which of them does not count: several watchers, one a GPU, must agree.
+        "gpus_hidden": os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"),
     }
 
 

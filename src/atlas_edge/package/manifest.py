@@ -1,7 +1,7 @@
-"""`variants.json`: which bundles of one model a package holds, and whose model files serve two of them.
+"""`atlas-package.json`: which bundles of one model a package holds, and whose model files serve two of them.
 
 ```
-PACKAGE/variants.json          the variants, and the SHA-256 of each one's manifest.json
+PACKAGE/atlas-package.json     the variants, and the SHA-256 of each one's manifest.json
 PACKAGE/README.md              what is inside
 PACKAGE/openvino-fp32/         a bundle
 PACKAGE/openvino-bf16/         a bundle whose model files are those of openvino-fp32, where they lie once
@@ -25,7 +25,7 @@ from atlas_edge.errors import InputError
 from atlas_edge.manifest import ModelProvenance
 from atlas_edge.spec import EncoderSpec, Precision, Target
 
-VARIANTS = "variants.json"
+VARIANTS = "atlas-package.json"
 SCHEMA_VERSION = 1
 
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}(/fp16)?$")]
@@ -71,7 +71,7 @@ class LeftOut(_Model):
 
 
 class PackageManifest(_Model):
-    """The whole of `variants.json`.
+    """The whole of `atlas-package.json`.
 
     Attributes:
         encoder: What every variant takes and gives.
@@ -123,7 +123,7 @@ def is_package(path: str | Path) -> bool:
 
 
 def read_package(folder: Path) -> PackageManifest:
-    """Read `variants.json` without looking at the variants.
+    """Read `atlas-package.json` without looking at the variants.
 
     Raises:
         InputError: Missing, not JSON, of another schema version, or with fields that do not fit.
@@ -174,5 +174,5 @@ def place_in_package(folder: Path) -> Place | None:
 
 
 def package_sha256(folder: Path) -> str:
-    """What tells a package from every other: the SHA-256 of its `variants.json`, which holds those of its bundles."""
+    """What tells a package from every other: the SHA-256 of its manifest, which holds those of its bundles."""
     return hashlib.sha256((folder / VARIANTS).read_bytes()).hexdigest()
