@@ -95,7 +95,7 @@ class _Contest:
         try:
             encoder = open_verified(folder, read_manifest(folder), threads=self._threads, device=on)
         except AtlasError as error:
-            self._met.append(Candidate(**here, outcome="not here", reason=_line(error, folder)))
+            self._met.append(Candidate(**here, outcome="not here", reason=_line(error, folder, variant.name)))
             return
         with ExitStack() as stack:
             stack.enter_context(closing(encoder))
@@ -109,7 +109,7 @@ class _Contest:
                 try:
                     candidate = self._timed(candidate, encoder, variant.precision)
                 except AtlasError as error:  # a device may be too small for whole batches
-                    candidate = Candidate(**here, outcome="not here", reason=_line(error, folder))
+                    candidate = Candidate(**here, outcome="not here", reason=_line(error, folder, variant.name))
             self._met.append(candidate)
             if candidate.outcome == "chosen":
                 stack.pop_all()
@@ -144,7 +144,7 @@ class _Contest:
                 self._tiles, self._drawn = stored.draw(encoder.spec), stored.tile_blocks
             case = run_case(folder, encoder, variant.precision, self._tiles, stored)
         except AtlasError as error:
-            return Candidate(**here, outcome="wrong", reason=_line(error, folder))
+            return Candidate(**here, outcome="wrong", reason=_line(error, folder, variant.name))
         here |= {"distance": case.distance, "allowed": case.allowed}
         if case.passed:
             return Candidate(**here, outcome="chosen", reason="the most exact")
@@ -202,6 +202,6 @@ def _name(variant: str, device: str | None) -> str:
     return variant if device is None else f"{variant} on {device}"
 
 
-def _line(error: AtlasError, folder: Path) -> str:
+def _line(error: AtlasError, folder: Path, name: str) -> str:
     # Reports are sent on, and folders may be named after people.
-    return " ".join(error.message.replace(str(folder), folder.name).split())
+    return " ".join(error.message.replace(str(folder), name).split())

@@ -34,6 +34,7 @@ class Workstation:
         choice: Of a package; None for a bundle.
         selftest: None where it could not be run.
         error: Why not.
+        error_text: The same, without the folders that the bundle lies in.
     """
 
     bundle: str
@@ -42,6 +43,7 @@ class Workstation:
     choice: Choice | None
     selftest: SelftestReport | None
     error: AtlasError | None
+    error_text: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -87,6 +89,7 @@ def examine(
         choice=choice,
         selftest=tested,
         error=error,
+        error_text=None if error is None else str(error).replace(str(bundle), name),
     )
 
 
@@ -109,7 +112,7 @@ def workstation_json(report: Workstation) -> dict[str, Any]:
     return {
         **figures,
         "passed": report.passed,
-        "error": None if report.error is None else str(report.error),
+        "error": report.error_text,
         "checks": [asdict(check) for check in report.checks],
         "advice": asdict(report.advice),
         "choice": None if report.choice is None else report.choice.model_dump(mode="json"),
@@ -137,7 +140,7 @@ def _headline(report: Workstation) -> list[str]:
     if tested is not None:
         first = f"{'PASS' if tested.passed else 'FAIL'}: keep {tested.keep}. {tested.created_utc}."
     else:
-        first = f"NOT RUN: {report.error}"
+        first = f"NOT RUN: {report.error_text}"
     how = "measured here" if advice.measured else "by a rule"
     return [
         first,

@@ -40,6 +40,7 @@ def open_bundle(
         InputError: No manifest, or one that cannot be read.
         ChecksumError: A file is missing or differs from the manifest.
         RuntimeMissing: The runtime or its device is not here.
+        GateFailed: Every variant of a package that runs here computes something else than it should.
     """
     folder, device = chosen_bundle(path, device=device, threads=threads)
     return open_verified(folder, verify_bundle(folder), threads=threads, cache_dir=cache_dir, device=device)

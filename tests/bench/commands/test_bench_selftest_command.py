@@ -1,4 +1,5 @@
 import json
+import shutil
 import socket
 from pathlib import Path
 
@@ -75,6 +76,12 @@ def test_what_keeps_the_selftest_from_running_is_written_and_raised(
     assert run_app(app, arguments) == 4
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["passed"] is False and "cuda" in report["error"] and report["checks"] and report["advice"]["support"]
+    broken = tmp_path / "named-after-a-person" / "bundle"
+    shutil.copytree(bundles["sound"], broken)
+    (broken / "model.onnx").write_bytes(b"x")
+    assert run_app(app, ["selftest", str(broken), "--out", str(tmp_path / "broken.md")]) == 5
+    text = (tmp_path / "broken.md").read_text()
+    assert "NOT RUN: bundle: model.onnx has 1 bytes" in text and "named-after-a-person" not in text
     assert "error: --device cuda" in capsys.readouterr().err
     assert run_app(app, ["selftest", str(tmp_path), "--out", str(tmp_path / "none.json")]) == 5
     assert not (tmp_path / "none.json").exists()
