@@ -103,7 +103,8 @@ def verify(bundle: Path, *, json: Json = False) -> None:
     from atlas_edge.runtimes.plain import plain_runtime_notice, saturates_here
 
     manifest = verify_bundle(bundle)
-    notice = plain_runtime_notice(manifest.target, manifest.precision)
+    portable = manifest.execution.portable
+    notice = plain_runtime_notice(manifest.target, manifest.precision, portable=portable)
     saturates = saturates_here() if notice else False
     if saturates is not False:
         has = "has" if saturates else "may have"  # without OpenVINO it cannot be tried
@@ -114,7 +115,8 @@ def verify(bundle: Path, *, json: Json = False) -> None:
     size = sum(file.size_bytes for file in manifest.files)
     tokens = "" if manifest.encoder.tokens is None else f" with {manifest.encoder.tokens}"
     print(
-        f"{bundle}: intact. {manifest.encoder.name}{tokens}, {manifest.target.value} {manifest.precision.value}, "
+        f"{bundle}: intact. {manifest.encoder.name}{tokens}, {manifest.target.value} {manifest.precision.value}"
+        f"{' portable' if portable else ''}, "
         f"{len(manifest.files)} files, {size / 1e6:.1f} MB, made {manifest.created_utc}"
     )
 

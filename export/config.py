@@ -11,7 +11,7 @@ from atlas_edge.export.backends.base import backend_of
 from atlas_edge.export.options import Choices
 from atlas_edge.models.load import DEFAULT_MODEL
 from atlas_edge.quantize.plan import load_plan
-from atlas_edge.quantize.recipe import Recipe, load_recipe
+from atlas_edge.quantize.recipe import Recipe, for_portable, load_recipe
 from atlas_edge.spec import Precision, Target
 from atlas_edge.unnamed import LEFT_OUT, last_name
 
@@ -57,6 +57,8 @@ class ExportConfig(Choices):
             return f"--target {self.target} --precision {self.precision}: {backend.impossible[self.precision]}"
         if self.quantize_attention and not (engine and self.precision is Precision.INT8):
             return "--quantize-attention is for --target tensorrt or tensorrt-rtx in --precision int8"
+        if self.portable and (engine or self.precision is not Precision.INT8):
+            return "--portable is for --target onnx or openvino in --precision int8; others add exactly as they are"
         if self.recipe is not None and self.precision not in (Precision.INT8, Precision.FP8):
             return f"--recipe says how INT8 is made, --precision {self.precision} has no use for it"
         if any(size < 1 for size in self.batch):
@@ -84,7 +86,8 @@ class ExportConfig(Choices):
         if self.tile_px is not None:
             stem += f"-{self.tile_px}px"
         tokens = "-tokens" if self.graph_output == "tokens" else ""
-        return Path("bundles") / f"{stem}-{kind}{tokens}"
+        portable = "-portable" if self.portable else ""
+        return Path("bundles") / f"{stem}-{kind}{portable}{tokens}"
 
     def for_manifest(self) -> dict[str, Any]:
         """The options as they stand in a bundle; paths as names of what was given, unless `keep_paths`."""
@@ -98,6 +101,8 @@ class ExportConfig(Choices):
     def int8_recipe(self) -> Recipe:
         """The recipe that was asked for, or the target's default."""
         recipe = self.recipe or backend_of(self.target).default_recipe(self.precision)
+        if self.portable:
+            recipe = for_portable(recipe)
         if not self.quantize_attention:
             return recipe
         return recipe.model_copy(update={"name": f"{recipe.name}-attention", "attention": True})

@@ -62,6 +62,11 @@ class Inspection:
         known = self.model.known
         return "not known: read its licence" if known is None else known.students_said
 
+    @property
+    def portable(self) -> tuple[str, ...]:
+        """Targets whose INT8 `--portable` makes one that any runtime computes rightly on any processor."""
+        return tuple(target.value for target in self.ways if backend_of(target).library is None)
+
     def as_json(self) -> dict[str, Any]:
         """All of it as plain data."""
         known = self.model.known
@@ -74,6 +79,7 @@ class Inspection:
             "gated": None if known is None else known.gated,
             "students": None if known is None else known.students,
             "origins": self.origins,
+            "portable": self.portable,
             "ways": {
                 target.value: {precision.value: asdict(way) for precision, way in ways.items()}
                 for target, ways in self.ways.items()

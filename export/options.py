@@ -74,6 +74,8 @@ class Choices(Options):
         hardware_compatible: TensorRT only: an engine for Ampere and every later GPU generation.
         version_compatible: TensorRT only: an engine that later TensorRT versions run, too.
         batch_independent: TensorRT targets: an embedding does not depend on the rest of its batch.
+        portable: ONNX and OpenVINO, int8: weights of 7 bits, so that every processor and any OpenVINO or ONNX Runtime
+            computes the file rightly.
         quantize_attention: TensorRT targets, int8: quantize the products of attention, too; at most 512 tokens.
         refit: TensorRT targets, beside the GPU: an engine whose weights can be replaced.
         strip: TensorRT targets, beside the GPU: leave the weights in the bundle's ONNX.
@@ -99,6 +101,7 @@ class Choices(Options):
     hardware_compatible: Flag = False
     version_compatible: Flag = False
     batch_independent: Flag = False
+    portable: Flag = False
     quantize_attention: Flag = False
     refit: Flag = False
     strip: Flag = False

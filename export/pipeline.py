@@ -302,7 +302,7 @@ def _manifest(
             "verdict": verification.verdict,
             "deployed_file_was_run": built.not_run is None,
         },
-        notice=plain_runtime_notice(config.target, config.precision),
+        notice=plain_runtime_notice(config.target, config.precision, portable=built.execution.portable),
         files=(),
     )
 

@@ -56,6 +56,11 @@ class Job:
     threads: int | None = None
     last_use: bool = False
 
+    @property
+    def portable(self) -> bool:
+        """Whether every processor computes the file alike; see `Recipe.portable`."""
+        return self.precision is Precision.INT8 and self.recipe is not None and self.recipe.portable
+
     def some_tiles(self, count: int) -> NDArray[np.uint8]:
         """The first `count` calibration tiles."""
         return np.concatenate(self.calibration)[:count]

@@ -43,6 +43,7 @@ class RecipeChanges(Options):
         smooth_alphas: SmoothQuant strengths to choose from; -1 turns it off. May be given several times.
         calibrator: How the range of an activation is set.
         weights: Round weights to the nearest, or fit them to what they read.
+        weight_bits: Bits of a weight; 7 make a portable file, which any runtime computes rightly on any processor.
         quantizer: OpenVINO only: layer by layer, or NNCF.
         attention: Quantize the two matrix products of attention.
         patch_embed: Quantize the patch embedding.
@@ -56,6 +57,7 @@ class RecipeChanges(Options):
     smooth_alphas: Annotated[tuple[float, ...] | None, Parameter(name="--smooth-alpha")] = None
     calibrator: Literal["max", "percentile", "mse", "entropy"] | None = None
     weights: Literal["nearest", "fitted"] | None = None
+    weight_bits: int | None = None
     quantizer: Literal["layers", "nncf"] | None = None
     attention: bool | None = None
     patch_embed: bool | None = None

@@ -13,6 +13,8 @@ Calibrator = Literal["max", "percentile", "mse", "entropy"]
 Weights = Literal["nearest", "fitted"]
 Quantizer = Literal["layers", "nncf"]
 
+PORTABLE_BITS = 7
+
 
 class Recipe(BaseModel):
     """How an encoder is quantized to INT8.
@@ -29,7 +31,8 @@ class Recipe(BaseModel):
             vision transformers, `blocks.fit_stages`).
         quantizer: What quantizes a vision transformer for OpenVINO: layer by layer (`grids.choose_grids`), or NNCF.
             Other networks always go through NNCF.
-        weight_bits: Bits of a weight (ONNX and TensorRT); below 8 its integers are stored in INT8.
+        weight_bits: Bits of a weight; below 8 its integers are stored in INT8. 7 makes a file that every processor
+            computes alike, see `portable`.
         calibration_tiles: Most tiles that set the ranges, augmented ones among them.
         augmented_share: Share of them that are copies with bare glass or brown stain (`augmentation.with_augmented`).
         choice_tiles: Tiles held out of the calibration tiles to choose between recipes; also the number that set the
@@ -56,6 +59,22 @@ class Recipe(BaseModel):
     patch_embed: bool = True
     bias_correction: bool = True
     exclude: tuple[str, ...] = ()
+
+    @property
+    def portable(self) -> bool:
+        """Whether 8-bit sums are exact on any processor, in any runtime.
+
+        Processors without VNNI or AMX add two products of an unsigned and a signed byte in 16 bits, with saturation
+        (`vpmaddubsw`): 2 * 255 * 64 = 32,640 still fits.
+        """
+        return self.weight_bits <= PORTABLE_BITS
+
+
+def for_portable(recipe: Recipe) -> Recipe:
+    """A recipe with weights of 7 bits, or fewer where it has fewer."""
+    if recipe.portable:
+        return recipe
+    return recipe.model_copy(update={"name": f"{recipe.name}-portable", "weight_bits": PORTABLE_BITS})
 
 
 def openvino_recipe() -> Recipe:

@@ -10,6 +10,7 @@ from atlas_edge.manifest import Execution
 from atlas_edge.quantize.backend import Job, Quantized
 from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.quantize.paths import FITTED, NEAREST
+from atlas_edge.quantize.portable import check_portable
 from atlas_edge.quantize.recipe import Recipe, onnx_recipe
 from atlas_edge.runtimes.plain import NOTICE_KEY, plain_runtime_notice
 from atlas_edge.spec import Precision, Target
@@ -74,10 +75,12 @@ class OnnxBackend(ExportBackend):
     def write(self, job: Job, quantized: Quantized, folder: Path) -> Execution:
         from atlas_edge.models.graph import copy_onnx
 
-        notice = plain_runtime_notice(self.target, job.precision)
+        notice = plain_runtime_notice(self.target, job.precision, portable=job.portable)
         copy_onnx(quantized.model, folder / self.graph_file, notes={NOTICE_KEY: notice} if notice else None)
         precision = _INFERENCE.get(job.precision, "f32")
-        return Execution(model_file=self.graph_file, batch=job.batch, inference_precision=precision)
+        return Execution(
+            model_file=self.graph_file, batch=job.batch, inference_precision=precision, portable=job.portable
+        )
 
     def open_reference(self, job: Job) -> Encoder:
         return _open(job.graph, job, Precision.FP32)
@@ -89,14 +92,17 @@ class OnnxBackend(ExportBackend):
 def _open(path: Path, job: Job, precision: Precision) -> Encoder:
     from atlas_edge.runtimes.onnxruntime import OnnxEncoder
 
-    return OnnxEncoder(path, job.model.spec, threads=job.threads, precision=precision.value)
+    portable = job.portable and precision is job.precision
+    return OnnxEncoder(path, job.model.spec, threads=job.threads, precision=precision.value, portable=portable)
 
 
 def _quantize_int8(job: Job, recipe: Recipe, out: Path) -> dict[str, Any]:
-    from atlas_edge.quantize.onnx.qdq import quantize_onnx
+    from atlas_edge.quantize.onnx.qdq import integer_weights, quantize_onnx
 
     module, spec = job.model.module, job.model.spec
     details = quantize_onnx(module, spec, job.calibration, out, recipe=recipe, batch=job.batch, ranges=job.ranges)
+    if job.portable:
+        check_portable(integer_weights(out))
     if recipe.attention:
         from atlas_edge.quantize.onnx.attention_qdq import quantize_attention
 

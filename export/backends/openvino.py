@@ -9,6 +9,7 @@ from atlas_edge.manifest import Execution
 from atlas_edge.models.load import free_weights
 from atlas_edge.quantize.backend import Job, Quantized
 from atlas_edge.quantize.paths import LAYER_WISE, NNCF
+from atlas_edge.quantize.portable import check_portable
 from atlas_edge.quantize.recipe import openvino_recipe
 from atlas_edge.runtimes.plain import NOTICE_KEY, plain_runtime_notice
 from atlas_edge.spec import Precision, Target
@@ -49,12 +50,14 @@ class OpenVinoBackend(ExportBackend):
 
         module = job.model.module
         if job.recipe is not None:
-            from atlas_edge.quantize.openvino.nncf import quantize_openvino
+            from atlas_edge.quantize.openvino.nncf import integer_weights, quantize_openvino
 
             graph = job.traced_graph(scratch) if job.recipe.quantizer == "nncf" else job.graph
             model, details = quantize_openvino(
                 graph, job.calibration, recipe=job.recipe, module=module, last_use=job.last_use
             )
+            if job.portable:
+                check_portable(integer_weights(model))
             return Quantized(model=model, quantization=details)
         from atlas_edge.models.folding.vit import fold_vit
 
@@ -72,11 +75,13 @@ class OpenVinoBackend(ExportBackend):
         import openvino
 
         _number_anew(quantized.model)
-        notice = plain_runtime_notice(self.target, job.precision)
+        notice = plain_runtime_notice(self.target, job.precision, portable=job.portable)
         if notice:
             quantized.model.set_rt_info(notice, NOTICE_KEY)
         openvino.save_model(quantized.model, str(folder / _FILE), compress_to_fp16=job.precision is Precision.FP16)
-        return Execution(model_file=_FILE, batch=job.batch, inference_precision=_inference(job.precision))
+        return Execution(
+            model_file=_FILE, batch=job.batch, inference_precision=_inference(job.precision), portable=job.portable
+        )
 
     def open_reference(self, job: Job) -> Encoder:
         return _open(job.graph, job, Precision.FP32)

@@ -83,6 +83,10 @@ def _print_ways(inspection: Inspection, screen: Console) -> None:
             if way.reason is not None:
                 reasons.setdefault(way.reason, []).append(f"{target.value} {precision.value}")
     screen.print(table)
+    screen.print(
+        f"{', '.join(inspection.portable)} int8 --portable: weights of 7 bits, right in any runtime, with VNNI or not",
+        soft_wrap=True,
+    )
     for reason, places in reasons.items():
         screen.print(f"{', '.join(places)}: {reason}", soft_wrap=True)
 

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from atlas_edge.export.report.summary import report_markdown
-from atlas_edge.manifest import TilesProvenance
+from atlas_edge.manifest import Manifest, TilesProvenance
+from atlas_edge.runtimes.registry import runtime_of
 
 if TYPE_CHECKING:
     from atlas_edge.export.pipeline import ExportResult
@@ -77,7 +78,7 @@ def model_card(result: "ExportResult") -> str:
         else _TOKENS.format(*encoder.output_shapes(tokens=True)[1], grid=encoder.tokens),
         mpp=f" at {encoder.mpp:g} µm per pixel" if encoder.mpp else "; the model does not state its µm per pixel",
         model=f"{model.name} ({model.source}{f', commit {model.revision}' if model.revision else ''})",
-        notice=f"\n\n**Without atlas-edge:** {manifest.notice}" if manifest.notice else "",
+        notice=without_atlas_edge(manifest),
         weights=f"SHA-256 `{model.sha256}`" if model.sha256 else f"random, seed {model.seed}",
         licence=model.licence or "not stated",
         calibration=_tiles(manifest.calibration),
@@ -85,6 +86,20 @@ def model_card(result: "ExportResult") -> str:
         versions=", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
         figures=figures,
     )
+
+
+def without_atlas_edge(manifest: Manifest) -> str:
+    """What whoever opens the model file in its plain runtime must know, as a paragraph; "" where there is nothing."""
+    if manifest.execution.portable:
+        said = (
+            f"the file is portable: any {runtime_of(manifest.target).title} computes the same of it on any processor, "
+            "with VNNI or without."
+        )
+    elif manifest.notice:
+        said = manifest.notice
+    else:
+        return ""
+    return f"\n\n**Without atlas-edge:** {said}"
 
 
 def _warning(result: "ExportResult") -> str:

@@ -32,6 +32,7 @@ class ActivationGrid:
     Attributes:
         low: Smallest value.
         high: Largest value.
+        limit: Values beyond it, on either side, are cut off before they are rounded; None where the ends do that.
         scale: `(C,)` that the input is divided by, and the weight multiplied with, before; None without SmoothQuant.
         alpha: SmoothQuant strength of `scale`, or of the scale that went into what makes the input.
         clip: Share of the range that calibration tiles fill.
@@ -41,6 +42,7 @@ class ActivationGrid:
 
     low: float
     high: float
+    limit: float | None = None
     scale: NDArray[np.float32] | None = None
     alpha: float = -1.0
     clip: float = 1.0

@@ -8,6 +8,11 @@ if TYPE_CHECKING:
 LEVELS, LARGEST = 255, 127
 
 
+def largest_integer(bits: int) -> int:
+    """Of a symmetric grid: 127 for 8 bits, 63 for 7."""
+    return int(2 ** (bits - 1)) - 1
+
+
 def fake_round(values: "Tensor", low: float, high: float, levels: int = LEVELS) -> "Tensor":
     """The nearest of the `levels + 1` evenly spaced values between `low` and `high`."""
     step = (high - low) / levels

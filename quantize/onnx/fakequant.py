@@ -16,7 +16,7 @@ from atlas_edge.errors import InputError, UsageError
 from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.quantize.numerics.blocks import FitOptions, fit_blocks
 from atlas_edge.quantize.numerics.ranges import clipped_amax
-from atlas_edge.quantize.numerics.rounding import smooth_scale
+from atlas_edge.quantize.numerics.rounding import largest_integer, smooth_scale
 from atlas_edge.quantize.numerics.stages import unfittable_part
 from atlas_edge.quantize.onnx.qkv_bias import join_biases, separate_biases
 from atlas_edge.quantize.recipe import Recipe
@@ -98,7 +98,7 @@ def _fitted(
     options = FitOptions(
         alphas=recipe.smooth_alphas,
         calibrator=recipe.calibrator,
-        levels=2 ** (recipe.weight_bits - 1) - 1,
+        levels=largest_integer(recipe.weight_bits),
         float_layers=excluded_layers(module, recipe),
         multiply=multiply,
         bias_correction=recipe.bias_correction,
@@ -305,9 +305,8 @@ def store_in_int8(module: "torch.nn.Module") -> None:
             continue
         with torch.no_grad():
             layer.weight.data = quantizer(layer.weight).detach().clone()
-        levels = 2 ** (quantizer.num_bits - 1) - 1
+        quantizer.amax = quantizer.amax * (INT8_MAX / largest_integer(quantizer.num_bits))
         quantizer.num_bits = INT8_BITS
-        quantizer.amax = quantizer.amax * (INT8_MAX / levels)
 
 
 def embed(module: "torch.nn.Module", batches: Sequence[Tiles]) -> NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
-from atlas_edge.models.graph import export_onnx
+from atlas_edge.models.graph import export_onnx, load_onnx
 from atlas_edge.quantize.finetune.trained_ranges import quantize_with_ranges
 from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.quantize.numerics.stages import unfittable_part
@@ -107,6 +107,22 @@ def write_quantized(
         # The dynamo exporter has no translation for ModelOpt's fake quantizers.
         export_onnx(quantized, spec, out, batch=batch, dynamo=False)
     return {"quantized_layers": len(wanted), "coverage": check_coverage(out, wanted)}
+
+
+def integer_weights(path: Path) -> Iterator[NDArray[np.int32]]:
+    """What QuantizeLinear makes of the weights, which the file holds in floating point."""
+    from onnx import numpy_helper
+
+    graph = load_onnx(path).graph
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    held |= {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
+    for node in graph.node:
+        if node.op_type != "QuantizeLinear" or node.input[0] not in held:
+            continue
+        weight, scale = (numpy_helper.to_array(held[name]) for name in node.input[:2])
+        axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
+        shape = [-1 if index == axis else 1 for index in range(weight.ndim)] if scale.ndim else []
+        yield np.rint(weight / scale.reshape(shape)).astype(np.int32)
 
 
 def check_coverage(path: Path, wanted: list[str]) -> dict[str, str]:

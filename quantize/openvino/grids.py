@@ -18,7 +18,7 @@ from atlas_edge.quantize.numerics.blocks import FitOptions, Fitted, fit_stages
 from atlas_edge.quantize.numerics.gptq import nearest_weights
 from atlas_edge.quantize.numerics.moments import Channels
 from atlas_edge.quantize.numerics.ranges import ActivationGrid
-from atlas_edge.quantize.numerics.rounding import LARGEST, symmetric_ends
+from atlas_edge.quantize.numerics.rounding import LARGEST, largest_integer, symmetric_ends
 from atlas_edge.quantize.numerics.stages import Read, Stage, divide
 from atlas_edge.quantize.recipe import Recipe
 
@@ -112,16 +112,17 @@ def choose_grids(folded: "FoldedVit", calibration: Sequence[NDArray[np.uint8]], 
         calibrator=recipe.calibrator,
         symmetric=False,
         weights=recipe.weights,
+        levels=largest_integer(recipe.weight_bits),
         float_layers=excluded,
         bias_correction=recipe.bias_correction,
     )
     with torch.inference_mode():
         if recipe.patch_embed and PATCH_EMBED not in excluded:
-            grids.weights[PATCH_EMBED] = _patch_embedding(folded, tiles)
+            grids.weights[PATCH_EMBED] = _patch_embedding(folded, tiles, options.levels)
         tokens = torch.cat([folded.embed_patches(piece) for piece in tiles.split(_BATCH)])
         for _, found in fit_stages(_stages(folded, grids, recipe, excluded), tokens, options):
             grids.activations.update((name, layer.grid) for name, layer in found.items())
-            grids.weights.update((name, _weight_grid(layer)) for name, layer in found.items())
+            grids.weights.update((name, _weight_grid(layer, options.levels)) for name, layer in found.items())
     return grids
 
 
@@ -140,7 +141,9 @@ def _stages(folded: "FoldedVit", grids: VitGrids, recipe: Recipe, excluded: froz
             first=tuple(attending),
             second=projecting,
             cls_only=block.cls_only,
-            scores=_Scores(f"{name}.attn", block.attn, grids if quantized else None),
+            scores=_Scores(
+                f"{name}.attn", block.attn, grids if quantized else None, largest_integer(recipe.weight_bits)
+            ),
         )
         yield Stage(norm=partial(standardise, eps=block.eps2), body=block.mlp, first=(hidden,), second=mixing)
 
@@ -151,10 +154,13 @@ def _attended(block: Any, normed: Tensor) -> Tensor:
 
 
 class _Scores:
-    """Centres and balances query, key and value of an attention; `grids` takes those of query and key, if any does."""
+    """Centres and balances query, key and value of an attention; `grids` takes those of query and key, if any does.
 
-    def __init__(self, name: str, attention: "FoldedAttention", grids: VitGrids | None) -> None:
-        self.name, self.attention, self.grids = name, attention, grids
+    Keys stand where weights do in other products, and have as many bits.
+    """
+
+    def __init__(self, name: str, attention: "FoldedAttention", grids: VitGrids | None, levels: int) -> None:
+        self.name, self.attention, self.grids, self.levels = name, attention, grids, levels
         self.makes = attention.query, attention.key, attention.v
 
     def adapt(self, *made: Channels) -> Tensor | None:
@@ -171,23 +177,25 @@ class _Scores:
         ratio = (peaks[1] / peaks[0]).sqrt().clamp(1e-3, 1e3)
         attention.scale_queries(ratio)
         if self.grids is not None:
-            for leaf, peak in (("query", peaks[0] * ratio), ("key", peaks[1] / ratio)):
-                low, high = symmetric_ends(float(peak.max()))
-                self.grids.activations[f"{self.name}.{leaf}"] = ActivationGrid(low=low, high=high)
+            for leaf, peak, levels in (("query", peaks[0] * ratio, LARGEST), ("key", peaks[1] / ratio, self.levels)):
+                largest = float(peak.max())
+                low, high = symmetric_ends(largest * LARGEST / levels)
+                limit = None if levels == LARGEST else largest
+                self.grids.activations[f"{self.name}.{leaf}"] = ActivationGrid(low=low, high=high, limit=limit)
         return taken
 
 
-def _weight_grid(layer: Fitted) -> WeightGrid:
-    step = layer.weights.largest / LARGEST
+def _weight_grid(layer: Fitted, levels: int) -> WeightGrid:
+    step = layer.weights.largest / levels
     values = (layer.weights.weight / step[:, None]).round().to(torch.int8)
     assert layer.bias is not None
     return WeightGrid(values=values.numpy(), step=step.numpy(), bias=layer.bias.numpy().copy(), error=layer.grid.error)
 
 
-def _patch_embedding(folded: "FoldedVit", tiles: Tensor) -> WeightGrid:
+def _patch_embedding(folded: "FoldedVit", tiles: Tensor, levels: int) -> WeightGrid:
     convolution = folded.patch_embed.proj
-    found = nearest_weights(convolution.weight.flatten(1))
-    rounded, step = found.weight, found.largest / LARGEST
+    found = nearest_weights(convolution.weight.flatten(1), levels=levels)
+    rounded, step = found.weight, found.largest / levels
     sample = tiles[:: max(1, len(tiles) // 32)].float().permute(0, 3, 1, 2)
     wanted = convolution(sample).flatten(2)
     wrong = (

@@ -17,7 +17,7 @@ from atlas_edge.models.load import free_weights
 from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.quantize.onnx.fakequant import cosine_error, split_choice
 from atlas_edge.quantize.paths import NNCF
-from atlas_edge.quantize.recipe import Calibrator, Recipe, for_nncf
+from atlas_edge.quantize.recipe import PORTABLE_BITS, Calibrator, Recipe, for_nncf
 from atlas_edge.quantize.tiles.augmentation import with_augmented
 
 if TYPE_CHECKING:
@@ -58,8 +58,6 @@ def quantize_openvino(
         InputError: No calibration tiles, or NNCF cannot quantize the network.
         UsageError: `recipe.exclude` names a layer that the graph does not have.
     """
-    if recipe.weight_bits != 8:
-        raise UsageError(f"OpenVINO takes 8-bit weights, the recipe asks for {recipe.weight_bits}", hint="leave it out")
     import openvino as ov
 
     reason = "the recipe asks for it" if recipe.quantizer == "nncf" else "there is its ONNX alone"
@@ -75,7 +73,7 @@ def quantize_openvino(
                 free_weights(module)
             return quantize_vit(folded, batches, recipe)
         reason = unfoldable_part(module) or reason
-    recipe = for_nncf(recipe)
+    recipe = _without_products(for_nncf(recipe))
     model = ov.Core().read_model(onnx_path)
     held_out, statistics_tiles = split_choice(batches, recipe)
     alpha, errors = _choose_alpha(model, held_out, statistics_tiles, recipe)
@@ -91,6 +89,19 @@ def quantize_openvino(
     }
 
 
+def _without_products(recipe: Recipe) -> Recipe:
+    """NNCF has weights of 8 bits, or of 7; with 7, the products of attention, which have none, stay in float.
+
+    Raises:
+        UsageError: Another number of bits.
+    """
+    if recipe.weight_bits not in (8, PORTABLE_BITS):
+        raise UsageError(
+            f"NNCF takes weights of 8 bits, or of 7, the recipe asks for {recipe.weight_bits}", hint="leave it out"
+        )
+    return recipe.model_copy(update={"attention": recipe.attention and not recipe.portable})
+
+
 def count_quantized(model: "ov.Model") -> dict[str, str]:
     """Operators with FakeQuantize on both inputs, of all: `{"MatMul": "72 of 72", "Convolution": "1 of 1"}`."""
     total: Counter[str] = Counter()
@@ -101,6 +112,20 @@ def count_quantized(model: "ov.Model") -> dict[str, str]:
             total[kind] += 1
             quantized[kind] += all(_is_quantized(node.input_value(port).get_node()) for port in (0, 1))
     return {kind: f"{quantized[kind]} of {count}" for kind, count in sorted(total.items())}
+
+
+def integer_weights(model: "ov.Model") -> Iterator[NDArray[np.integer]]:
+    """The weights that a model stores in bytes, less their zero points."""
+    for node in model.get_ops():
+        source = node.input_value(0).get_node() if node.get_type_name() == "Convert" else None
+        if source is None or source.get_type_name() != "Constant" or source.get_element_type().size != 1:
+            continue
+        values = source.get_data().astype(np.int32)
+        for reader in (target.get_node() for target in node.output(0).get_target_inputs()):
+            zero = reader.input_value(1).get_node() if reader.get_type_name() == "Subtract" else None
+            while zero is not None and zero.get_type_name() == "Convert":
+                zero = zero.input_value(0).get_node()
+            yield values if zero is None else values - zero.get_data().astype(np.int32)
 
 
 def _choose_alpha(
@@ -120,7 +145,11 @@ def _choose_alpha(
 def _quantize(model: "ov.Model", tiles: Sequence[Tiles], recipe: Recipe, alpha: float) -> "ov.Model":
     with foreign_errors("NNCF cannot quantize the network"), _quiet_nncf():
         import nncf
-        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
+        from nncf.quantization.advanced_parameters import (
+            AdvancedQuantizationParameters,
+            AdvancedSmoothQuantParameters,
+            OverflowFix,
+        )
 
         batches = _whole_batches(model, tiles)
         return nncf.quantize(
@@ -133,6 +162,7 @@ def _quantize(model: "ov.Model", tiles: Sequence[Tiles], recipe: Recipe, alpha: 
                 disable_bias_correction=not recipe.bias_correction,
                 smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=alpha),
                 activations_range_estimator_params=_range_estimator(recipe.calibrator),
+                overflow_fix=OverflowFix.ENABLE if recipe.portable else None,
             ),
         )
 

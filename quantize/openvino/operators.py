@@ -52,6 +52,8 @@ class Operators:
         """The nearest values of the grid; the tensor itself without one."""
         if grid is None:
             return tensor
+        if grid.limit is not None:
+            tensor = self.op.clamp(tensor, -grid.limit, grid.limit)
         low, high = self.constant(grid.low), self.constant(grid.high)
         return self.op.fake_quantize(tensor, low, high, low, high, _GRID_LEVELS)
 

@@ -70,6 +70,8 @@ class Execution(_Model):
         fallback_file: The ONNX graph that an engine was built from.
         engine_library: Which library built an engine.
         engine_options: Build options of an engine that were on, such as `strip_weights`.
+        portable: 8-bit sums cannot overflow (weights of 7 bits): any runtime that opens the file computes it rightly,
+            also on a processor without VNNI.
     """
 
     model_file: str
@@ -80,6 +82,7 @@ class Execution(_Model):
     fallback_file: str | None = None
     engine_library: Literal["tensorrt", "tensorrt_rtx"] | None = None
     engine_options: tuple[str, ...] = ()
+    portable: bool = Field(default=False, exclude_if=lambda portable: not portable)
 
 
 class Manifest(_Model):

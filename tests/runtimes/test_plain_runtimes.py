@@ -1,11 +1,14 @@
 """Who opens a model file without atlas-edge is told where it is wrong."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from atlas_edge.bundle import read_manifest, write_manifest
 from atlas_edge.cli import run_app
 from atlas_edge.export.cli import app
+from atlas_edge.export.report.model_card import without_atlas_edge
 from atlas_edge.models import graph
 from atlas_edge.runtimes import int8_sums
 from atlas_edge.runtimes import plain as plain_runtimes
@@ -16,6 +19,21 @@ from atlas_edge.spec import Precision, Target
 def test_only_int8_files_of_the_processor_need_it() -> None:
     told = [(t, p) for t in Target for p in Precision if plain_runtime_notice(t, p)]
     assert told == [(Target.ONNX, Precision.INT8), (Target.OPENVINO, Precision.INT8)]
+
+
+def test_a_portable_file_needs_none_and_its_card_says_so(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not any(plain_runtime_notice(target, Precision.INT8, portable=True) for target in Target)
+    monkeypatch.setattr(int8_sums, "int8_sums_are_exact", lambda: False)
+    shutil.copytree(bundle, tmp_path / "b")
+    manifest = read_manifest(tmp_path / "b")
+    execution = manifest.execution.model_copy(update={"portable": True})
+    manifest = write_manifest(tmp_path / "b", manifest.model_copy(update={"execution": execution}))
+    assert run_app(app, ["verify", str(tmp_path / "b")]) == 0
+    said = capsys.readouterr()
+    assert "openvino int8 portable, " in said.out and not said.err
+    assert "any OpenVINO computes the same of it on any processor" in without_atlas_edge(manifest)
 
 
 def test_onnx_carries_it(tmp_path: Path) -> None:

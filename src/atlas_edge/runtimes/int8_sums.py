@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from atlas_edge.runtimes.openvino_library import openvino_library
 from atlas_edge.system.hardware import cpu
 
 _TERMS = 64
@@ -31,8 +32,7 @@ def with_float_weights(model: Any) -> Any:
     use, without a lock where low-precision transformations are off: with two streams, in about every second
     fresh model of a small ResNet embeddings came out wrong (55 of 120, cosine 0.65 to 0.98; so none of 40).
     """
-    from openvino import opset13
-
+    opset13 = openvino_library().opset13
     steps: dict[str, Callable[[Any, Any], Any]] = {
         "Convert": lambda value, _: value,
         "Subtract": np.subtract,
@@ -61,9 +61,8 @@ def int8_sums_are_exact() -> bool:
 
 def product_of_extremes(**properties: Any) -> float:
     """A sum of products of the largest unsigned and signed bytes in OpenVINO, divided by its true value."""
-    import openvino
-    from openvino import opset13 as ops
-
+    openvino = openvino_library()
+    ops = openvino.opset13
     tokens = ops.parameter([8, _TERMS], np.float32)
     low, high = np.float32(0), np.float32(255)
     rounded = ops.fake_quantize(tokens, low, high, low, high, 256)

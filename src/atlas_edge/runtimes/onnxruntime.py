@@ -30,6 +30,7 @@ class OnnxEncoder:
         spec: Shape and preprocessing.
         threads: Intra-op threads; one a physical core when None.
         precision: For `runtime` only: what the graph computes in.
+        portable: See `Execution.portable`: the faster sums are exact, too.
         device: See `choose_provider`.
 
     Raises:
@@ -45,9 +46,10 @@ class OnnxEncoder:
         *,
         threads: int | None = None,
         precision: str | None = None,
+        portable: bool = False,
         device: str | None = None,
     ) -> None:
-        onnxruntime, options = _library(threads)
+        onnxruntime, options = _library(threads, portable=portable)
         provider = choose_provider(onnxruntime, options, device)
         try:
             # Falling back prints, and is of use only where there is a GPU that was not asked for.
@@ -96,8 +98,9 @@ class OnnxEncoder:
         device: str | None = None,
     ) -> "OnnxEncoder":
         """Open a verified bundle; nothing is compiled that could be kept in `cache_dir`."""
-        path = folder / manifest.execution.model_file
-        return cls(path, manifest.encoder, threads=threads, precision=manifest.precision.value, device=device)
+        path, portable = folder / manifest.execution.model_file, manifest.execution.portable
+        precision = manifest.precision.value
+        return cls(path, manifest.encoder, threads=threads, precision=precision, portable=portable, device=device)
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
@@ -136,7 +139,7 @@ class OnnxEncoder:
 
 
 def _layers(folder: Path, manifest: Manifest, tiles: NDArray[np.uint8], calls: int, threads: int | None) -> list[Layer]:
-    onnxruntime, options = _library(threads)
+    onnxruntime, options = _library(threads, portable=manifest.execution.portable)
     with tempfile.TemporaryDirectory() as scratch:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch) / "profile")
@@ -148,7 +151,7 @@ def _layers(folder: Path, manifest: Manifest, tiles: NDArray[np.uint8], calls: i
     return profiled_layers(events, warm_up=PROFILE_WARM_UP)
 
 
-def _library(threads: int | None) -> tuple[Any, Any]:
+def _library(threads: int | None, *, portable: bool) -> tuple[Any, Any]:
     """ONNX Runtime, and the options of a session."""
     try:
         import onnxruntime
@@ -156,7 +159,8 @@ def _library(threads: int | None) -> tuple[Any, Any]:
         raise RuntimeMissing("onnxruntime is not installed", hint="pip install 'atlas-edge[onnx]'") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry(*EXACT_INT8_SUMS)
+    if not portable:
+        options.add_session_config_entry(*EXACT_INT8_SUMS)
     if threads is not None:
         options.intra_op_num_threads = threads
     return onnxruntime, options

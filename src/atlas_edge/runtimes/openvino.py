@@ -14,6 +14,7 @@ from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import empty_results, encode_in_pieces, pieces
 from atlas_edge.runtimes.devices.openvino import InferencePrecision, find_device, gpus
 from atlas_edge.runtimes.int8_sums import with_float_weights
+from atlas_edge.runtimes.openvino_library import openvino_library
 from atlas_edge.runtimes.registry import PROFILE_WARM_UP, Layer, Runtime
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.system.hardware import usable_cores
@@ -46,6 +47,7 @@ class OpenVinoEncoder:
             works on tiles of its own and waits for none of the others. A call of `batch` tiles or fewer is run by one
             stream on all threads.
         cache_dir: Folder for compiled models; none when None.
+        portable: See `Execution.portable`.
         device: See `find_device`; the processor when None.
 
     Raises:
@@ -64,10 +66,11 @@ class OpenVinoEncoder:
         batch: int | None = None,
         streams: int | None = None,
         cache_dir: Path | None = None,
+        portable: bool = False,
         device: str | None = None,
     ) -> None:
         try:
-            import openvino
+            openvino = openvino_library()
         except ImportError as error:
             raise RuntimeMissing("openvino is not installed", hint="pip install 'atlas-edge[openvino]'") from error
         self._core = openvino.Core()
@@ -75,7 +78,7 @@ class OpenVinoEncoder:
         self._model: Any = _read(self._core, model) if isinstance(model, str | Path) else model.clone()
         check_graph("the model", spec, _shapes(self._model.inputs), _shapes(self._model.outputs))
         in_int8 = any(node.get_type_name() == "FakeQuantize" for node in self._model.get_ops())
-        self._device, in_float = chosen.for_int8() if in_int8 else (chosen, {})
+        self._device, in_float = chosen.for_int8(portable=portable) if in_int8 else (chosen, {})
         self._notes: tuple[str, ...] = ()
         if in_float:
             self._notes = (_IN_FLOAT,)
@@ -119,6 +122,7 @@ class OpenVinoEncoder:
             threads=threads,
             batch=manifest.execution.batch,
             cache_dir=cache_dir,
+            portable=manifest.execution.portable,
             device=device,
         )
 
@@ -191,14 +195,12 @@ class OpenVinoEncoder:
     def _encode_side_by_side(
         self, tiles: NDArray[np.uint8], shapes: Sequence[tuple[int, ...]]
     ) -> list[NDArray[np.float32]]:
-        import openvino
-
         if self._queue is None:
             # How many streams a GPU or NPU has is its own affair.
             streams = {"NUM_STREAMS": self.streams} if self._device.is_cpu else {"PERFORMANCE_HINT": "THROUGHPUT"}
             compiled = self._compile(self.batch, streams)
             # One request waits while the other of a stream runs.
-            self._queue = openvino.AsyncInferQueue(compiled, 2 * self.streams)
+            self._queue = openvino_library().AsyncInferQueue(compiled, 2 * self.streams)
         results = empty_results(len(tiles), shapes)
 
         def keep(request: Any, rows: slice) -> None:

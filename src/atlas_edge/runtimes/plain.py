@@ -9,9 +9,9 @@ from atlas_edge.spec import Precision, Target
 NOTICE_KEY = "atlas_edge_notice"
 
 
-def plain_runtime_notice(target: Target, precision: Precision) -> str | None:
-    """What whoever opens a model file without atlas-edge must know, or None."""
-    return runtime_of(target).int8_notice if precision is Precision.INT8 else None
+def plain_runtime_notice(target: Target, precision: Precision, *, portable: bool = False) -> str | None:
+    """What whoever opens a model file without atlas-edge must know, or None; see `Execution.portable`."""
+    return runtime_of(target).int8_notice if precision is Precision.INT8 and not portable else None
 
 
 def saturates_here() -> bool | None:

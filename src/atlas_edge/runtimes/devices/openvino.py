@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from atlas_edge.errors import RuntimeMissing, UsageError
 from atlas_edge.runtimes.int8_sums import int8_properties
+from atlas_edge.runtimes.openvino_library import openvino_library
 
 InferencePrecision = Literal["f32", "f16", "bf16"]
 
@@ -65,8 +66,10 @@ class Device:
             return dict(cpu)
         return {"DEVICE_PROPERTIES": {CPU: dict(cpu)}} if self.has_cpu and cpu else {}
 
-    def for_int8(self) -> "tuple[Device, dict[str, Any]]":
+    def for_int8(self, *, portable: bool = False) -> "tuple[Device, dict[str, Any]]":
         """The device on which an INT8 model comes out right, and what the processor must be told for it.
+
+        A processor that adds inexactly computes a portable model rightly, too, but faster in floating point.
 
         Other devices add 8-bit products exactly. Where the processor does not, what it must be told does not reach it
         through a virtual device (2026.4): instead of `AUTO` the first of the others is taken, or the processor itself.
@@ -77,6 +80,8 @@ class Device:
         changed = int8_properties() if self.has_cpu else {}
         if self.is_cpu or not changed:
             return self, changed
+        if portable:
+            return self, {}
         if not self.name.startswith("AUTO"):
             raise UsageError(
                 f"--device {self.name}: this processor (no VNNI, no AMX) would get its part of an INT8 bundle wrong",
@@ -116,9 +121,7 @@ def float_formats(core: Any = None, device: str = CPU) -> frozenset[str]:
         core: An `openvino.Core`; a new one when None.
         device: Name of the device.
     """
-    import openvino
-
-    return frozenset((core or openvino.Core()).get_property(device, "OPTIMIZATION_CAPABILITIES"))
+    return frozenset((core or openvino_library().Core()).get_property(device, "OPTIMIZATION_CAPABILITIES"))
 
 
 def gpus() -> tuple[str, ...]:
