@@ -107,11 +107,10 @@ def look(tools: tuple[str, ...] = ()) -> Found:
 def _asked_of_openvino() -> OpenVinoSays | None:
     from atlas_edge.runtimes.devices.openvino import float_formats
     from atlas_edge.runtimes.int8_sums import int8_sums_are_exact
+    from atlas_edge.runtimes.openvino_library import openvino_library
 
     try:
-        import openvino
-
-        core = openvino.Core()
+        core = openvino_library().Core()
         return OpenVinoSays(
             processor=str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
             formats=tuple(sorted(float_formats(core))),

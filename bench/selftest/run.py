@@ -190,7 +190,7 @@ def run_selftest(
     try:
         for folder in folders:
             precision = read_manifest(folder).precision
-            encoders[precision.value] = open_bundle(folder, device=device)
+            encoders[precision.value] = open_bundle(folder, device=device, rehash=True)
             kept = stored if folder == bundle else replace(stored, deployed=None)
             cases[precision.value] = run_case(folder, encoders[precision.value], precision, tiles, kept)
         measured = _time(encoders, tiles, rounds, batch) if speed else None

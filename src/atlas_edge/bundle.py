@@ -13,6 +13,7 @@ from atlas_edge.package.choice import chosen_bundle
 from atlas_edge.package.manifest import Place, place_in_package
 from atlas_edge.runtimes.registry import runtime_of
 from atlas_edge.system.paths import stays_inside
+from atlas_edge.system.remembered import remembered_sha256
 
 MANIFEST = "manifest.json"
 BESIDE = "fp16"
@@ -20,12 +21,19 @@ BESIDE = "fp16"
 
 
 def open_bundle(
-    path: str | Path, *, threads: int | None = None, cache_dir: Path | None = None, device: str | None = None
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    cache_dir: Path | None = None,
+    device: str | None = None,
+    rehash: bool = False,
 ) -> Encoder:
     """Check a bundle's hashes and load it into the runtime that it was built for.
 
     Of a package, the variant that is best on this machine: what was measured before, or else is measured now, which
     takes a few seconds a variant (see `package.choice`).
+
+    A large file is hashed once, and again after anything has touched it (`remembered_sha256`).
 
     Args:
         path: Bundle folder, or a package of several.
@@ -33,6 +41,7 @@ def open_bundle(
         cache_dir: Where the runtime may keep compiled models (OpenVINO, TensorRT-RTX); nowhere when None.
         device: What it runs on, as its runtime calls it: `GPU`, `NPU`, `AUTO` (OpenVINO), `cuda:1`, `directml`,
             `openvino:gpu` (ONNX Runtime), `cuda:1` (TensorRT); the runtime's own choice when None.
+        rehash: Read all files, whatever is remembered of them.
 
     Raises:
         UsageError: The runtime knows no such device.
@@ -43,7 +52,8 @@ def open_bundle(
         GateFailed: Every variant of a package that runs here computes something else than it should.
     """
     folder, device = chosen_bundle(path, device=device, threads=threads)
-    return open_verified(folder, verify_bundle(folder), threads=threads, cache_dir=cache_dir, device=device)
+    manifest = verify_bundle(folder, rehash=rehash)
+    return open_verified(folder, manifest, threads=threads, cache_dir=cache_dir, device=device)
 
 
 def open_verified(
@@ -67,8 +77,12 @@ def open_verified(
     return runtime_of(manifest.target).open(home, manifest, threads=threads, cache_dir=cache_dir, device=device)
 
 
-def verify_bundle(folder: Path) -> Manifest:
+def verify_bundle(folder: Path, *, rehash: bool = True) -> Manifest:
     """Compare every file of a bundle with its manifest, and that with the package's where it is a variant of one.
+
+    Args:
+        folder: The bundle.
+        rehash: Read all files; otherwise large ones that nothing has touched since are taken as they were.
 
     Returns:
         The manifest, once all hashes and sizes match and nothing else lies beside them. Hashes find what was damaged
@@ -94,7 +108,7 @@ def verify_bundle(folder: Path) -> Manifest:
                 f"{folder}: {entry.path} has {size_bytes} bytes, the manifest says {entry.size_bytes}",
                 hint="copy the bundle again, or export it again",
             )
-        digest = sha256_file(path)
+        digest = sha256_file(path) if rehash else remembered_sha256(path, sha256_file)
         if digest != entry.sha256:
             raise ChecksumError(
                 f"{folder}: {entry.path} has SHA-256 {digest[:12]}…, the manifest says {entry.sha256[:12]}…",

@@ -1,16 +1,21 @@
 """OpenVINO requests that run side by side: what an interrupted call, or another thread, may not do to a later one."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from atlas_edge.errors import InputError
 from atlas_edge.runtimes import openvino as runtime
 from atlas_edge.spec import EncoderSpec
+from support import command_environment
 
 ov = pytest.importorskip("openvino")
 SIDE, WIDTH, LAYERS = 16, 768, 60
@@ -93,3 +98,48 @@ def test_another_setting_waits_for_the_call_under_way(slow: runtime.OpenVinoEnco
             slow.configure(batch=batch, streams=batch)
             for call, embeddings in zip(calls, expected, strict=True):
                 np.testing.assert_allclose(call.result(), embeddings, atol=1e-6)
+
+
+def test_one_compiled_copy_is_held_until_a_call_needs_one_again(slow: runtime.OpenVinoEncoder) -> None:
+    one, few, many = random_tiles(4, 1), random_tiles(4, 2), random_tiles(4)
+    first = [slow.encode(tiles) for tiles in (one, few, many)]
+    assert len(slow._forms) == 1
+    again = [slow.encode(tiles) for tiles in (one, few, many)]
+    assert len(slow._forms) == 3
+    for found, expected in zip(again, first, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    slow.configure(streams=1)
+    slow.encode(one)
+    assert len(slow._forms) == 1
+
+
+def test_a_file_that_was_changed_meanwhile_is_not_compiled(tmp_path: Path) -> None:
+    from openvino import opset13 as ops
+
+    tiles = ops.parameter([-1, SIDE, SIDE, 3], np.uint8, name="tiles")
+    values = ops.reshape(ops.convert(tiles, "f32"), np.array([-1, WIDTH]), special_zero=False)
+    model = ov.Model([ops.multiply(values, ops.constant(np.ones(WIDTH, np.float32)))], [tiles], "file")
+    spec = EncoderSpec(
+        name="file", architecture="file", embed_dim=WIDTH, tile_px=SIDE, mpp=0.5, mean=(0, 0, 0), std=(1, 1, 1),
+        pooling="avg",
+    )  # fmt: skip
+    ov.save_model(model, str(tmp_path / "model.xml"))
+    encoder = runtime.OpenVinoEncoder(tmp_path / "model.xml", spec, batch=2, streams=2)
+    np.testing.assert_array_equal(encoder.encode(random_tiles(1, 1))[0], random_tiles(1, 1).ravel())
+    np.testing.assert_array_equal(encoder.encode(random_tiles(1, 5))[4], random_tiles(1, 5)[4].ravel())
+    encoder.configure(batch=3)
+    (tmp_path / "model.bin").write_bytes((tmp_path / "model.bin").read_bytes())
+    with pytest.raises(InputError, match="was changed after it was opened"):
+        encoder.encode(random_tiles(1, 1))
+
+
+def test_openvino_comes_without_its_converter_which_is_there_when_asked_for() -> None:
+    script = (
+        "import sys; from atlas_edge.runtimes.openvino_library import openvino_library; "
+        "library = openvino_library(); import openvino; assert library is openvino; "
+        "assert not {'openvino.tools.ovc', 'openvino_telemetry'} & set(sys.modules); "
+        "assert callable(openvino.convert_model); assert 'openvino.tools.ovc' in sys.modules; "
+        "assert not hasattr(openvino, 'nothing')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=command_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

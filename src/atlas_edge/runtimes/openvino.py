@@ -15,6 +15,7 @@ from atlas_edge.runtimes.batching import empty_results, encode_in_pieces, pieces
 from atlas_edge.runtimes.devices.openvino import InferencePrecision, find_device, gpus
 from atlas_edge.runtimes.int8_sums import with_float_weights
 from atlas_edge.runtimes.openvino_library import openvino_library
+from atlas_edge.runtimes.openvino_model import ModelSource
 from atlas_edge.runtimes.registry import PROFILE_WARM_UP, Layer, Runtime
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.system.hardware import usable_cores
@@ -23,6 +24,8 @@ from atlas_edge.system.hardware import usable_cores
 DEFAULT_BATCH = 4
 # Calls side by side on a GPU or NPU: one is copied while the other is computed.
 _STREAMS = 2
+# Stands for the form of more tiles than a batch.
+_SIDE_BY_SIDE = 0
 _IN_FLOAT = (
     "this processor has no exact 8-bit sums (no VNNI, no AMX), so its INT8 layers were computed in floating point: "
     "right embeddings, not the speed of INT8; on such a processor, use --precision fp32"
@@ -32,9 +35,11 @@ _IN_FLOAT = (
 class OpenVinoEncoder:
     """An OpenVINO model with input `tiles`, output `embedding` and perhaps `tokens`, compiled for fixed batch sizes.
 
-    OpenVINO runs a static batch faster than a dynamic one, so the model is compiled once for `batch` and once for a
-    single tile, each at first use; other numbers of tiles are cut or filled up to these two. Threads may share it:
-    they take turns, and `close` waits for the call that is under way.
+    OpenVINO runs a static batch faster than a dynamic one, so a single tile, up to `batch` tiles and more than that
+    each have a form of their own, compiled at first use; other numbers of tiles are cut or filled up. Each form holds
+    all weights, and OpenVINO shares them between none: one is held at a time, until a call needs again what has been
+    given up for another. Threads may share an encoder: they take turns, and `close` waits for the call that is under
+    way.
 
     Args:
         model: File (`.xml` or `.onnx`), or a model in memory.
@@ -75,14 +80,13 @@ class OpenVinoEncoder:
             raise RuntimeMissing("openvino is not installed", hint="pip install 'atlas-edge[openvino]'") from error
         self._core = openvino.Core()
         chosen = find_device(self._core, device)
-        self._model: Any = _read(self._core, model) if isinstance(model, str | Path) else model.clone()
-        check_graph("the model", spec, _shapes(self._model.inputs), _shapes(self._model.outputs))
-        in_int8 = any(node.get_type_name() == "FakeQuantize" for node in self._model.get_ops())
+        self._source: ModelSource | None = ModelSource(self._core, model)
+        network = self._source.first
+        check_graph("the model", spec, _shapes(network.inputs), _shapes(network.outputs))
+        in_int8 = any(node.get_type_name() == "FakeQuantize" for node in network.get_ops())
         self._device, in_float = chosen.for_int8(portable=portable) if in_int8 else (chosen, {})
-        self._notes: tuple[str, ...] = ()
-        if in_float:
-            self._notes = (_IN_FLOAT,)
-            self._model = with_float_weights(self._model)
+        self._in_float = bool(in_float)
+        self._notes: tuple[str, ...] = (_IN_FLOAT,) if in_float else ()
         self.spec = spec
         self.batch = batch or DEFAULT_BATCH
         self.streams = streams or ((threads or usable_cores()) if self._device.has_cpu else _STREAMS)
@@ -101,8 +105,8 @@ class OpenVinoEncoder:
         int8 = " + int8 computed in float" if in_float else " + int8"
         self.runtime = " ".join(parts) + int8 * in_int8
         self._lock = threading.Lock()
-        self._requests: dict[int, Any] = {}
-        self._queue: Any = None
+        self._forms: dict[int, Any] = {}
+        self._given_up: set[int] = set()
 
     @classmethod
     def from_bundle(
@@ -159,7 +163,7 @@ class OpenVinoEncoder:
     def _run(self, tiles: NDArray[np.uint8], *, tokens: bool) -> list[NDArray[np.float32]]:
         check_tiles(tiles, self.spec)
         with self._lock:
-            if self._model is None:
+            if self._source is None:
                 raise closed_error(self.spec)
             try:
                 return self._encode(tiles, self.spec.output_shapes(tokens=tokens))
@@ -173,18 +177,17 @@ class OpenVinoEncoder:
         """See `Encoder.close`."""
         with self._lock:
             self._drop_compiled()
-            # Its weights are mapped from the file, which Windows neither renames nor removes meanwhile.
-            self._model = None
+            self._source = None
 
     def _drop_compiled(self) -> None:
-        self._requests.clear()
-        self._queue = None
+        self._forms.clear()
+        self._given_up.clear()
 
     def _encode(self, tiles: NDArray[np.uint8], shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:
         if self.streams > 1 and len(tiles) > self.batch:
             return self._encode_side_by_side(tiles, shapes)
         size = 1 if len(tiles) == 1 else self.batch
-        request = self._request(size)
+        request = self._form(size)
 
         def infer(piece: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
             request.infer({0: piece}, share_inputs=True)
@@ -195,56 +198,58 @@ class OpenVinoEncoder:
     def _encode_side_by_side(
         self, tiles: NDArray[np.uint8], shapes: Sequence[tuple[int, ...]]
     ) -> list[NDArray[np.float32]]:
-        if self._queue is None:
-            # How many streams a GPU or NPU has is its own affair.
-            streams = {"NUM_STREAMS": self.streams} if self._device.is_cpu else {"PERFORMANCE_HINT": "THROUGHPUT"}
-            compiled = self._compile(self.batch, streams)
-            # One request waits while the other of a stream runs.
-            self._queue = openvino_library().AsyncInferQueue(compiled, 2 * self.streams)
+        queue = self._form(_SIDE_BY_SIDE)
         results = empty_results(len(tiles), shapes)
 
         def keep(request: Any, rows: slice) -> None:
             for place, result in enumerate(results):
                 result[rows] = request.get_output_tensor(place).data[: rows.stop - rows.start]
 
-        self._queue.set_callback(keep)
+        queue.set_callback(keep)
         try:
             for rows, piece in pieces(tiles, self.batch, fixed=True):
-                self._queue.start_async({0: piece}, rows)
+                queue.start_async({0: piece}, rows)
         finally:
             # After Ctrl-C, too: what is still under way would call back into the next call's results.
-            self._queue.wait_all()
+            queue.wait_all()
             # The callback holds the results, which are the caller's.
-            self._queue.set_callback(lambda *_: None)
+            queue.set_callback(lambda *_: None)
         return results
 
-    def _request(self, batch: int) -> Any:
-        if batch not in self._requests:
-            compiled = self._compile(batch, {"PERFORMANCE_HINT": "LATENCY"})
-            self._requests[batch] = compiled.create_infer_request()
-        return self._requests[batch]
+    def _form(self, size: int) -> Any:
+        """A request for calls of `size` tiles, or the queue of requests that run side by side."""
+        if size not in self._forms:
+            if size not in self._given_up:
+                self._given_up.update(self._forms)
+                self._forms.clear()
+            if size == _SIDE_BY_SIDE:
+                # How many streams a GPU or NPU has is its own affair.
+                streams = {"NUM_STREAMS": self.streams} if self._device.is_cpu else {"PERFORMANCE_HINT": "THROUGHPUT"}
+                compiled = self._compile(self.batch, streams)
+                # One request waits while the other of a stream runs.
+                self._forms[size] = openvino_library().AsyncInferQueue(compiled, 2 * self.streams)
+            else:
+                compiled = self._compile(size, {"PERFORMANCE_HINT": "LATENCY"})
+                self._forms[size] = compiled.create_infer_request()
+        return self._forms[size]
 
     def _compile(self, batch: int, properties: dict[str, Any]) -> Any:
-        model = self._model.clone()
+        assert self._source is not None
+        model = self._source.take()
+        if self._in_float:
+            model = with_float_weights(model)
         side = self.spec.tile_px
         try:
             model.reshape({model.inputs[0]: [batch, side, side, 3]})
-            return self._core.compile_model(model, self._device.name, {**self._properties, **properties})
+            compiled = self._core.compile_model(model, self._device.name, {**self._properties, **properties})
         except Exception as error:  # its plugins raise anything
             raise InputError(
                 f"OpenVINO cannot compile {self.spec.name} for {batch} tiles: {' '.join(str(error).split())}",
                 hint="export the bundle again with this version of openvino",
             ) from error
-
-
-def _read(core: Any, path: str | Path) -> Any:
-    try:
-        return core.read_model(str(path))
-    except Exception as error:  # its front ends raise anything
-        raise InputError(
-            f"{path}: OpenVINO cannot read it: {' '.join(str(error).split())}",
-            hint="export the bundle again with this version of openvino",
-        ) from error
+        del model
+        self._source.compiled()
+        return compiled
 
 
 def _shapes(ports: Any) -> list[list[int | None]]:

@@ -130,9 +130,7 @@ def gpus() -> tuple[str, ...]:
     An NPU is none of them: it compiles for minutes, which is for whoever names it.
     """
     try:
-        import openvino
-
-        return tuple(name for name in openvino.Core().available_devices if name.partition(".")[0] == "GPU")
+        return tuple(name for name in openvino_library().Core().available_devices if name.partition(".")[0] == "GPU")
     except Exception:  # a broken installation or driver raises anything
         return ()
 
