@@ -35,6 +35,7 @@ def choice_rows(name: str, choice: Choice) -> Rows:
         "1 - cosine: median distance to the full-precision embeddings that the variant carries. Throughput: each took "
         "turns with the one kept so far; a less exact variant must be faster by 5 %, with all of the interval.",
         *(_note(candidate) for candidate in choice.candidates),
+        *choice.notes,
     )
     return Rows(title=f"Variants of {name} on this machine", headings=headings, rows=rows, notes=notes)
 

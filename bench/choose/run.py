@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.interval import geometric_mean_interval
 from atlas_edge.bench.selftest.run import read_selftest, run_case
+from atlas_edge.bench.speed.processor_load import ProcessorLoad
 from atlas_edge.bench.speed.timing import offline_batch, timed_block, timed_call
+from atlas_edge.bench.speed.warnings import load_warnings
 from atlas_edge.bundle import model_folder, open_verified, read_manifest
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import AtlasError
@@ -60,6 +62,7 @@ def choose(
         InputError: The package cannot be read.
     """
     package = verify_package(folder)
+    load = ProcessorLoad()
     contest = _Contest(folder, threads, rounds)
     try:
         for variant in package.variants:
@@ -75,6 +78,7 @@ def choose(
         asked=device,
         threads=threads,
         candidates=contest.settled(),
+        notes=tuple(load_warnings(load.since())),
     )
 
 
@@ -105,7 +109,7 @@ class _Contest:
                 self._met.append(Candidate(**here, outcome="same", reason=f"here it computes what {same} does"))
                 return
             candidate = self._judged(folder, variant, encoder, here)
-            if candidate.outcome != "wrong":
+            if candidate.outcome == "chosen":
                 try:
                     candidate = self._timed(candidate, encoder, variant.precision)
                 except AtlasError as error:  # a device may be too small for whole batches
@@ -142,6 +146,11 @@ class _Contest:
             # Drawing takes longer than embedding: variants of one model carry the same tiles.
             if self._drawn is None or not np.array_equal(self._drawn, stored.tile_blocks):
                 self._tiles, self._drawn = stored.draw(encoder.spec), stored.tile_blocks
+            # Runtimes compile at the first call.
+            encoder.encode(self._tiles[:_BATCH])
+        except AtlasError as error:
+            return Candidate(**here, outcome="not here", reason=_line(error, folder, variant.name))
+        try:
             case = run_case(folder, encoder, variant.precision, self._tiles, stored)
         except AtlasError as error:
             return Candidate(**here, outcome="wrong", reason=_line(error, folder, variant.name))

@@ -26,13 +26,16 @@ def speed_warnings(
         figures: Name -> what was measured.
         load: Who used the processor meanwhile; None where it was not watched.
     """
-    found = [] if load is None else list(_of_load(load))
+    found = list(load_warnings(load))
     for name, speed in figures.items():
         found += [f"{name}: {text}" for text in (*_of_figures(speed), *_of_encoder(encoders[name]))]
     return tuple(found)
 
 
-def _of_load(load: LoadShares) -> Iterable[str]:
+def load_warnings(load: LoadShares | None) -> Iterable[str]:
+    """Those of the machine: who else used the processor."""
+    if load is None:
+        return
     if load.others > _OTHERS_SHARE:
         yield (
             f"other programs used {load.others:.0%} of the processor: go by the ratios' intervals, absolute figures "

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from atlas_edge.bench.choose import run as under_test
 from atlas_edge.bench.choose.rows import choice_rows
 from atlas_edge.bench.encoders import one_bundle
+from atlas_edge.bench.speed.processor_load import LoadShares
 from atlas_edge.bundle import open_bundle, sha256_file
 from atlas_edge.embed import workers
 from atlas_edge.encoder import Capabilities
@@ -125,6 +126,18 @@ class TooSmall(KnownEncoder):
         return super().encode(tiles)
 
 
+def test_what_opens_and_does_not_compile_is_not_here(package: Path, here: Here) -> None:
+    class Uncompiled(KnownEncoder):
+        def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+            raise InputError("OpenVINO cannot compile it")
+
+    here(openvino_fp32=Uncompiled(), onnx_fp32=0.01)
+    choice = measure(package)
+    assert choice.chosen is not None and choice.chosen.variant == "onnx-fp32"
+    first = choice.candidates[0]
+    assert (first.variant, first.outcome, first.reason) == ("openvino-fp32", "not here", "OpenVINO cannot compile it")
+
+
 def test_a_device_that_a_batch_does_not_fit_on_is_passed_over(package: Path, here: Here) -> None:
     here(openvino_fp32=0.01, openvino_int8=TooSmall("small", seconds=0.001, noise=0.01))
     choice = measure(package)
@@ -175,6 +188,18 @@ def test_commands_open_the_chosen_variant_and_label_embeddings_with_its_hash(pac
     assert workers.read_spec(str(chosen))[1] == sha256_file(chosen / "manifest.json")
     for name in (str(chosen), "atlas2-demo", "hf-hub:organisation/name"):
         assert workers.one_bundle(name, Running(device="GPU")) == (name, Running(device="GPU"))
+
+
+def test_a_busy_machine_is_told(
+    package: Path, here: Here, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shares = LoadShares(own=0.1, others=0.9, stolen=0.0)
+    monkeypatch.setattr(under_test.ProcessorLoad, "since", lambda _: shares)
+    here(openvino_fp32=0.01, openvino_int8=0.002)
+    chosen_bundle(package)
+    assert "other programs used 90% of the processor" in caplog.text and "choose --again" in caplog.text
+    choice = remembered(package)
+    assert choice is not None and "used 90%" in choice_rows("package", choice).notes[-1]
 
 
 def test_watchers_on_different_gpus_agree(package: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,7 @@ class Choice(_Model):
         asked: The device that was asked for.
         threads: The threads that were asked for.
         candidates: From the most exact to the least.
+        notes: What makes the timings less certain, such as other programs.
     """
 
     schema_version: Literal[1] = 1
@@ -101,6 +102,7 @@ class Choice(_Model):
     asked: str | None = None
     threads: int | None = None
     candidates: tuple[Candidate, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> Candidate | None:
@@ -137,6 +139,8 @@ def chosen_bundle(
     if choice is None:
         _LOGGER.warning("%s: measuring once which of its %d variants is best here", folder, len(package.variants))
         choice = measure(folder, device=device, threads=threads)
+        for note in choice.notes:
+            _LOGGER.warning("%s: %s (atlas-bench choose --again)", folder, note)
     found = the_chosen(folder, choice)
     return variant_folder(folder, found.variant), found.device
 
