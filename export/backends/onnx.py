@@ -12,7 +12,7 @@ from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.quantize.paths import FITTED, NEAREST
 from atlas_edge.quantize.portable import check_portable
 from atlas_edge.quantize.recipe import Recipe, onnx_recipe
-from atlas_edge.runtimes.plain import NOTICE_KEY, plain_runtime_notice
+from atlas_edge.runtimes.plain import model_notes, plain_runtime_notice
 from atlas_edge.spec import Precision, Target
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ class OnnxBackend(ExportBackend):
         from atlas_edge.models.graph import copy_onnx
 
         notice = plain_runtime_notice(self.target, job.precision, portable=job.portable)
-        copy_onnx(quantized.model, folder / self.graph_file, notes={NOTICE_KEY: notice} if notice else None)
+        notes = model_notes(job.model.spec, job.model.provenance.licence, notice=notice)
+        copy_onnx(quantized.model, folder / self.graph_file, notes=notes)
         precision = _INFERENCE.get(job.precision, "f32")
         return Execution(
             model_file=self.graph_file, batch=job.batch, inference_precision=precision, portable=job.portable

@@ -11,7 +11,7 @@ from atlas_edge.quantize.backend import Job, Quantized
 from atlas_edge.quantize.paths import LAYER_WISE, NNCF
 from atlas_edge.quantize.portable import check_portable
 from atlas_edge.quantize.recipe import openvino_recipe
-from atlas_edge.runtimes.plain import NOTICE_KEY, plain_runtime_notice
+from atlas_edge.runtimes.plain import model_notes, plain_runtime_notice
 from atlas_edge.spec import Precision, Target
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ class OpenVinoBackend(ExportBackend):
 
         _number_anew(quantized.model)
         notice = plain_runtime_notice(self.target, job.precision, portable=job.portable)
-        if notice:
-            quantized.model.set_rt_info(notice, NOTICE_KEY)
+        for key, value in model_notes(job.model.spec, job.model.provenance.licence, notice=notice).items():
+            quantized.model.set_rt_info(value, key)
         openvino.save_model(quantized.model, str(folder / _FILE), compress_to_fp16=job.precision is Precision.FP16)
         return Execution(
             model_file=_FILE, batch=job.batch, inference_precision=_inference(job.precision), portable=job.portable

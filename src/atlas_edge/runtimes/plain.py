@@ -3,7 +3,7 @@
 import platform
 
 from atlas_edge.runtimes.registry import runtime_of
-from atlas_edge.spec import Precision, Target
+from atlas_edge.spec import EncoderSpec, Precision, Target
 
 # Key of the notice in the model file itself.
 NOTICE_KEY = "atlas_edge_notice"
@@ -12,6 +12,31 @@ NOTICE_KEY = "atlas_edge_notice"
 def plain_runtime_notice(target: Target, precision: Precision, *, portable: bool = False) -> str | None:
     """What whoever opens a model file without atlas-edge must know, or None; see `Execution.portable`."""
     return runtime_of(target).int8_notice if precision is Precision.INT8 and not portable else None
+
+
+def model_notes(spec: EncoderSpec, licence: str | None, *, notice: str | None) -> dict[str, str]:
+    """What a model file says of itself, in ONNX's metadata or OpenVINO's `rt_info`.
+
+    Args:
+        spec: What it takes and gives; `atlas_edge_mean` and `atlas_edge_std` are of its normalisation, 0-1 scale.
+        licence: Of the weights.
+        notice: See `plain_runtime_notice`.
+    """
+    numbers = {"mean": spec.mean, "std": spec.std}
+    notes = {
+        "name": spec.name,
+        "tile_px": str(spec.tile_px),
+        "mpp": None if spec.mpp is None else str(spec.mpp),
+        **{name: ", ".join(map(str, values)) for name, values in numbers.items()},
+        "pooling": spec.pooling,
+        "embed_dim": str(spec.embed_dim),
+        "licence": licence,
+        "input": f"tiles (B, {spec.tile_px}, {spec.tile_px}, 3) uint8 RGB",
+        "normalisation": "inside",
+        "warning": spec.notice,
+        "notice": notice,
+    }
+    return {f"atlas_edge_{key}": value for key, value in notes.items() if value is not None}
 
 
 def saturates_here() -> bool | None:

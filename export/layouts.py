@@ -1,0 +1,112 @@
+"""A bundle in the folders that a model server reads: Triton's and OpenVINO Model Server's."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from atlas_edge.bundle import verify_bundle
+from atlas_edge.errors import UsageError
+from atlas_edge.manifest import Manifest
+from atlas_edge.runtimes.plain import model_notes
+from atlas_edge.spec import INPUT, OUTPUT, TOKENS
+from atlas_edge.system.atomic import atomic_folder
+
+Layout = Literal["triton", "ovms"]
+
+# Most tiles of a call that Triton may gather, where the graph takes any number.
+_MOST_TILES = 64
+# Backend of Triton, and the name under which it looks for the model.
+_TRITON = {
+    ".onnx": ("onnxruntime", "model.onnx"),
+    ".xml": ("openvino", "model.xml"),
+    ".engine": ("tensorrt", "model.plan"),
+}
+
+
+def write_layout(bundle: Path, out: Path, *, layout: Layout, overwrite: bool = False) -> Manifest:
+    """Copy the model of a bundle into a model repository, version 1, with the server's configuration beside it.
+
+    Tiles stay `(B, tile_px, tile_px, 3)` uint8, normalisation stays in the graph.
+
+    Args:
+        bundle: Bundle folder.
+        out: Folder to write: Triton's model repository, or the folder of OVMS's `config.json`.
+        layout: Which server.
+        overwrite: Replace a folder that this command wrote.
+
+    Returns:
+        The bundle's manifest; its `notice` says what such a server may compute wrongly.
+
+    Raises:
+        UsageError: The server runs no models of this kind, or `out` is taken.
+        InputError, ChecksumError: The bundle is damaged.
+    """
+    manifest = verify_bundle(bundle)
+    model_file = bundle / manifest.execution.model_file
+    if layout == "ovms" and model_file.suffix == ".engine":
+        raise UsageError("OVMS runs no TensorRT engines", hint="--layout triton, or a bundle of --target openvino")
+    name = server_name(manifest)
+    own_name = model_file.name if layout == "ovms" else _TRITON[model_file.suffix][1]
+    mark = f"{name}/config.pbtxt" if layout == "triton" else "config.json"
+    with atomic_folder(out, marks=(mark,), overwrite=overwrite) as folder:
+        version = folder / name / "1"
+        version.mkdir(parents=True)
+        for source in _with_weights(model_file):
+            target = own_name if source == model_file else source.name
+            shutil.copyfile(source, version / target)
+        text = triton_config(manifest) if layout == "triton" else ovms_config(manifest)
+        (folder / mark).write_text(text, encoding="utf-8")
+    return manifest
+
+
+def server_name(manifest: Manifest) -> str:
+    """What the server calls the model: encoder and precision, in letters that URLs take."""
+    encoder = re.sub(r"[^A-Za-z0-9_.-]+", "-", manifest.encoder.name).strip(".-") or "encoder"
+    return f"{encoder}-{manifest.precision.value}"
+
+
+def triton_config(manifest: Manifest) -> str:
+    """`config.pbtxt`: the text form of Triton's `ModelConfig` (triton-inference-server/common, model_config.proto)."""
+    spec, execution = manifest.encoder, manifest.execution
+    backend, _ = _TRITON[Path(execution.model_file).suffix]
+    most = execution.batch_profile[2] if execution.batch_profile else _MOST_TILES
+    # A graph with a fixed batch has it among its dimensions, and Triton gathers nothing.
+    batch = [] if execution.batch is None else [execution.batch]
+    shapes = dict(zip((OUTPUT, TOKENS), spec.output_shapes(tokens=True), strict=False))
+    lines = [
+        f'name: "{server_name(manifest)}"',
+        f'backend: "{backend}"',
+        f"max_batch_size: {0 if batch else most}",
+        _port("input", INPUT, "TYPE_UINT8", [*batch, spec.tile_px, spec.tile_px, 3]),
+        *(_port("output", name, "TYPE_FP32", [*batch, *shape]) for name, shape in shapes.items()),
+    ]
+    if not batch:
+        lines.append("dynamic_batching { max_queue_delay_microseconds: 1000 }")
+    notes = model_notes(spec, manifest.model.licence, notice=manifest.notice)
+    lines += [
+        f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(text)} }} }}"
+        for key, text in notes.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def ovms_config(manifest: Manifest) -> str:
+    """`config.json` of OpenVINO Model Server; the path is relative to this file."""
+    name = server_name(manifest)
+    plugin = {"INFERENCE_PRECISION_HINT": manifest.execution.inference_precision}
+    model = {"name": name, "base_path": name, "target_device": "CPU", "plugin_config": plugin}
+    return json.dumps({"model_config_list": [{"config": model}]}, indent=2) + "\n"
+
+
+def _port(kind: str, name: str, numbers: str, shape: list[int]) -> str:
+    return f'{kind} [ {{ name: "{name}" data_type: {numbers} dims: {shape} }} ]'
+
+
+def _with_weights(model_file: Path) -> Iterator[Path]:
+    yield model_file
+    for beside in (model_file.with_suffix(".bin"), model_file.with_name(f"{model_file.name}.data")):
+        if beside.is_file():
+            yield beside
