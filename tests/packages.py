@@ -58,6 +58,7 @@ def make_bundle(
     model: bytes = b"graph",
     noise: float = 0.0,
     weights: str = "a" * 64,
+    portable: bool = False,
     spec: EncoderSpec = SPEC,
 ) -> Path:
     """A bundle whose selftest says that it was off by `noise` where it was made."""
@@ -71,7 +72,7 @@ def make_bundle(
         encoder=spec,
         target=target,
         precision=precision,
-        execution=Execution(model_file="model.onnx"),
+        execution=Execution(model_file="model.onnx", portable=portable),
         versions={},
         command=("atlas-export",),
         config={},

@@ -15,7 +15,7 @@ from atlas_edge.export.report.summary import gate_line
 from atlas_edge.export.steps import Steps
 from atlas_edge.export.tile_sets import TileSets, open_tile_sets
 from atlas_edge.package.manifest import VARIANTS, LeftOut
-from atlas_edge.spec import Target
+from atlas_edge.spec import Precision, Target
 from atlas_edge.system.atomic import atomic_folder
 
 
@@ -46,11 +46,20 @@ def auto_configs(**values: Any) -> dict[str, ExportConfig]:
         UsageError: A value that no variant can have.
     """
     return {
-        f"{target.value}-{precision.value}": ExportConfig(target=target, precision=precision, **values)
+        f"{target.value}-{precision.value}": ExportConfig(
+            target=target, precision=precision, **_own(values, target, precision)
+        )
         # From the most particular target to the one that runs anywhere, which is the order in a package, too.
         for target in reversed(Target)
         for precision in backend_of(target).packaged
     }
+
+
+def _own(values: dict[str, Any], target: Target, precision: Precision) -> dict[str, Any]:
+    """The values without the options that are of other variants alone."""
+    engine, integer = backend_of(target).library is not None, precision is Precision.INT8
+    kept = {"portable": integer and not engine, "quantize_attention": integer and engine}
+    return {name: value for name, value in values.items() if kept.get(name, True)}
 
 
 def buildable(configs: dict[str, ExportConfig]) -> tuple[dict[str, ExportConfig], tuple[LeftOut, ...]]:

@@ -137,7 +137,7 @@ def _check_same_model(first: Path, known: Manifest, other: Path, manifest: Manif
 
 
 def _free_name(folder: Path, manifest: Manifest) -> str:
-    name = f"{manifest.target.value}-{manifest.precision.value}"
+    name = f"{manifest.target.value}-{manifest.precision.value}{'-portable' if manifest.execution.portable else ''}"
     names = (name, *(f"{name}-{number}" for number in range(2, 64)))
     free = next((name for name in names if not (folder / name).exists()), None)
     if free is None:

@@ -59,8 +59,10 @@ def test_it_is_moved_as_a_whole_and_a_variant_is_taken_out_by_packing(package: P
         verify_bundle(tmp_path / "alone")
     copy_bundle(package / "openvino-bf16", verify_bundle(package / "openvino-bf16"), tmp_path / "whole")
     assert verify_bundle(tmp_path / "whole").precision is Precision.BF16
-    pack_bundles([package, make_bundle(tmp_path / "onnx")], tmp_path / "more")
-    assert len(verify_package(tmp_path / "more").variants) == 4
+    portable = make_bundle(tmp_path / "portable", Target.OPENVINO, Precision.INT8, model=b"seven", portable=True)
+    pack_bundles([package, make_bundle(tmp_path / "onnx"), portable, portable], tmp_path / "more")
+    names = [variant.name for variant in verify_package(tmp_path / "more").variants]
+    assert names[-3:] == ["openvino-int8", "openvino-int8-portable", "openvino-int8-portable-2"] and len(names) == 6
 
 
 def test_bundles_of_other_models_are_not_packed(bundles: list[Path], tmp_path: Path) -> None:

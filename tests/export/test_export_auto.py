@@ -89,6 +89,13 @@ def test_nothing_that_passes_is_no_package(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_option_of_one_kind_of_variant_leaves_the_others_alone() -> None:
+    configs = auto_configs(model="atlas2-s", portable=True, quantize_attention=True, seed=3)
+    assert [name for name, config in configs.items() if config.portable] == ["openvino-int8", "onnx-int8"]
+    assert [name for name, config in configs.items() if config.quantize_attention] == ["tensorrt-rtx-int8"]
+    assert {config.seed for config in configs.values()} == {3}
+
+
 def test_engines_that_fit_one_gpu_only_are_no_variants() -> None:
     assert RTX_BACKEND.packaged == (Precision.INT8,) and ENTERPRISE_BACKEND.packaged == ()
 
