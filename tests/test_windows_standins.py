@@ -99,6 +99,15 @@ def test_bench(bundle: Path, tiny_model: Path, tiles: Path, tmp_path: Path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
+def test_faces_and_servers_folders_are_replaced(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with windows(monkeypatch):
+        for more in ([], ["--overwrite"]):
+            run(export, "face", bundle, "--face", "nchw-float-0-1", "--out", tmp_path / "face", *more)
+            run(export, "layout", bundle, "--layout", "ovms", "--out", tmp_path / "served", *more)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["face", "served"]
+    assert {path.name for path in (tmp_path / "face").iterdir()} == {"face.json", "model.xml", "model.bin"}
+
+
 def test_distill(tiny_model: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "student"
     with windows(monkeypatch):
