@@ -117,8 +117,9 @@ def choose_grids(folded: "FoldedVit", calibration: Sequence[NDArray[np.uint8]], 
         bias_correction=recipe.bias_correction,
     )
     with torch.inference_mode():
-        if recipe.patch_embed and PATCH_EMBED not in excluded:
-            grids.weights[PATCH_EMBED] = _patch_embedding(folded, tiles, options.levels)
+        # With 7 bits, a hundredth of the work would cost more than all other layers: every token begins with it.
+        if recipe.patch_embed and not recipe.portable and PATCH_EMBED not in excluded:
+            grids.weights[PATCH_EMBED] = _patch_embedding(folded, tiles)
         tokens = torch.cat([folded.embed_patches(piece) for piece in tiles.split(_BATCH)])
         for _, found in fit_stages(_stages(folded, grids, recipe, excluded), tokens, options):
             grids.activations.update((name, layer.grid) for name, layer in found.items())
@@ -192,10 +193,10 @@ def _weight_grid(layer: Fitted, levels: int) -> WeightGrid:
     return WeightGrid(values=values.numpy(), step=step.numpy(), bias=layer.bias.numpy().copy(), error=layer.grid.error)
 
 
-def _patch_embedding(folded: "FoldedVit", tiles: Tensor, levels: int) -> WeightGrid:
+def _patch_embedding(folded: "FoldedVit", tiles: Tensor) -> WeightGrid:
     convolution = folded.patch_embed.proj
-    found = nearest_weights(convolution.weight.flatten(1), levels=levels)
-    rounded, step = found.weight, found.largest / levels
+    found = nearest_weights(convolution.weight.flatten(1))
+    rounded, step = found.weight, found.largest / LARGEST
     sample = tiles[:: max(1, len(tiles) // 32)].float().permute(0, 3, 1, 2)
     wanted = convolution(sample).flatten(2)
     wrong = (

@@ -50,6 +50,7 @@ def test_plain_openvino_computes_the_sums_exactly(
     model, details = quantize_openvino(tiny_onnx, calibration, recipe=recipe, module=extreme.module)
     assert max(np.abs(values).max() for values in integer_weights(model)) == (63 if portable else 127)
     assert details["coverage"]["QueryKey"] == "1 of 2"
+    assert details["coverage"]["Convolution"] == ("0 of 1" if portable else "1 of 1")
     found, exact = (_in_openvino(model, held_out, **properties) for properties in ({}, IN_FLOAT))
     assert (_farthest(found, exact) < 1e-4) == (portable or int8_sums_are_exact())
 
