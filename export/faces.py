@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.bundle import MANIFEST, sha256_file, verify_bundle
+from atlas_edge.bundle import MANIFEST, model_folder, sha256_file, verify_bundle
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.plain import model_notes
@@ -57,7 +57,7 @@ def write_face(bundle: Path, out: Path, *, face: Face, overwrite: bool = False) 
         "atlas_edge_manifest_sha256": sha256_file(bundle / MANIFEST),
     }
     with atomic_folder(out, marks=(FACTS,), overwrite=overwrite) as folder:
-        write(bundle / model_file, folder / model_file, manifest.encoder, face, notes)
+        write(model_folder(bundle) / model_file, folder / model_file, manifest.encoder, face, notes)
         (folder / FACTS).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
     return notes
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from atlas_edge.bundle import verify_bundle
+from atlas_edge.bundle import model_folder, verify_bundle
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.plain import model_notes
@@ -45,7 +45,7 @@ def write_layout(bundle: Path, out: Path, *, layout: Layout, overwrite: bool = F
         InputError, ChecksumError: The bundle is damaged.
     """
     manifest = verify_bundle(bundle)
-    model_file = bundle / manifest.execution.model_file
+    model_file = model_folder(bundle) / manifest.execution.model_file
     if layout == "ovms" and model_file.suffix == ".engine":
         raise UsageError("OVMS runs no TensorRT engines", hint="--layout triton, or a bundle of --target openvino")
     name = server_name(manifest)

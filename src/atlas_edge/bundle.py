@@ -10,7 +10,7 @@ from atlas_edge.encoder import Encoder
 from atlas_edge.errors import ChecksumError, InputError, UsageError
 from atlas_edge.manifest import READABLE, BundleFile, Manifest
 from atlas_edge.package.choice import chosen_bundle
-from atlas_edge.package.manifest import Place, place_in_package
+from atlas_edge.package.manifest import Place, is_package, place_in_package, read_package
 from atlas_edge.runtimes.registry import runtime_of
 from atlas_edge.system.paths import stays_inside
 from atlas_edge.system.remembered import remembered_sha256
@@ -141,6 +141,9 @@ def read_manifest(folder: Path) -> Manifest:
         InputError: Missing, not JSON, of another schema version, or with fields that do not fit.
     """
     path = folder / MANIFEST
+    if is_package(folder):
+        names = ", ".join(variant.name for variant in read_package(folder).variants)
+        raise InputError(f"{folder} is a package of several bundles", hint=f"name one of its folders: {names}")
     if not path.is_file():
         raise InputError(f"{folder} is no bundle: it has no {MANIFEST}", hint="give the folder that atlas-export wrote")
     try:

@@ -50,6 +50,11 @@ def test_equal_files_lie_in_it_once(package: Path) -> None:
     assert model_folder(shared) == (package / "openvino-fp32").resolve()
 
 
+def test_what_takes_one_bundle_says_which_there_are(package: Path) -> None:
+    with pytest.raises(InputError, match=r"is a package of several bundles\n  fix: .*openvino-bf16, openvino-int8"):
+        verify_bundle(package)
+
+
 def test_it_is_moved_as_a_whole_and_a_variant_is_taken_out_by_packing(package: Path, tmp_path: Path) -> None:
     shutil.make_archive(str(tmp_path / "sent"), "zip", package)
     shutil.unpack_archive(tmp_path / "sent.zip", tmp_path / "arrived")
