@@ -231,7 +231,7 @@ def run_child(request: Request, *, timeout_s: float) -> Answer:
             lines = said.read().decode(errors="replace").strip().splitlines()
             error = f"the process ended with code {child.returncode}: {lines[-1][:300] if lines else 'silent'}"
         answer = Answer.model_validate_json(request.answer.read_bytes()) if request.answer.is_file() else Answer()
-        return answer.model_copy(update={"error": answer.error or error})
+        return answer if answer.ended else answer.model_copy(update={"error": error})
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:

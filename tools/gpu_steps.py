@@ -113,10 +113,15 @@ class Figures(BaseModel):
 
 
 class Answer(BaseModel):
-    """What a child found: `figures` of a runtime, nothing of a graph, or why there is none."""
+    """What a child found: `figures` of a runtime, nothing of a graph, or why there is none.
+
+    Attributes:
+        ended: Nothing more was to be done: libraries may take long to unload, or end the process then.
+    """
 
     figures: Figures | None = None
     error: str = ""
+    ended: bool = False
 
 
 def main() -> None:
@@ -128,7 +133,7 @@ def main() -> None:
         answer = Answer(error=str(error).replace("\n", " "))
     except Exception as error:  # of whatever library; the parent goes on with the next step
         answer = Answer(error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
-    write_atomic(request.answer, answer.model_dump_json().encode())
+    write_atomic(request.answer, answer.model_copy(update={"ended": True}).model_dump_json().encode())
 
 
 def run(request: Request) -> Answer:
