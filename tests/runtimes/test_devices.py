@@ -204,8 +204,10 @@ def test_a_plugin_s_device_is_found_by_kind_or_number(monkeypatch: pytest.Monkey
         assert options.added == [devices[expected]]
     with pytest.raises(RuntimeMissing, match="finds CPU, GPU only"):
         choose_provider(runtime, FakeOptions(), "openvino:npu")
-    with pytest.raises(RuntimeMissing, match="no device that it can use"):
-        choose_provider(FakeRuntime("CPU"), FakeOptions(), "openvino")
+    without = FakeRuntime("CPU")
+    for device in ("openvino", "openvino:cpu"):
+        with pytest.raises(RuntimeMissing, match="no device that it can use"):
+            choose_provider(without, FakeOptions(), device)
 
 
 def test_a_plugin_for_nvidia_says_which_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

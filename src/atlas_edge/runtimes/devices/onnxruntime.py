@@ -28,6 +28,8 @@ _PACKAGES = {
 _BY_NAME = frozenset({"coreml", "directml"})
 # Providers that run on CUDA's devices.
 _CUDA = frozenset({"cuda", "nvtensorrtrtx", "tensorrt"})
+# Plugins by their name, with the module that has them: a name is taken once, also where the plugin finds no device.
+_registered: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +113,10 @@ def _plugin(onnxruntime: Any, options: Any, kind: str, device: str, which: str |
             f"--device {device}: {_PACKAGES[kind]} is broken: {error}", hint="install it again"
         ) from error
     try:
-        if not any(found.ep_name == name for found in onnxruntime.get_ep_devices()):
+        known = any(found.ep_name == name for found in onnxruntime.get_ep_devices())
+        if not known and _registered.get(name) is not onnxruntime:
             onnxruntime.register_execution_provider_library(name, library)
+            _registered[name] = onnxruntime
         devices = [found for found in onnxruntime.get_ep_devices() if found.ep_name == name]
     except Exception as error:  # the library is loaded here
         raise RuntimeMissing(
