@@ -6,7 +6,11 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 from cyclopts import Parameter
 
+from atlas_edge.errors import UsageError
 from atlas_edge.options import Flag, NotTyped, Options
+
+MAGNIFICATION_MPP = 10.0
+"""µm per pixel at 1x: how TRIDENT turns magnifications into µm per pixel and back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,23 +23,40 @@ class EmbedConfig(Options):
         mpp: µm per pixel of slides that do not say it.
         override_mpp: `mpp` holds for slides that say another, too.
         tile_mpp: µm per pixel of tiles; the encoder's own by default.
+        magnification: Of tiles, in place of --tile-mpp: 20 stands for 0.5 µm per pixel, 40 for 0.25.
+        overlap: Pixels that a tile shares with each neighbour, as the encoder sees them.
         min_tissue: Least share of tissue in a tile, 0-1.
         tissue: Look for tissue; --no-tissue embeds all that was scanned.
         pen: Leave out strokes of pen and black borders; --no-pen takes them for tissue.
         max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
         threads: Decode threads.
         batch: Tiles a batch.
+        overview: Draw NAME.overview.jpg: the slide, its tiles, and the embeddings as colours.
+        geojson: Write NAME.geojson: tissue and tiles, for QuPath.
     """
 
     mpp: Annotated[float | None, Gt(0)] = None
     override_mpp: Annotated[bool, NotTyped] = False
     tile_mpp: Annotated[float | None, Gt(0)] = None
+    magnification: Annotated[float | None, Gt(0)] = None
+    overlap: Annotated[int, Ge(0)] = 0
     min_tissue: Annotated[float, Ge(0), Le(1)] = 0.1
     tissue: bool = True
     pen: bool = True
     max_unreadable: Annotated[float, Ge(0), Le(1)] = 0.01
     threads: Annotated[int, Ge(1), Le(64)] = 1
     batch: Annotated[int, Ge(1), Le(4096)] = 64
+    overview: bool = True
+    geojson: Flag = False
+
+    def __post_init__(self) -> None:
+        Options.__post_init__(self)
+        if self.magnification is not None:
+            mpp = MAGNIFICATION_MPP / self.magnification
+            if self.tile_mpp not in (None, mpp):
+                said = f"--magnification {self.magnification:g} is {mpp:g} µm per pixel"
+                raise UsageError(f"{said}, --tile-mpp says {self.tile_mpp:g}", hint="give one of them")
+            object.__setattr__(self, "tile_mpp", mpp)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """One slide through an encoder: embed its tissue, keep what was done, write the file."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -8,21 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atlas_edge.cli import require_module
 from atlas_edge.embed.config import EmbedConfig
 from atlas_edge.embed.output.attributes import run_attributes, slide_attributes
 from atlas_edge.embed.output.files import check_form, check_room, explained_disk_full, write_output
+from atlas_edge.embed.output.geojson import write_geojson
 from atlas_edge.embed.output.lock import output_lock
+from atlas_edge.embed.output.overview import write_overview
 from atlas_edge.embed.pipeline import StageClock, StageSeconds, embedded, read_again
 from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.embed.resume.plan import plan_of
 from atlas_edge.embed.slide_files import SlideIdentity, slide_identity
 from atlas_edge.encoder import Encoder, capabilities_of
-from atlas_edge.errors import InputError, NoTissue, UsageError
+from atlas_edge.errors import AtlasError, InputError, NoTissue, UsageError
 from atlas_edge.slides import Slide, TileGrid, TileReader, TissueMask, find_tissue, open_slide, plan_grid
 from atlas_edge.slides.open import check_file
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.system.atomic import write_atomic
 
+_LOGGER = logging.getLogger(__name__)
 _CHECKPOINT_S = 2.0
 _LISTED = 3
 _SCANNER_TILE = 4
@@ -132,6 +137,8 @@ def _embed_locked(
 ) -> SlideResult:
     begun, clock = time.perf_counter(), StageClock()
     check_form(out)
+    if config.geojson:
+        require_module("contourpy", extra="slides")
     check_file(path)
     before = slide_identity(path)
     slide = open_slide(path, mpp=config.mpp, override=config.override_mpp)
@@ -153,6 +160,7 @@ def _embed_locked(
                 about = slide_attributes(slide, before, mask, grid)
                 about |= run_attributes(encoder, journal.begun) | plan_of(encoder.spec, config, bundle_sha256)
                 count = write_output(out, journal, grid, about)
+                _write_beside(out, slide, mask, grid, journal, config)
         finally:
             journal.close()
     finally:
@@ -179,7 +187,8 @@ def _lay_grid(slide: Slide, spec: EncoderSpec, config: EmbedConfig) -> tuple[Tis
     if mpp is None:
         raise UsageError(f"{spec.name} does not say its µm per pixel", hint="add --tile-mpp 0.5")
     mask = find_tissue(slide, reject_pen=config.pen) if config.tissue else None
-    return mask, plan_grid(slide, mask, tile_px=spec.tile_px, mpp=mpp, min_tissue=config.min_tissue, rim=True)
+    wanted: dict[str, Any] = {"tile_px": spec.tile_px, "mpp": mpp, "overlap": config.overlap}
+    return mask, plan_grid(slide, mask, **wanted, min_tissue=config.min_tissue, rim=True)
 
 
 def _save_mask(mask: TissueMask | None, out: Path) -> None:
@@ -190,6 +199,19 @@ def _save_mask(mask: TissueMask | None, out: Path) -> None:
     buffer = io.BytesIO()
     mask.image().save(buffer, "PNG")
     write_atomic(out.with_suffix(".mask.png"), buffer.getvalue())
+
+
+def _write_beside(
+    out: Path, slide: Slide, mask: TissueMask | None, grid: TileGrid, journal: Journal, config: EmbedConfig
+) -> None:
+    """What is for people takes no embeddings with it where it cannot be written."""
+    try:
+        if config.geojson:
+            write_geojson(out, slide, mask, grid, journal.unreadable.keys())
+        if config.overview:
+            write_overview(out, slide, mask, grid, journal)
+    except (OSError, AtlasError, ValueError) as error:
+        _LOGGER.warning("%s: embedded, but not everything beside it was written: %s", slide.path.name, error)
 
 
 def _run(

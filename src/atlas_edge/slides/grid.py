@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.errors import InputError
+from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides.slide import Slide
 from atlas_edge.slides.tissue.find import TissueMask
 
@@ -22,7 +22,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileGrid:
-    """A grid of tiles without overlap.
+    """A grid of tiles.
 
     Attributes:
         level: Level to read from.
@@ -34,6 +34,7 @@ class TileGrid:
         size_y: The same, downwards.
         coords: `(N, 2)` int64, x and y of the top left corners in level-0 pixels, row by row.
         candidates: Tiles of the whole grid, with tissue or without.
+        overlap: Pixels that a tile shares with each neighbour, as the encoder sees them.
     """
 
     level: int
@@ -45,6 +46,7 @@ class TileGrid:
     size_y: float
     coords: NDArray[np.int64]
     candidates: int
+    overlap: int = 0
 
 
 def plan_grid(
@@ -55,6 +57,7 @@ def plan_grid(
     mpp: float,
     min_tissue: float = 0.1,
     rim: bool = False,
+    overlap: int = 0,
 ) -> TileGrid:
     """Lay a grid over a slide and keep the tiles with tissue.
 
@@ -65,11 +68,15 @@ def plan_grid(
         mpp: µm per pixel that the encoder wants.
         min_tissue: Least share of a tile that must be tissue, 0-1. What lies beyond the slide is none.
         rim: Take tiles that reach past the right and the lower rim, too; they are white there.
+        overlap: Pixels that a tile shares with each neighbour, as the encoder sees them.
 
     Raises:
         InputError: The slide is coarser than the encoder wants by more than a tenth, or smaller than a tile. By less it
             is enlarged, and a warning says so.
+        UsageError: Tiles would overlap wholly.
     """
+    if not 0 <= overlap < tile_px:
+        raise UsageError(f"--overlap {overlap}: tiles have {tile_px} px, expected less", hint="use half of it at most")
     if max(slide.mpp_x, slide.mpp_y) > mpp * _MOST_UPSAMPLING:
         raise InputError(
             f"{slide.path} has {slide.mpp_x:.3g} µm per pixel, the encoder wants {mpp:.3g}: detail cannot be invented",
@@ -88,14 +95,17 @@ def plan_grid(
         )  # fmt: skip
     size_x, size_y = tile_px * scale_x * down_x, tile_px * scale_y * down_y
     count = _count_with_rim if rim else _count
-    columns, rows = count(slide.levels[0].width / size_x), count(slide.levels[0].height / size_y)
-    if columns == 0 or rows == 0:
+    shared = overlap / tile_px
+    step_x, step_y = size_x * (1 - shared), size_y * (1 - shared)
+    columns = count((slide.levels[0].width - size_x * shared) / step_x)
+    rows = count((slide.levels[0].height - size_y * shared) / step_y)
+    if columns < 1 or rows < 1:
         raise InputError(
             f"{slide.path} is {slide.levels[0].width} x {slide.levels[0].height} px, smaller than one tile "
             f"({size_x:.0f} x {size_y:.0f} px at {mpp:.3g} µm per pixel)"
         )
-    lefts = np.arange(columns, dtype=np.float64) * size_x
-    tops = np.arange(rows, dtype=np.float64) * size_y
+    lefts = np.arange(columns, dtype=np.float64) * step_x
+    tops = np.arange(rows, dtype=np.float64) * step_y
     if mask is not None:
         share = _tissue_share(mask, lefts, tops, size_x, size_y)
     else:
@@ -113,6 +123,7 @@ def plan_grid(
         size_y=size_y,
         coords=coords,
         candidates=rows * columns,
+        overlap=overlap,
     )
 
 
@@ -121,7 +132,7 @@ def _count(sides: float) -> int:
 
 
 def _count_with_rim(sides: float) -> int:
-    return math.ceil(sides - _ROUNDING)
+    return max(math.ceil(sides - _ROUNDING), 1)
 
 
 def _overlap(starts: NDArray[Any], size: float, first: float, last: float) -> NDArray[np.float64]:

@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from atlas_edge import __version__
+from atlas_edge.embed.config import MAGNIFICATION_MPP
 from atlas_edge.embed.slide_files import SlideIdentity, slide_stem
 from atlas_edge.encoder import Encoder
 from atlas_edge.slides import Slide, TileGrid, TissueMask
 from atlas_edge.system.paths import printable
 
 Attributes = dict[str, Any]
-
-_MAGNIFICATION_MPP = 10.0
-"""µm per pixel at 1x: how TRIDENT turns magnifications into µm per pixel and back."""
 
 
 def slide_attributes(slide: Slide, identity: SlideIdentity, mask: TissueMask | None, grid: TileGrid) -> Attributes:
@@ -65,9 +63,9 @@ def coords_attributes(grid: TileGrid, about: Attributes) -> Attributes:
         "patch_level": grid.level,
         "patch_size_level0": round(grid.size_x),
         "custom_downsample": 1,
-        "level0_magnification": _MAGNIFICATION_MPP / about["slide_mpp"],
-        "target_magnification": _MAGNIFICATION_MPP / (about["slide_mpp"] * about["level_downsample"]),
-        "overlap": 0,
+        "level0_magnification": MAGNIFICATION_MPP / about["slide_mpp"],
+        "target_magnification": MAGNIFICATION_MPP / (about["slide_mpp"] * about["level_downsample"]),
+        "overlap": round(grid.overlap * grid.scale_x),
         "level0_width": about["slide_width"],
         "level0_height": about["slide_height"],
     }

@@ -34,11 +34,14 @@ def plan_of(spec: EncoderSpec, config: "EmbedConfig", bundle_sha256: str) -> Pla
         "min_tissue": config.min_tissue,
         "tissue": config.tissue,
         "pen": config.pen,
+        "overlap": config.overlap,
     }
 
 
 def differences(said: Mapping[str, Any], plan: Plan) -> list[str]:
     """In words, where what an output or a journal says of its plan is not `plan`; what it does not say is the same."""
+    # Written before tiles could overlap.
+    said = {"overlap": 0, **said}
     found = [
         f"{name} {_short(said[name])}, now {_short(value)}"
         for name, value in plan.items()

@@ -13,6 +13,7 @@ from atlas_edge.slides.slide import Slide, Survey
 from atlas_edge.slides.tissue.ink import find_ink
 
 MASK_MPP = 8.0
+PICTURE_PX = 1400
 
 _LOGGER = logging.getLogger(__name__)
 _MOST_PIXELS = 2**26  # of a mask: larger slides get a coarser one
@@ -43,6 +44,7 @@ class TissueMask:
         saturation_threshold: 0-255, what was used, with the glass made white.
         pixel_x: Level-0 pixels for each mask pixel, across.
         pixel_y: The same, downwards.
+        picture: `(h, w, 3)` uint8, the slide at most `PICTURE_PX` wide and high.
     """
 
     tissue: NDArray[np.bool_]
@@ -51,6 +53,7 @@ class TissueMask:
     saturation_threshold: int
     pixel_x: float
     pixel_y: float
+    picture: NDArray[np.uint8]
 
     @property
     def area_share(self) -> float:
@@ -112,6 +115,7 @@ def find_tissue(slide: Slide, *, mpp: float = MASK_MPP, reject_pen: bool = True)
         saturation_threshold=threshold,
         pixel_x=full.width / width,
         pixel_y=full.height / height,
+        picture=small_picture(survey.pixels),
     )
     if mask.rejected_share > _MOST_REJECTED:
         _LOGGER.warning(
@@ -119,6 +123,13 @@ def find_tissue(slide: Slide, *, mpp: float = MASK_MPP, reject_pen: bool = True)
             slide.path.name, 100 * mask.rejected_share,
         )  # fmt: skip
     return mask
+
+
+def small_picture(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """At most `PICTURE_PX` wide and high."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((PICTURE_PX, PICTURE_PX), Image.Resampling.BOX)
+    return np.asarray(image)
 
 
 def saturation_of(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
