@@ -1,6 +1,7 @@
 """OpenVINO: on the processor, or another of its devices."""
 
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ class OpenVinoEncoder:
         self._lock = threading.Lock()
         self._forms: dict[int, Any] = {}
         self._given_up: set[int] = set()
+        # A program that ends with an encoder open: OpenVINO's threads must be gone before its library is.
+        weakref.finalize(self, self._forms.clear)
 
     @classmethod
     def from_bundle(
