@@ -27,14 +27,14 @@ PAGE = (ROOT / "docs/harnesses.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def tiles() -> NDArray[np.uint8]:
+def pixels() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (6, TINY_PX, TINY_PX, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def wanted(bundle: Path, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+def wanted(bundle: Path, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     encoder = atlas_edge.open_bundle(bundle)
-    found = encoder.encode(tiles)
+    found = encoder.encode(pixels)
     encoder.close()
     return found
 
@@ -69,15 +69,15 @@ def test_every_row_of_the_table_has_its_lines() -> None:
     assert files == set(re.findall(r"^# (atlas_\w+\.py)$", PAGE, re.MULTILINE)) and len(files) == 5
 
 
-def test_the_first_lines(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.float32]) -> None:
+def test_the_first_lines(bundle: Path, pixels: NDArray[np.uint8], wanted: NDArray[np.float32]) -> None:
     (block,) = re.findall(r"```python\n(import atlas_edge\n.*?)```", PAGE, re.DOTALL)
     found: dict[str, Any] = {}
     exec(block.replace('"BUNDLE"', repr(str(bundle))), found)
     module = found["module"]
-    np.testing.assert_array_equal(module(torch.stack(list(map(module.transform, tiles)))).numpy(), wanted)
+    np.testing.assert_array_equal(module(torch.stack(list(map(module.transform, pixels)))).numpy(), wanted)
 
 
-def test_eva(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.float32]) -> None:
+def test_eva(bundle: Path, pixels: NDArray[np.uint8], wanted: NDArray[np.float32]) -> None:
     yaml = pytest.importorskip("yaml")
     (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     backbone = yaml.safe_load(block)["backbone"]
@@ -90,17 +90,17 @@ def test_eva(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.float32]
     module = made_by(**arguments)
     # What eva's ResizeAndCrop does to an image of the right size.
     mean, std = (torch.tensor(arguments[name]).view(3, 1, 1) for name in ("mean", "std"))
-    images = (torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
     np.testing.assert_array_equal(module(images).numpy(), wanted)
 
 
-def test_hest(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.float32], published: Any) -> None:
+def test_hest(bundle: Path, pixels: NDArray[np.uint8], wanted: NDArray[np.float32], published: Any) -> None:
     seen = []
 
     def benchmark(encoder: Any, enc_transf: Any, precision: Any, cli_args: Any = None, **kwargs: Any) -> None:
         assert isinstance(encoder, torch.nn.Module) and kwargs.keys() <= {"config", "datasets", "exp_code"}
         encoder.eval().to("cpu")
-        images = torch.stack([enc_transf(Image.fromarray(tile)) for tile in tiles]).float()
+        images = torch.stack([enc_transf(Image.fromarray(tile)) for tile in pixels]).float()
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision != torch.float32):
             seen.append(encoder(images).cpu().numpy())
 
@@ -109,7 +109,7 @@ def test_hest(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.float32
     np.testing.assert_array_equal(seen[0], wanted)
 
 
-def test_trident(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.float32], published: Any) -> None:
+def test_trident(bundle: Path, pixels: NDArray[np.uint8], wanted: NDArray[np.float32], published: Any) -> None:
     seen = []
 
     class CustomInferenceEncoder(torch.nn.Module):  # type: ignore[name-defined, misc]
@@ -135,7 +135,7 @@ def test_trident(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.floa
         ) -> None:
             patch_encoder.to(device)
             patch_encoder.eval()
-            images = torch.stack([patch_encoder.eval_transforms(Image.fromarray(tile)) for tile in tiles])
+            images = torch.stack([patch_encoder.eval_transforms(Image.fromarray(tile)) for tile in pixels])
             with torch.inference_mode():
                 seen.append(patch_encoder(images.to(device).to(patch_encoder.precision)).cpu().numpy())
 
@@ -145,7 +145,7 @@ def test_trident(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.floa
     np.testing.assert_array_equal(seen[0], wanted)
 
 
-def test_thunder(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.float32], published: Any) -> None:
+def test_thunder(bundle: Path, pixels: NDArray[np.uint8], wanted: NDArray[np.float32], published: Any) -> None:
     class PretrainedModel(torch.nn.Module, ABC):  # type: ignore[name-defined, misc]
         @abstractmethod
         def get_transform(self) -> Any: ...
@@ -165,11 +165,11 @@ def test_thunder(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.floa
     ]
     model.eval()
     assert model.name == "tiny-vit" and model.emb_dim == wanted.shape[1]
-    images = torch.stack([model.get_transform()(Image.fromarray(tile)) for tile in tiles])
+    images = torch.stack([model.get_transform()(Image.fromarray(tile)) for tile in pixels])
     np.testing.assert_array_equal(model.get_linear_probing_embeddings(images).numpy(), wanted)
 
 
-def test_pathorob(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.float32], published: Any) -> None:
+def test_pathorob(bundle: Path, pixels: NDArray[np.uint8], wanted: NDArray[np.float32], published: Any) -> None:
     seen = []
 
     class ModelWrapper(ABC):
@@ -187,7 +187,7 @@ def test_pathorob(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.flo
         assert isinstance(wrapper, ModelWrapper)
         wrapper.get_model().eval()
         wrapper.get_model().to(torch.device("cpu"))
-        loader = torch.utils.data.DataLoader([wrapper.get_preprocess()(Image.fromarray(tile)) for tile in tiles], 4)
+        loader = torch.utils.data.DataLoader([wrapper.get_preprocess()(Image.fromarray(tile)) for tile in pixels], 4)
         with torch.no_grad():
             seen.extend(wrapper.extract(batch).detach().cpu().numpy() for batch in loader)
 
@@ -197,7 +197,7 @@ def test_pathorob(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.flo
     np.testing.assert_array_equal(np.concatenate(seen), wanted)
 
 
-def test_plismbench(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.float32], published: Any) -> None:
+def test_plismbench(bundle: Path, pixels: NDArray[np.uint8], wanted: NDArray[np.float32], published: Any) -> None:
     seen = []
 
     class Extractor(ABC):
@@ -226,9 +226,9 @@ def test_plismbench(bundle: Path, tiles: NDArray[np.uint8], wanted: NDArray[np.f
         extractor = module.FeatureExtractorsEnum[feature_extractor_name.upper()].init(device=device)
         assert isinstance(extractor, Extractor)
         with torch.inference_mode():
-            images = torch.stack([extractor.transform(tile) for tile in tiles])
+            images = torch.stack([extractor.transform(tile) for tile in pixels])
             # Coordinates come before the features of each tile.
-            seen.append(np.concatenate([np.zeros((len(tiles), 3)), extractor(images).squeeze()], axis=1))
+            seen.append(np.concatenate([np.zeros((len(pixels), 3)), extractor(images).squeeze()], axis=1))
 
     module = published("plismbench.engine.extract.extract_from_h5", run_extract_h5=run_extract_h5)
     published("plismbench.models.extractor", Extractor=Extractor)
