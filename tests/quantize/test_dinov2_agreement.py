@@ -1,6 +1,6 @@
 """The INT8 bundles of the real DINOv2 ViT-S/14 keep the agreement with full precision that they have been measured at.
 
-`.ci/run` exports them, compares them on 368 tiles of dev_crc5 and then runs this on its report: one export a target
+`.ci/run` exports them, compares them on 400 tiles of dev_crc5 and then runs this on its report: one export a target
 serves the budgets and this. Figures are those of the sample, not ends of intervals: it is a regression that is looked
 for, on the same tiles every time.
 """
