@@ -87,7 +87,7 @@ class FoldedAttention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         if self.rotation is not None:
             query, key = self.rotation(query), self.rotation(key)
-        attended = functional.scaled_dot_product_attention(self.query(query), self.key(key), value, scale=1.0)
+        attended = (self.query(query) @ self.key(key).transpose(-2, -1)).softmax(dim=-1) @ value
         return standardise(attended.transpose(1, 2).flatten(2), self.inner_eps)
 
     def shift_keys(self, offset: Tensor) -> None:
