@@ -11,9 +11,9 @@ from atlas_edge.export.engine.bundle import GRAPH_FILE, build_parts, write_part_
 from atlas_edge.export.engine.child import DEFAULTS, EngineOptions
 from atlas_edge.manifest import Manifest
 from atlas_edge.package.manifest import place_in_package
-from atlas_edge.runtimes.gpu_probe import GpuProbe, probe_gpu
 from atlas_edge.system import hardware
 from atlas_edge.system.atomic import atomic_folder
+from atlas_edge.system.gpu_probe import GpuProbe, probe_gpu
 from atlas_edge.unnamed import command_without_paths
 
 

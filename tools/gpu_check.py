@@ -27,9 +27,9 @@ from atlas_edge.cli import console, make_app, run_app
 from atlas_edge.errors import GateFailed, RuntimeMissing, UsageError
 from atlas_edge.models.load import DEFAULT_MODEL
 from atlas_edge.models.timm_config import WEIGHTS
-from atlas_edge.runtimes.gpu_probe import probe_gpu
 from atlas_edge.spec import Precision
 from atlas_edge.system.atomic import write_atomic
+from atlas_edge.system.gpu_probe import probe_gpu
 from gpu_memory import GpuWatch, driver_version
 from gpu_plan import Here, Step, look_around, steps
 from gpu_report import GpuReport, Outcome, faults, report_markdown

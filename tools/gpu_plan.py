@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from atlas_edge.runtimes.gpu_probe import GpuProbe
 from atlas_edge.runtimes.tensorrt_library import ENTERPRISE, RTX, TensorRTLibrary, installed_version
 from atlas_edge.spec import Precision
+from atlas_edge.system.gpu_probe import GpuProbe
 
 Kind = Literal["graph", "onnxruntime", "tensorrt", "torch"]
 Way = Literal["", "compiled", "compiled, CUDA graph", "one tile", "one tile, CUDA graph", "again"]

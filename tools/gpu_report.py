@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict
 
 from atlas_edge.bench.machine import Machine
 from atlas_edge.bench.selftest.run import SOUND
-from atlas_edge.runtimes.gpu_probe import Gpu
 from atlas_edge.spec import Precision
+from atlas_edge.system.gpu_probe import Gpu
 from gpu_steps import Figures, Times
 
 _AGAIN = ", again"

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from atlas_edge.bench.doctor.found import Found, runtime_modules
-from atlas_edge.runtimes.gpu_probe import GpuProbe
 from atlas_edge.system import hardware
+from atlas_edge.system.gpu_probe import GpuProbe
 from atlas_edge.system.hardware import Cpu
 
 # An encoder of 2 GB, its compiled copy, and the system.

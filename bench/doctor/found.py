@@ -7,10 +7,10 @@ from pathlib import Path
 
 import psutil
 
-from atlas_edge.runtimes.gpu_probe import GpuProbe, probe_gpu
 from atlas_edge.runtimes.registry import runtime_of
 from atlas_edge.spec import Target
 from atlas_edge.system import hardware
+from atlas_edge.system.gpu_probe import GpuProbe, probe_gpu
 from atlas_edge.system.graphics import graphics
 from atlas_edge.system.hardware import Cpu
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.export.engine.child import DEFAULTS, BuildAnswer, BuildRequest, EngineOptions
 from atlas_edge.export.graph.rules import GraphCheck, check_graph
-from atlas_edge.runtimes.gpu_probe import GpuProbe, probe_gpu
 from atlas_edge.runtimes.tensorrt_library import (
     ENTERPRISE,
     RTX,
@@ -24,6 +23,7 @@ from atlas_edge.runtimes.tensorrt_library import (
 )
 from atlas_edge.spec import Precision
 from atlas_edge.system.child import run_module
+from atlas_edge.system.gpu_probe import GpuProbe, probe_gpu
 
 # What RTX compiles where: Turing has no FP32 matrix product there, FP8 begins with Ada.
 _FP32_SINCE, _FP8_SINCE = (8, 0), (8, 9)

@@ -14,10 +14,10 @@ from atlas_edge.export.engine.bundle import build_parts, write_part_manifests
 from atlas_edge.export.engine.child import EngineOptions
 from atlas_edge.export.rebuild import rebuild_bundle
 from atlas_edge.manifest import Execution, Manifest, ModelProvenance
-from atlas_edge.runtimes.gpu_probe import Gpu, GpuProbe, probe_gpu
 from atlas_edge.runtimes.onnxruntime import OnnxEncoder
 from atlas_edge.runtimes.tensorrt_library import RTX
 from atlas_edge.spec import EncoderSpec, Precision, Target
+from atlas_edge.system.gpu_probe import Gpu, GpuProbe, probe_gpu
 
 pytest.importorskip("tensorrt_rtx")
 SPEC = EncoderSpec(

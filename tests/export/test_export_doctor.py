@@ -16,9 +16,9 @@ from atlas_edge.export.packing.pack import pack_bundles
 from atlas_edge.package import choice as remembering
 from atlas_edge.package.choice import Candidate, Choice, machine_sha256, measure
 from atlas_edge.package.manifest import package_sha256
-from atlas_edge.runtimes.gpu_probe import Gpu, GpuProbe
 from atlas_edge.spec import Precision, Target
 from atlas_edge.system import hardware
+from atlas_edge.system.gpu_probe import Gpu, GpuProbe
 from atlas_edge.system.hardware import Cpu
 from packages import make_bundle
 from support import RunCommand

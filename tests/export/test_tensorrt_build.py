@@ -11,9 +11,9 @@ from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.export.engine import build as under_test
 from atlas_edge.export.engine.build import build_engine, check_options, find_tensorrt
 from atlas_edge.export.engine.child import EngineOptions
-from atlas_edge.runtimes.gpu_probe import Gpu, GpuProbe
 from atlas_edge.runtimes.tensorrt_library import ENTERPRISE, RTX, TensorRTLibrary
 from atlas_edge.spec import Precision
+from atlas_edge.system.gpu_probe import Gpu, GpuProbe
 
 NO_GPU = GpuProbe(driver=None, gpus=(), problem="no NVIDIA driver is installed")
 ONE_GPU = GpuProbe(

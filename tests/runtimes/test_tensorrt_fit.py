@@ -8,10 +8,10 @@ from atlas_edge.bundle import open_bundle, write_manifest
 from atlas_edge.errors import RuntimeMissing, UsageError
 from atlas_edge.manifest import Execution, Manifest, ModelProvenance
 from atlas_edge.runtimes import tensorrt_library
-from atlas_edge.runtimes.gpu_probe import Gpu, GpuProbe, probe_gpu
 from atlas_edge.runtimes.tensorrt_fit import check_fit
 from atlas_edge.runtimes.tensorrt_library import LIBRARIES, TensorRTLibrary, import_library
 from atlas_edge.spec import EncoderSpec, Precision, Target
+from atlas_edge.system.gpu_probe import Gpu, GpuProbe, probe_gpu
 
 SPEC = EncoderSpec(
     name="fake", architecture="fake", embed_dim=4, tile_px=8, mean=(0, 0, 0), std=(1, 1, 1), pooling="cls"

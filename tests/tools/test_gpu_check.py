@@ -19,9 +19,9 @@ import gpu_report
 import gpu_steps
 from atlas_edge.cli import run_app
 from atlas_edge.errors import GateFailed, InputError, RuntimeMissing, UsageError
-from atlas_edge.runtimes.gpu_probe import Gpu, GpuProbe, probe_gpu
 from atlas_edge.runtimes.tensorrt_library import ENTERPRISE, RTX
 from atlas_edge.spec import EncoderSpec, Precision
+from atlas_edge.system.gpu_probe import Gpu, GpuProbe, probe_gpu
 from gpu_memory import GpuWatch
 from gpu_plan import Here, Step, look_around, steps
 from gpu_report import Outcome

@@ -19,12 +19,12 @@ from atlas_edge.errors import RuntimeMissing
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.batching import empty_results
 from atlas_edge.runtimes.cuda import Cuda, DeviceFault
-from atlas_edge.runtimes.gpu_probe import probe_gpu
 from atlas_edge.runtimes.registry import Runtime
 from atlas_edge.runtimes.tensorrt_engine import TensorRTEngine
 from atlas_edge.runtimes.tensorrt_fit import check_fit, library_of
 from atlas_edge.runtimes.tensorrt_library import ENTERPRISE, RTX, import_library, installed_version
 from atlas_edge.spec import EncoderSpec
+from atlas_edge.system.gpu_probe import probe_gpu
 
 _STREAMS = 2
 _STRIPPED = "strip_weights"

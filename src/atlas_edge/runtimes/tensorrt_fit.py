@@ -7,8 +7,8 @@ from pathlib import Path
 
 from atlas_edge.errors import RuntimeMissing, UsageError
 from atlas_edge.manifest import Manifest
-from atlas_edge.runtimes.gpu_probe import Gpu, GpuProbe
 from atlas_edge.runtimes.tensorrt_library import LIBRARIES, TensorRTLibrary
+from atlas_edge.system.gpu_probe import Gpu, GpuProbe
 
 FALLBACK_FOLDER = "onnx"
 HARDWARE_COMPATIBLE, VERSION_COMPATIBLE = "hardware_compatible", "version_compatible"

@@ -180,7 +180,7 @@ def test_an_engine_without_a_gpu_leaves_with_exit_code_4(bundle: Path, model: Lo
         bundle,
         engine.model_copy(update={"execution": Execution(model_file="model.engine", fallback_file="model.onnx")}),
     )
-    from atlas_edge.runtimes.gpu_probe import probe_gpu
+    from atlas_edge.system.gpu_probe import probe_gpu
 
     if probe_gpu().gpus:
         pytest.skip("this machine has a GPU")

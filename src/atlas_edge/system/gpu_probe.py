@@ -40,7 +40,7 @@ class GpuProbe:
 def probe_gpu(*, timeout_s: float = TIMEOUT_S) -> GpuProbe:
     """Ask the NVIDIA driver for its devices without loading it into this process."""
     try:
-        child = run_module("atlas_edge.runtimes.gpu_probe", timeout_s=timeout_s)
+        child = run_module("atlas_edge.system.gpu_probe", timeout_s=timeout_s)
     except subprocess.TimeoutExpired:
         return GpuProbe(driver=None, gpus=(), problem=f"the NVIDIA driver did not answer within {timeout_s:.0f} s")
     if child.returncode != 0:

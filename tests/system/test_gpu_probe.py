@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from atlas_edge.runtimes import gpu_probe
-from atlas_edge.runtimes.gpu_probe import ask_driver, probe_gpu
+from atlas_edge.system import gpu_probe
+from atlas_edge.system.gpu_probe import ask_driver, probe_gpu
 
 
 def test_the_answer_of_this_machine_is_what_its_driver_lists() -> None:
