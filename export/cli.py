@@ -317,7 +317,7 @@ def face(
         overwrite: Replace a face that is there.
         json: Print the metadata as JSON on stdout.
     """
-    from atlas_edge.export.faces import write_face
+    from atlas_edge.export.faces.graph import write_face
 
     notes = write_face(bundle, out, face=face, overwrite=overwrite)
     if json:
@@ -343,7 +343,7 @@ def layout(
         out: Folder to write.
         overwrite: Replace a folder that this command wrote.
     """
-    from atlas_edge.export.layouts import server_name, write_layout
+    from atlas_edge.export.faces.layouts import server_name, write_layout
 
     manifest = write_layout(bundle, out, layout=layout, overwrite=overwrite)
     if manifest.notice:

@@ -13,7 +13,7 @@ from atlas_edge.bundle import MANIFEST, read_manifest, sha256_file, write_manife
 from atlas_edge.cli import run_app
 from atlas_edge.errors import ChecksumError, UsageError
 from atlas_edge.export.cli import app
-from atlas_edge.export.faces import Face, write_face
+from atlas_edge.export.faces.graph import Face, write_face
 from atlas_edge.manifest import Execution
 from atlas_edge.quantize.backend import Job, Quantized, backend_of
 from atlas_edge.spec import EncoderSpec, Precision, Target

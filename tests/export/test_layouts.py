@@ -10,7 +10,7 @@ from atlas_edge.bundle import read_manifest, write_manifest
 from atlas_edge.cli import run_app
 from atlas_edge.errors import UsageError
 from atlas_edge.export.cli import app
-from atlas_edge.export.layouts import ovms_config, triton_config, write_layout
+from atlas_edge.export.faces.layouts import ovms_config, triton_config, write_layout
 from atlas_edge.manifest import Execution, Manifest
 from atlas_edge.spec import TokenGrid
 
