@@ -32,7 +32,7 @@ from atlas_edge.models.timm_folder import with_layers
 from atlas_edge.quantize.paths import FITTED, FLOAT, LAYER_WISE, NEAREST, NNCF
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.targets import Precision, Target
-from marked import around
+from parts.marked import around
 
 BEGIN, END = "<!-- encoder table: begin -->", "<!-- encoder table: end -->"
 # Beyond it, blocks are left out: a ViT-g in float32 has 4.5 GB, and its file as much again.

@@ -30,9 +30,9 @@ from atlas_edge.quantize.backend import Job
 from atlas_edge.runtimes.tensorrt_library import RTX
 from atlas_edge.spec import Precision
 from atlas_edge.tiles import TileSource, batches, open_tiles
-from engine_kinds import kinds as all_kinds
-from engine_kinds import load_kind
-from marked import around
+from parts.engine_kinds import kinds as all_kinds
+from parts.engine_kinds import load_kind
+from parts.marked import around
 
 BEGIN, END = "<!-- engine table: begin -->", "<!-- engine table: end -->"
 KINDS_BEGIN, KINDS_END = "<!-- engine kinds: begin -->", "<!-- engine kinds: end -->"

@@ -30,11 +30,11 @@ from atlas_edge.models.timm_config import WEIGHTS
 from atlas_edge.spec import Precision
 from atlas_edge.system.atomic import write_atomic
 from atlas_edge.system.gpu_probe import probe_gpu
-from gpu_memory import GpuWatch, driver_version
-from gpu_plan import Here, Step, look_around, steps
-from gpu_report import GpuReport, Outcome, faults, report_markdown
 from gpu_steps import STORED, Answer, Request, is_made
-from marked import around
+from parts.gpu_memory import GpuWatch, driver_version
+from parts.gpu_plan import Here, Step, look_around, steps
+from parts.gpu_report import GpuReport, Outcome, faults, report_markdown
+from parts.marked import around
 
 BEGIN, END = "<!-- gpu check: begin -->", "<!-- gpu check: end -->"
 _MADE_OF = "made_of.txt"

@@ -20,7 +20,7 @@ from atlas_edge.spec import EncoderSpec, Precision
 from atlas_edge.system.atomic import write_atomic
 from atlas_edge.system.hardware import peak_memory_bytes
 from atlas_edge.tiles import batches, open_tiles
-from gpu_plan import Kind, Way
+from parts.gpu_plan import Kind, Way
 
 if TYPE_CHECKING:
     from torch import nn

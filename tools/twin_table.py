@@ -27,7 +27,7 @@ from atlas_edge.quantize.recipe import Recipe, nncf_as_it_comes
 from atlas_edge.quantize.search.bench import MeasureConfig, PlanBench
 from atlas_edge.spec import Precision, Target
 from atlas_edge.system import hardware
-from marked import around
+from parts.marked import around
 from twins import REPORT
 
 BEGIN, END = "<!-- twin table: begin -->", "<!-- twin table: end -->"

@@ -5,8 +5,8 @@ Networks of every kind can so be measured on activations and outliers that are r
     python tools/twins.py swiglu --teacher MODEL --tiles TILES --out FOLDER
 
 A twin begins from its teacher's own weights wherever the shape allows. What is new is fitted in closed form, then block
-by block to the teacher's tokens, then end to end to its tokens and embedding (`twin_fit.py`). It is for measuring only:
-`twin.json` in its folder says what it keeps of its teacher, and `twin_table.py` measures its INT8.
+by block to the teacher's tokens, then end to end to its tokens and embedding (`parts/twin_fit.py`). It is for measuring
+only: `twin.json` in its folder says what it keeps of its teacher, and `twin_table.py` measures its INT8.
 """
 
 import json
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from atlas_edge.models.encoder_module import EncoderModule
     from atlas_edge.models.load import LoadedModel
-    from twin_fit import Kind
+    from parts.twin_fit import Kind
 
 REPORT = "twin.json"
 _MEASURED_TILES = 16
@@ -70,7 +70,7 @@ def make_twin(
     from atlas_edge.models.encoder_module import EncoderModule
     from atlas_edge.system.atomic import atomic_folder, check_vacant
     from atlas_edge.tiles import open_tiles, select_records
-    from twin_fit import KINDS, build_twin, fit_twin
+    from parts.twin_fit import KINDS, build_twin, fit_twin
 
     check_vacant(out, marks=(CONFIG,), overwrite=False)
     begun, shape = time.monotonic(), KINDS[kind]

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-import engine_kinds as kinds
 import engine_table as tool
 from atlas_edge.errors import InputError
 from atlas_edge.spec import Precision
+from parts import engine_kinds as kinds
 
 
 def test_a_row_goes_between_the_marks(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,18 +14,17 @@ import pytest
 from safetensors.numpy import save_file
 
 import gpu_check as tool
-import gpu_plan
-import gpu_report
 import gpu_steps
 from atlas_edge.cli import run_app
 from atlas_edge.errors import GateFailed, InputError, RuntimeMissing, UsageError
 from atlas_edge.runtimes.tensorrt_library import ENTERPRISE, RTX
 from atlas_edge.spec import EncoderSpec, Precision
 from atlas_edge.system.gpu_probe import Gpu, GpuProbe, probe_gpu
-from gpu_memory import GpuWatch
-from gpu_plan import Here, Step, look_around, steps
-from gpu_report import Outcome
 from gpu_steps import Answer, Figures, Request, Times
+from parts import gpu_plan, gpu_report
+from parts.gpu_memory import GpuWatch
+from parts.gpu_plan import Here, Step, look_around, steps
+from parts.gpu_report import Outcome
 from runtimes.fake_gpu import DIM, PX, Cudart, FakeTensorRT, embed
 
 NO_GPU = GpuProbe(driver=None, gpus=(), problem="no NVIDIA driver is installed")

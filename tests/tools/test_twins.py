@@ -11,13 +11,12 @@ pytest.importorskip("timm")
 
 import torch
 
-import twin_closed_form
-import twin_fit
 import twin_table
 import twins as tool
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.models.encoder_module import EncoderModule
 from atlas_edge.models.load import load_encoder, load_model
+from parts import twin_closed_form, twin_fit
 from support import write_timm_folder
 
 SIZE: dict[str, Any] = {"img_size": 28, "patch_size": 14, "embed_dim": 48, "depth": 2, "num_heads": 3}

@@ -21,7 +21,7 @@ from atlas_edge.models.load import LoadedModel
 from atlas_edge.models.timm_config import CONFIG
 from atlas_edge.models.timm_folder import with_layers
 from atlas_edge.spec import Pooling
-from twin_closed_form import CLS_SHARE, PIECE, begin_block, refit_writes
+from parts.twin_closed_form import CLS_SHARE, PIECE, begin_block, refit_writes
 
 _BATCH = 2
 _BLOCK_RATE, _WHOLE_RATE, _WARM_UP = 1e-4, 1e-5, 0.1

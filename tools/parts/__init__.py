@@ -1,0 +1,1 @@
+"""What tools share; the commands are one folder up."""
