@@ -27,7 +27,7 @@ from atlas_edge.system.atomic import atomic_folder, check_vacant
 Platform = Literal["win_amd64", "manylinux"]
 
 CONTENTS, SUMS, REQUIREMENTS = "kit.json", "SHA256SUMS", "requirements.txt"
-# What holds a runtime, where its own name only stands for it.
+# What holds a runtime whose own distribution only stands for it, and is a source: kits take wheels alone.
 _PARTS = {"tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs")}
 _NO_SOURCES = (".*", "*.egg-info", "__pycache__", "build", "bundles", "dist", "docs", "reports", "tests")
 _TEMPLATES = Path(__file__).parent / "kit_files"
@@ -211,11 +211,17 @@ def _lock(
         for part in _PARTS.get(name, (name,))
     }
     with tempfile.TemporaryDirectory() as scratch:
-        asked, constraints, found = (Path(scratch) / name for name in ("asked.in", "constraints.txt", "locked.txt"))
-        asked.write_text(f"atlas-edge[{','.join(extras)}] @ {own.resolve().as_uri()}\n", encoding="utf-8")
+        names = ("asked.in", "constraints.txt", "overrides.txt", "locked.txt")
+        asked, constraints, overrides, found = (Path(scratch) / name for name in names)
+        stood_for = [name for name in _PARTS if name in extras]
+        lines = [f"atlas-edge[{','.join(extras)}] @ {own.resolve().as_uri()}"]
+        lines += [part for name in stood_for for part in _PARTS[name]]
+        asked.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in known.items()), encoding="utf-8")
+        overrides.write_text("".join(f"{name}; sys_platform == 'never'\n" for name in stood_for), encoding="utf-8")
         command = [uv, "pip", "compile", "--quiet", str(asked), "--output-file", str(found)]
-        command += ["--constraint", str(constraints), "--generate-hashes", "--no-annotate", "--no-header"]
+        command += ["--constraint", str(constraints), "--overrides", str(overrides)]
+        command += ["--generate-hashes", "--no-annotate", "--no-header"]
         command += ["--only-binary", ":all:", "--python-version", python, "--python-platform", _SYSTEMS[platform][0]]
         _run(command, f"find wheels for {platform} and Python {python}")
         lines = found.read_text(encoding="utf-8").splitlines()

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,11 @@ def test_generic_top_level_imports_are_banned(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--config", ROOT / "pyproject.toml", tmp_path]
         done = subprocess.run(command, capture_output=True, text=True)
         assert "TID251" in done.stdout
+
+
+def test_a_development_install_has_every_runtime_that_tests_would_skip_without() -> None:
+    if not all(map(find_spec, ("xdist", "importlinter", "furo"))):
+        pytest.skip("not installed with [dev]")
+    # `tensorrt` itself is no part of it: its libraries come from an index of its own.
+    for module in ("openvino", "onnxruntime", "tensorrt_rtx", "cuda.bindings", "zarr", "uv", "modelopt", "nncf"):
+        assert find_spec(module) is not None, module

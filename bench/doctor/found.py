@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -88,7 +87,7 @@ def look(tools: tuple[str, ...] = ()) -> Found:
     Args:
         tools: Modules to look for beside the runtimes.
     """
-    installed = frozenset(filter(find_spec, (*tools, *runtime_modules())))
+    installed = frozenset(filter(hardware.installed_module, (*tools, *runtime_modules())))
     memory = psutil.virtual_memory()
     return Found(
         cpu=hardware.cpu(),

@@ -132,9 +132,9 @@ def print_json(data: Any) -> None:
 
 def require_module(module: str, *, extra: str) -> None:
     """Raise RuntimeMissing, naming the extra to install, where a module cannot be found."""
-    import importlib.util
+    from atlas_edge.system.hardware import installed_module
 
-    if importlib.util.find_spec(module) is None:
+    if installed_module(module) is None:
         raise RuntimeMissing(f"{module} is not installed", hint=f"pip install 'atlas-edge[{extra}]'")
 
 

@@ -142,9 +142,12 @@ def test_a_kit_installs_without_an_index_and_a_changed_file_stops_it(kits: Path,
 
 def test_an_engine_gets_the_library_that_built_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     constraints: list[str] = []
+    asked: list[str] = []
 
     def run(command: list[str], _: str) -> None:
         constraints.extend(Path(command[command.index("--constraint") + 1]).read_text().splitlines())
+        asked.extend(Path(command[4]).read_text().splitlines())
+        asked.extend(Path(command[command.index("--overrides") + 1]).read_text().splitlines())
         Path(command[command.index("--output-file") + 1]).write_text("")
 
     monkeypatch.setattr(kit, "_run", run)
@@ -155,6 +158,9 @@ def test_an_engine_gets_the_library_that_built_it(bundle: Path, monkeypatch: pyt
     engine = made.model_copy(update={"target": Target.TENSORRT, "execution": execution, "versions": versions})
     kit._lock("uv", Path("atlas_edge-0.1.0-py3-none-any.whl"), ["tensorrt-rtx"], [engine], "win_amd64", "3.12")
     assert constraints == ["tensorrt-rtx-cu13-bindings==1.7.1.116", "tensorrt-rtx-cu13-libs==1.7.1.116"]
+    # Its own distribution is a source, which a kit cannot hold: what it stands for is asked for in its place.
+    stood_for = ["tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs", "tensorrt-rtx; sys_platform == 'never'"]
+    assert asked[1:] == stood_for
 
 
 def test_a_package_brings_the_runtimes_of_what_runs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from atlas_edge.runtimes.tensorrt_library import RTX, import_library
 from atlas_edge.system import hardware
 
 
@@ -56,3 +57,12 @@ def test_a_library_is_known_by_what_holds_it(monkeypatch: pytest.MonkeyPatch) ->
         "tensorrt-rtx": "1.7.1.116",
         "numpy": "2.4.6",
     }
+
+
+def test_a_library_is_imported_by_what_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hardware.installed_module("numpy") == "numpy" and hardware.installed_module("none_such") is None
+    trt = pytest.importorskip("tensorrt_rtx")
+    genuine = hardware.find_spec
+    monkeypatch.setattr(hardware, "find_spec", lambda name: None if name == "tensorrt_rtx" else genuine(name))
+    assert hardware.installed_module("tensorrt_rtx") == "tensorrt_rtx_bindings"
+    assert import_library(RTX).Builder is trt.Builder

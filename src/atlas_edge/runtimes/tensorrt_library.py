@@ -6,14 +6,13 @@ Their Python APIs mirror each other, so one code path serves both; what differs 
 """
 
 import importlib
-import importlib.util
 from collections.abc import MutableSequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from atlas_edge.errors import InputError, RuntimeMissing
 from atlas_edge.spec import Target
-from atlas_edge.system.hardware import installed_versions
+from atlas_edge.system.hardware import installed_module, installed_versions
 
 LibraryName = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -23,7 +22,7 @@ class TensorRTLibrary:
     """One of the two libraries.
 
     Attributes:
-        module: Import name.
+        module: Import name; see `installed_module`.
         title: Name in messages.
         target: Bundle target that it builds; the extra that installs it has the same name.
         minimum: Oldest version whose API has everything that is used here.
@@ -91,11 +90,12 @@ LIBRARIES: dict[str, TensorRTLibrary] = {library.module: library for library in 
 
 def installed_version(library: TensorRTLibrary) -> str | None:
     """Version of the installed library, or None where it is not installed. Imports nothing."""
-    if importlib.util.find_spec(library.module) is None:
+    module = installed_module(library.module)
+    if module is None:
         return None
     distribution = library.module.replace("_", "-")
     found = installed_versions((distribution,)).get(distribution)
-    return found or str(importlib.import_module(library.module).__version__)
+    return found or str(importlib.import_module(module).__version__)
 
 
 def import_library(library: TensorRTLibrary) -> Any:
@@ -109,7 +109,7 @@ def import_library(library: TensorRTLibrary) -> Any:
         raise RuntimeMissing(f"{library.title} is not installed", hint=library.install_hint)
     check_version(library, version)
     try:
-        return importlib.import_module(library.module)
+        return importlib.import_module(installed_module(library.module) or library.module)
     except (ImportError, OSError) as error:
         raise RuntimeMissing(
             f"{library.title} {version} is installed but cannot be loaded: {' '.join(str(error).split())}",

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -27,8 +28,9 @@ DISTRIBUTIONS = (
     "tensorrt-rtx",
     "numpy",
 )
-# Where it was installed without the distribution that only stands for it.
+# What holds a library whose own distribution and module only stand for it: a kit brings the former alone.
 _STANDS_FOR = {"tensorrt-rtx": "tensorrt-rtx-cu13-bindings"}
+_HELD_IN = {"tensorrt_rtx": "tensorrt_rtx_bindings"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +105,12 @@ def versions() -> dict[str, str]:
 def system() -> dict[str, str]:
     """Python's version, and which operating system on which kind of processor."""
     return {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+
+
+def installed_module(name: str) -> str | None:
+    """The name to import a library by, or None where it is not installed. Imports nothing."""
+    names = (name, _HELD_IN[name]) if name in _HELD_IN else (name,)
+    return next((each for each in names if find_spec(each) is not None), None)
 
 
 def installed_versions(names: Iterable[str]) -> dict[str, str]:
