@@ -4,6 +4,7 @@ Here is what the four stages share: `targets` lists targets and precisions, `spe
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ __all__ = [
     "torch_module",
     "verify_bundle",
 ]
+
+# Official builds of ONNX Runtime since 1.29 report machine and models to Microsoft, and keep a number of the device. It
+# reads this as it starts, whichever library starts it (its Privacy.md).
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Imported at first use: a command's --help needs neither numpy nor pydantic.
 _MODULES = {

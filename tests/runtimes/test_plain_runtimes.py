@@ -1,6 +1,8 @@
 """Who opens a model file without atlas-edge is told where it is wrong."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from atlas_edge.runtimes import int8_sums
 from atlas_edge.runtimes import plain as plain_runtimes
 from atlas_edge.runtimes.plain import NOTICE_KEY, plain_runtime_notice
 from atlas_edge.spec import Precision, Target
+from support import command_environment
 
 
 def test_only_int8_files_of_the_processor_need_it() -> None:
@@ -64,3 +67,15 @@ def test_without_openvino_the_processor_s_name_decides(monkeypatch: pytest.Monke
     for name, saturates in (("x86_64", None), ("AMD64", None), ("arm64", False), ("aarch64", False)):
         monkeypatch.setattr("platform.machine", lambda name=name: name)
         assert plain_runtimes.saturates_here() is saturates
+
+
+def test_onnx_runtime_reports_nothing_to_its_maker(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    homes = {name: str(tmp_path) for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA")}
+    environment = command_environment(**homes)
+    for name in ("ORT_DISABLE_TELEMETRY", "CI"):
+        environment.pop(name, None)
+    script = "import atlas_edge, onnxruntime; onnxruntime.get_available_providers()"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("*"))
