@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atlas_edge.bench.selftest.run import SELFTEST_FILE
 from atlas_edge.bundle import BESIDE, MANIFEST, model_folder, read_manifest, sha256_file, size_bytes, verify_bundle
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.manifest import Manifest
 from atlas_edge.package.manifest import (
+    OWN_FILES,
     VARIANTS,
     LeftOut,
     PackageFile,
@@ -23,8 +23,6 @@ from atlas_edge.spec import Precision
 from atlas_edge.system.atomic import atomic_folder
 
 _EXACT_FIRST = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8, Precision.FP8)
-# What no runtime opens; each variant keeps its own.
-_DOCUMENTS = frozenset({"README.md", "report.json", "report.md", SELFTEST_FILE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +80,7 @@ def complete_package(folder: Path, names: Sequence[str], *, left_out: Sequence[L
     saved = 0
     for name in names:
         manifest = read_manifest(folder / name)
-        model = frozenset((file.path, file.sha256) for file in manifest.files if file.path not in _DOCUMENTS)
+        model = frozenset((file.path, file.sha256) for file in manifest.files if file.path not in OWN_FILES)
         # A folder inside a bundle may be a bundle of its own, which is opened where it lies.
         shared = all("/" not in path for path, _ in model)
         owner = stored.setdefault(model, name) if shared else name

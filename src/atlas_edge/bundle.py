@@ -10,7 +10,7 @@ from atlas_edge.encoder import Encoder
 from atlas_edge.errors import ChecksumError, InputError, UsageError
 from atlas_edge.manifest import READABLE, BundleFile, Manifest
 from atlas_edge.package.choice import chosen_bundle
-from atlas_edge.package.manifest import Place, is_package, place_in_package, read_package
+from atlas_edge.package.manifest import OWN_FILES, Place, is_package, place_in_package, read_package
 from atlas_edge.runtimes.registry import runtime_of
 from atlas_edge.system.paths import stays_inside
 from atlas_edge.system.remembered import remembered_sha256
@@ -96,10 +96,10 @@ def verify_bundle(folder: Path, *, rehash: bool = True) -> Manifest:
     manifest = read_manifest(folder)
     place = place_in_package(folder)
     _check_place(folder, place)
+    home = _home(folder, place)
     for entry in manifest.files:
-        path = _inside(folder, entry.path)
-        if place is not None and not path.is_file():
-            path = _inside(place.model_folder, entry.path)
+        # Compared is what will be opened, whatever lies in the other folder.
+        path = _inside(folder if entry.path in OWN_FILES else home, entry.path)
         if not path.is_file():
             raise ChecksumError(f"{folder}: {entry.path} is missing", hint="copy the bundle again, or export it again")
         size_bytes = path.stat().st_size
@@ -120,18 +120,19 @@ def verify_bundle(folder: Path, *, rehash: bool = True) -> Manifest:
             raise InputError(
                 f"{folder}: the manifest runs {name}, which is not one of its files", hint="do not use this bundle"
             )
-    extra = sorted(set(_relative_files(folder)) - listed)
+    elsewhere = set() if home is folder else listed - OWN_FILES - {MANIFEST}
+    extra = sorted(set(_relative_files(folder)) - (listed - elsewhere))
     if extra:
         raise ChecksumError(
-            f"{folder}: {extra[0]} is not in the manifest", hint="remove what was added, or export it again"
+            f"{folder}: {extra[0]} is not in the manifest{f', or lies in {home.name}' if elsewhere else ''}",
+            hint="remove what was added, or export it again",
         )
     return manifest
 
 
 def model_folder(folder: Path) -> Path:
     """Where the model files of a verified bundle lie: in its folder, or in that of another variant of its package."""
-    place = place_in_package(folder)
-    return folder if place is None or place.variant.model_in is None else place.model_folder
+    return _home(folder, place_in_package(folder))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -190,6 +191,10 @@ def sha256_file(path: Path) -> str:
 def size_bytes(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum((folder / name).stat().st_size for name in _relative_files(folder))
+
+
+def _home(folder: Path, place: Place | None) -> Path:
+    return folder if place is None or place.variant.model_in is None else place.model_folder
 
 
 def _check_place(folder: Path, place: Place | None) -> None:

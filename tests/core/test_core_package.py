@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from atlas_edge.bench.selftest.run import SELFTEST_FILE
 from atlas_edge.bundle import model_folder, verify_bundle
 from atlas_edge.errors import ChecksumError, InputError, UsageError
 from atlas_edge.export.packing.pack import copy_bundle, pack_bundles
-from atlas_edge.package.manifest import VARIANTS, read_package
+from atlas_edge.package.manifest import OWN_FILES, VARIANTS, read_package
 from atlas_edge.package.verify import verify_package
 from atlas_edge.spec import Precision, Target
 from packages import SPEC, make_bundle
@@ -43,6 +44,7 @@ def test_equal_files_lie_in_it_once(package: Path) -> None:
     assert [variant.name for variant in manifest.variants] == names
     assert [variant.model_in for variant in manifest.variants] == [None, "openvino-fp32", None]
     assert not list((package / "openvino-bf16").glob("model*"))
+    assert SELFTEST_FILE in OWN_FILES
     assert (package / "openvino-bf16" / "README.md").read_text() == "openvino bf16\n"
     assert not [path for path in package.rglob("*") if path.is_symlink()]
     shared = package / "openvino-bf16"
@@ -102,6 +104,18 @@ def test_a_bundle_that_was_put_in_anothers_place_is_found(package: Path, tmp_pat
     for check in (lambda: verify_bundle(package / "openvino-int8"), lambda: verify_package(package)):
         with pytest.raises(ChecksumError, match="not the one that the package was made with"):
             check()
+
+
+def test_what_is_compared_is_what_is_opened(package: Path, bundles: list[Path]) -> None:
+    shared, opened = package / "openvino-bf16", package / "openvino-fp32"
+    for file in bundles[1].glob("model*"):
+        shutil.copyfile(file, shared / file.name)
+    with pytest.raises(ChecksumError, match="not in the manifest, or lies in openvino-fp32"):
+        verify_bundle(shared)
+    for file in opened.glob("model*"):
+        file.write_bytes(b"x" * file.stat().st_size)
+    with pytest.raises(ChecksumError, match="has SHA-256"):
+        verify_bundle(shared)
 
 
 def test_what_was_added_or_changed_beside_the_variants_is_found(package: Path) -> None:
