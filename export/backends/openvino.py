@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from atlas_edge.encoder import Encoder
 from atlas_edge.export.backends.base import ExportBackend, Way
+from atlas_edge.export.graph.openvino_file import save_openvino
 from atlas_edge.manifest import Execution
 from atlas_edge.models.load import free_weights
 from atlas_edge.quantize.backend import Job, Quantized
@@ -72,13 +73,11 @@ class OpenVinoBackend(ExportBackend):
         return Quantized(model=openvino.Core().read_model(str(job.graph)))
 
     def write(self, job: Job, quantized: Quantized, folder: Path) -> Execution:
-        import openvino
-
         _number_anew(quantized.model)
         notice = plain_runtime_notice(self.target, job.precision, portable=job.portable)
         for key, value in model_notes(job.model.spec, job.model.provenance.licence, notice=notice).items():
             quantized.model.set_rt_info(value, key)
-        openvino.save_model(quantized.model, str(folder / _FILE), compress_to_fp16=job.precision is Precision.FP16)
+        save_openvino(quantized.model, folder / _FILE, half=job.precision is Precision.FP16)
         return Execution(
             model_file=_FILE, batch=job.batch, inference_precision=_inference(job.precision), portable=job.portable
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.bundle import MANIFEST, model_folder, sha256_file, verify_bundle
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
+from atlas_edge.export.graph.openvino_file import save_openvino
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.plain import model_notes
 from atlas_edge.spec import EncoderSpec
@@ -149,4 +150,4 @@ def _write_openvino(source: Path, target: Path, spec: EncoderSpec, face: Face, n
     model.validate_nodes_and_infer_types()
     for key, value in notes.items():
         model.set_rt_info(value, key)
-    openvino.save_model(model, str(target), compress_to_fp16=False)
+    save_openvino(model, target)

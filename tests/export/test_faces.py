@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from atlas_edge.bundle import MANIFEST, read_manifest, sha256_file, write_manifest
 from atlas_edge.cli import run_app
-from atlas_edge.errors import ChecksumError, UsageError
+from atlas_edge.errors import ChecksumError, InputError, UsageError
 from atlas_edge.export.cli import app
 from atlas_edge.export.faces.graph import Face, write_face
+from atlas_edge.export.graph.openvino_file import save_openvino
 from atlas_edge.manifest import Execution
 from atlas_edge.quantize.backend import Job, Quantized, backend_of
 from atlas_edge.spec import EncoderSpec, Precision, Target
@@ -123,3 +124,10 @@ def test_what_has_no_face_is_said(bundles: dict[str, Path], tmp_path: Path, caps
     assert run_app(app, [*asked, "--overwrite", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["atlas_edge_name"] == "tiny-vit"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["engine", "out"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
+def test_a_full_disk_is_no_bug(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.bin").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"model\.xml cannot be written.*\n.*free disk space"):
+        save_openvino(openvino.Core().read_model(str(bundle / "model.xml")), tmp_path / "model.xml")
