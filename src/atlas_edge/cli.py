@@ -94,7 +94,9 @@ def run_app(app: "cyclopts.App", argv: Sequence[str] | None = None) -> int:
 
 def system_error(error: OSError) -> str:
     """What the system refused, of which path, and what to look at."""
-    where = f": {printable(error.filename)}" if isinstance(error.filename, str) else ""
+    # Of a copy it names two, and does not say which of them it is.
+    names = [printable(name) for name in (error.filename, error.filename2) if isinstance(name, str)]
+    where = f": {' -> '.join(names)}" if names else ""
     return f"{error.strerror or error}{where}\n  fix: check free disk space and permissions of that path"
 
 

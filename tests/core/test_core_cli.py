@@ -49,6 +49,17 @@ def test_error_becomes_exit_code(error: Exception, exit_code: int, capsys: pytes
     assert "Traceback" not in printed
 
 
+def test_of_a_copy_both_files_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    app = make_app("atlas-sample", "Sample.")
+
+    @app.default
+    def fail() -> None:
+        raise OSError(28, "No space left on device", "in/model.bin", None, "out/model.bin")
+
+    assert run_app(app, []) == 5
+    assert "No space left on device: in/model.bin -> out/model.bin\n" in capsys.readouterr().err
+
+
 def test_bug_exits_1_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     app = make_app("atlas-sample", "Sample.")
 
