@@ -11,6 +11,8 @@ from atlas_edge.bundle import model_folder, verify_bundle
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.plain import model_notes
+from atlas_edge.runtimes.tensorrt import STRIPPED
+from atlas_edge.runtimes.tensorrt_library import RTX
 from atlas_edge.spec import INPUT, OUTPUT, TOKENS
 from atlas_edge.system.atomic import atomic_folder
 
@@ -41,13 +43,13 @@ def write_layout(bundle: Path, out: Path, *, layout: Layout, overwrite: bool = F
         The bundle's manifest; its `notice` says what such a server may compute wrongly.
 
     Raises:
-        UsageError: The server runs no models of this kind, or `out` is taken.
+        UsageError: The server runs no models of this kind (OVMS no engines; Triton none of TensorRT-RTX, and none
+            without its weights), or `out` is taken.
         InputError, ChecksumError: The bundle is damaged.
     """
     manifest = verify_bundle(bundle)
     model_file = model_folder(bundle) / manifest.execution.model_file
-    if layout == "ovms" and model_file.suffix == ".engine":
-        raise UsageError("OVMS runs no TensorRT engines", hint="--layout triton, or a bundle of --target openvino")
+    _check_runs(manifest, layout)
     name = server_name(manifest)
     own_name = model_file.name if layout == "ovms" else _TRITON[model_file.suffix][1]
     mark = f"{name}/config.pbtxt" if layout == "triton" else "config.json"
@@ -60,6 +62,24 @@ def write_layout(bundle: Path, out: Path, *, layout: Layout, overwrite: bool = F
         text = triton_config(manifest) if layout == "triton" else ovms_config(manifest)
         (folder / mark).write_text(text, encoding="utf-8")
     return manifest
+
+
+def _check_runs(manifest: Manifest, layout: Layout) -> None:
+    """Refuse an engine that the server cannot open."""
+    execution = manifest.execution
+    if Path(execution.model_file).suffix != ".engine":
+        return
+    if layout == "ovms":
+        raise UsageError("OVMS runs no TensorRT engines", hint="--layout triton, or a bundle of --target openvino")
+    if execution.engine_library == RTX.module:
+        raise UsageError(
+            f"Triton runs engines of TensorRT, and this one is of {RTX.title}",
+            hint="give the bundle `onnx` inside it, or one of --target tensorrt",
+        )
+    if STRIPPED in execution.engine_options:
+        raise UsageError(
+            "the engine holds no weights, and Triton does not fill them in", hint="atlas-export rebuild --no-strip"
+        )
 
 
 def server_name(manifest: Manifest) -> str:

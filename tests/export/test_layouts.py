@@ -139,6 +139,13 @@ def test_engines_and_weights_beside_the_graph(bundle: Path, tmp_path: Path) -> N
     with pytest.raises(UsageError, match="OVMS runs no TensorRT engines"):
         write_layout(tmp_path / "engine", tmp_path / "out", layout="ovms")
     shutil.rmtree(tmp_path / "engine-out")
+    for more, said in (
+        ({"engine_library": "tensorrt_rtx"}, "Triton runs engines of TensorRT, and this one is of TensorRT-RTX"),
+        ({"engine_library": "tensorrt", "engine_options": ("strip_weights",)}, "holds no weights"),
+    ):
+        write_manifest(tmp_path / "engine", changed(manifest, "model.engine", **more))
+        with pytest.raises(UsageError, match=said):
+            write_layout(tmp_path / "engine", tmp_path / "out", layout="triton")
     odd = manifest.model_copy(update={"encoder": manifest.encoder.model_copy(update={"name": 'a "model" / of µ'})})
     assert parsed(triton_config(odd)).name == "a-model-of-int8"
     assert json.loads(ovms_config(odd))["model_config_list"][0]["config"]["name"] == "a-model-of-int8"

@@ -27,7 +27,7 @@ from atlas_edge.spec import EncoderSpec
 from atlas_edge.system.gpu_probe import probe_gpu
 
 _STREAMS = 2
-_STRIPPED = "strip_weights"
+STRIPPED = "strip_weights"
 
 
 class TensorRTEncoder:
@@ -87,7 +87,7 @@ class TensorRTEncoder:
         fit = check_fit(folder, manifest, version=version or "none", probe=probe, device=device)
         trt = import_library(library)
         cuda = Cuda.open(fit.device)
-        stripped = _STRIPPED in manifest.execution.engine_options
+        stripped = STRIPPED in manifest.execution.engine_options
         fallback = manifest.execution.fallback_file
         with cuda.freed_on_fault():
             engine = TensorRTEngine(
