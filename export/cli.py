@@ -318,8 +318,11 @@ def face(
         json: Print the metadata as JSON on stdout.
     """
     from atlas_edge.export.faces.graph import write_face
+    from atlas_edge.runtimes.plain import NOTICE_KEY
 
     notes = write_face(bundle, out, face=face, overwrite=overwrite)
+    if NOTICE_KEY in notes:
+        console().print(f"WARNING: {notes[NOTICE_KEY]}", style="yellow")
     if json:
         print_json(notes)
     else:

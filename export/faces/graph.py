@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.bundle import MANIFEST, model_folder, sha256_file, verify_bundle
+from atlas_edge.bundle import MANIFEST, check_outside, model_folder, sha256_file, verify_bundle
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.export.graph.openvino_file import save_openvino
 from atlas_edge.manifest import Manifest
@@ -40,10 +40,11 @@ def write_face(bundle: Path, out: Path, *, face: Face, overwrite: bool = False) 
         The metadata of the model file.
 
     Raises:
-        UsageError: The bundle's target has no such faces, or `out` is taken.
+        UsageError: The bundle's target has no such faces, or `out` is taken or inside the bundle.
         InputError: The bundle is damaged, or its graph has another input than its manifest says.
         RuntimeMissing: The library that writes the file is not installed.
     """
+    check_outside(bundle, out)
     manifest = verify_bundle(bundle)
     model_file = manifest.execution.model_file
     writers = {".onnx": _write_onnx, ".xml": _write_openvino}

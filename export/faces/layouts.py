@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from atlas_edge.bundle import model_folder, verify_bundle
+from atlas_edge.bundle import check_outside, model_folder, verify_bundle
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.plain import model_notes
@@ -44,9 +44,10 @@ def write_layout(bundle: Path, out: Path, *, layout: Layout, overwrite: bool = F
 
     Raises:
         UsageError: The server runs no models of this kind (OVMS no engines; Triton none of TensorRT-RTX, and none
-            without its weights), or `out` is taken.
+            without its weights), or `out` is taken or inside the bundle.
         InputError, ChecksumError: The bundle is damaged.
     """
+    check_outside(bundle, out)
     manifest = verify_bundle(bundle)
     model_file = model_folder(bundle) / manifest.execution.model_file
     _check_runs(manifest, layout)

@@ -77,6 +77,20 @@ def open_verified(
     return runtime_of(manifest.target).open(home, manifest, threads=threads, cache_dir=cache_dir, device=device)
 
 
+def check_outside(bundle: Path, out: Path) -> None:
+    """Refuse to write into a bundle, or into the package around it: they hold what their manifests list, and no more.
+
+    Raises:
+        UsageError: `out` lies in one of them.
+    """
+    place = place_in_package(bundle)
+    home = bundle.resolve() if place is None else place.package
+    if out.resolve().is_relative_to(home):
+        raise UsageError(
+            f"{out} lies in {home}, which holds nothing but what its manifest lists", hint="choose another --out"
+        )
+
+
 def verify_bundle(folder: Path, *, rehash: bool = True) -> Manifest:
     """Compare every file of a bundle with its manifest, and that with the package's where it is a variant of one.
 

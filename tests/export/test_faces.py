@@ -126,6 +126,19 @@ def test_what_has_no_face_is_said(bundles: dict[str, Path], tmp_path: Path, caps
     assert sorted(path.name for path in tmp_path.iterdir()) == ["engine", "out"]
 
 
+def test_a_bundle_stays_as_its_manifest_says(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    package = tmp_path / "package"
+    assert run_app(app, ["pack", str(bundle), "--out", str(package), "-q"]) == 0
+    (variant,) = (path for path in package.iterdir() if path.is_dir())
+    for command in (["face", "--face", "nchw-float-0-1"], ["layout", "--layout", "ovms"]):
+        for made_of, out in ((bundle, bundle / "more"), (variant, variant / "more"), (variant, package / "more")):
+            assert run_app(app, [command[0], str(made_of), *command[1:], "--out", str(out)]) == 2
+            assert "nothing but what its manifest lists" in capsys.readouterr().err and not out.exists()
+    # What INT8 does in a plain runtime is said where the file is made for one.
+    assert run_app(app, ["face", str(variant), "--face", "nchw-float-0-1", "--out", str(tmp_path / "out")]) == 0
+    assert "WARNING: plain OpenVINO" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
 def test_a_full_disk_is_no_bug(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "model.bin").symlink_to("/dev/full")
