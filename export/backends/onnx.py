@@ -104,7 +104,8 @@ def _quantize_int8(job: Job, recipe: Recipe, out: Path) -> dict[str, Any]:
     details = quantize_onnx(module, spec, job.calibration, out, recipe=recipe, batch=job.batch, ranges=job.ranges)
     if job.portable:
         check_portable(integer_weights(out))
-    if recipe.attention:
+    # The products of attention have no weights: nothing there is kept to 7 bits.
+    if recipe.attention and not job.portable:
         from atlas_edge.quantize.onnx.attention_qdq import quantize_attention
 
         details["attention_products"] = quantize_attention(out, out, job.some_tiles(_ATTENTION_TILES))

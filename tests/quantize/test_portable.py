@@ -12,6 +12,7 @@ from atlas_edge.cli import run_app
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.export.config import resolve
 from atlas_edge.models.load import LoadedModel
+from atlas_edge.quantize.backend import Job, backend_of
 from atlas_edge.quantize.cli import app
 from atlas_edge.quantize.numerics.ranges import ActivationGrid
 from atlas_edge.quantize.onnx import qdq
@@ -21,6 +22,7 @@ from atlas_edge.quantize.openvino.operators import Operators
 from atlas_edge.quantize.portable import check_portable
 from atlas_edge.quantize.recipe import Recipe, for_portable, load_recipe, nncf_recipe, onnx_recipe, openvino_recipe
 from atlas_edge.runtimes.int8_sums import int8_sums_are_exact
+from atlas_edge.spec import Precision, Target
 
 ov = pytest.importorskip("openvino")
 Batches = list[NDArray[np.uint8]]
@@ -96,6 +98,18 @@ def test_through_nncf_weights_have_seven_bits_and_attention_stays_in_float(
         quantize_openvino(tiny_onnx, calibration, recipe=recipe.model_copy(update={"weight_bits": 4}))
 
 
+@pytest.mark.parametrize("portable", [True, False])
+def test_in_onnx_products_without_weights_stay_in_float(
+    portable: bool, tiny: LoadedModel, tiny_onnx: Path, calibration: Batches, tmp_path: Path
+) -> None:
+    pytest.importorskip("modelopt")
+    recipe = Recipe(smooth_alphas=(-1.0,), attention=True)
+    recipe = for_portable(recipe) if portable else recipe
+    job = Job(model=tiny, graph=tiny_onnx, calibration=calibration, precision=Precision.INT8, recipe=recipe)
+    quantized = backend_of(Target.ONNX).quantize(job, tmp_path)
+    assert ("attention_products" in (quantized.quantization or {})) != portable
+
+
 def test_a_weight_that_is_too_large_is_told() -> None:
     check_portable([np.array([[-64, 64]], np.int8)])
     with pytest.raises(InputError, match="a weight is 128, expected at most 64"):
@@ -109,7 +123,6 @@ def test_the_recipe_says_it_and_the_option_makes_one(tmp_path: Path) -> None:
     assert asked.int8_recipe == onnx_recipe().model_copy(update={"name": "onnx-int8-portable", "weight_bits": 7})
     assert asked.output.name == "atlas2-demo-onnx-int8-portable"
     four = Recipe(weight_bits=4)
-    assert resolve(target="onnx", precision="int8", portable=True, recipe=None).fixed_batch is None
     assert for_portable(four) == four
     for target, precision in (("tensorrt", "int8"), ("openvino", "fp32")):
         with pytest.raises(UsageError, match="--portable is for --target onnx or openvino in --precision int8"):
