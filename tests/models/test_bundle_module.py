@@ -58,8 +58,9 @@ def test_its_transform_and_it_give_what_the_encoder_gives(
 def test_a_harness_may_normalise_by_its_own_numbers(bundle: Path, tiny_tiles: NDArray[np.uint8]) -> None:
     wanted = expected(bundle, tiny_tiles)
     scaled = torch.from_numpy(tiny_tiles).permute(0, 3, 1, 2) / 255.0
-    for numbers in (IMAGENET, {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}):
-        mean, std = (torch.tensor(numbers[name]).view(3, 1, 1) for name in ("mean", "std"))
+    black = {"mean": np.zeros(3, np.float32), "std": torch.ones(3)}
+    for numbers in (IMAGENET, black):
+        mean, std = (torch.as_tensor(numbers[name]).view(3, 1, 1) for name in ("mean", "std"))
         module = atlas_edge.torch_module(bundle, **numbers)
         np.testing.assert_array_equal(module((scaled - mean) / std).numpy(), wanted)
         np.testing.assert_array_equal(module(torch.stack(list(map(module.transform, tiny_tiles)))).numpy(), wanted)
@@ -80,7 +81,7 @@ def test_a_normalisation_by_other_numbers_is_noticed(
 
 
 def test_what_it_does_not_take_is_said(module: Any, bundle: Path) -> None:
-    for shape in ((1, 3, 16, 16), (3, TINY_PX, TINY_PX), (1, TINY_PX, TINY_PX, 3)):
+    for shape in ((1, 3, 16, 16), (0, 3, TINY_PX, TINY_PX), (3, TINY_PX, TINY_PX), (1, TINY_PX, TINY_PX, 3)):
         with pytest.raises(InputError, match="expected \\(B, 3, 32, 32\\)"):
             module(torch.zeros(shape))
     with pytest.raises(UsageError, match="no gradients"):
@@ -90,7 +91,8 @@ def test_what_it_does_not_take_is_said(module: Any, bundle: Path) -> None:
     for image in (np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8)):
         with pytest.raises(InputError, match="expected 8-bit RGB"):
             module.transform(image)
-    for numbers in ({"mean": (0.5,)}, {"std": (0.5, 0.0, 0.5)}):
+    outside = {"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}
+    for numbers in ({"mean": (0.5,)}, {"mean": 0.5}, {"std": (0.5, 0.0, 0.5)}, {"mean": [float("nan")] * 3}, outside):
         with pytest.raises(UsageError, match="three numbers"):
             atlas_edge.torch_module(bundle, **numbers)
 

@@ -76,13 +76,12 @@ class BundleModule(nn.Module):
         threads: int | None = None,
     ) -> None:
         super().__init__()
+        mean, std = _numbers("mean", mean), _numbers("std", std)
         self._opened_with = bundle, mean, std, device, threads
-        _check("mean", mean)
-        _check("std", std)
         self.encoder: Encoder = load_encoder(str(bundle), device=device, threads=threads)
         spec = self.encoder.spec
         self.name, self.embed_dim = spec.name, spec.embed_dim
-        self.mean, self.std = tuple(mean or spec.mean), tuple(std or spec.std)
+        self.mean, self.std = mean or spec.mean, std or spec.std
         self.transform = TileTransform(spec.tile_px, self.mean, self.std)
         self._said = False
 
@@ -111,7 +110,7 @@ class BundleModule(nn.Module):
 
     def _tiles(self, images: Tensor) -> NDArray[np.uint8]:
         side = self.transform.tile_px
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side) or not len(images):
             raise InputError(
                 f"images have shape {tuple(images.shape)}, expected (B, 3, {side}, {side})",
                 hint="let the harness use the module's own transform",
@@ -168,6 +167,11 @@ def _column(numbers: Sequence[float]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float32).view(3, 1, 1)
 
 
-def _check(name: str, numbers: Sequence[float] | None) -> None:
-    if numbers is not None and (len(numbers) != 3 or (name == "std" and min(numbers) <= 0)):
-        raise UsageError(f"{name} {tuple(numbers)}: expected three numbers on the 0-1 scale", hint=f"leave out {name}")
+def _numbers(name: str, given: Sequence[float] | None) -> tuple[float, ...] | None:
+    """As plain numbers, of whatever holds them: a list, an array, a tensor."""
+    if given is None:
+        return None
+    found = np.atleast_1d(np.asarray(given, dtype=np.float64))
+    if found.shape != (3,) or not (found.min() >= 0 and found.max() <= 1) or (name == "std" and found.min() == 0):
+        raise UsageError(f"{name} {given}: expected three numbers on the 0-1 scale", hint=f"leave out {name}")
+    return tuple(map(float, found))
