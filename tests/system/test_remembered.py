@@ -72,7 +72,7 @@ def test_what_may_still_be_written_is_not_remembered(
     assert len(read) == 2
 
 
-@pytest.mark.parametrize("held", [b"", b"[]", b"{}", b'{"stamp": 1, "sha256": 2}', b"\xff"])
+@pytest.mark.parametrize("held", [b"", b"[]", b"{}", b'{"stamp": 1, "sha256": 2}', b"\xff", b"[" * 10**5])
 def test_a_damaged_memory_is_none(held: bytes, tmp_path: Path, read: list[Path]) -> None:
     file = tmp_path / "model.bin"
     file.write_bytes(b"weights")

@@ -52,6 +52,6 @@ def _recall(place: Path) -> dict[str, object] | None:
         if hasattr(os, "getuid") and place.stat().st_uid != os.getuid():
             return None
         known = json.loads(place.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return known if isinstance(known, dict) else None
