@@ -7,7 +7,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 from cyclopts import Parameter
 
-from atlas_edge.options import Flag, Options, TileFit
+from atlas_edge.options import Flag, Options, Threads, TileFit
 
 # A 15 x 15 mm area took 156 s on a NanoZoomer S360 and 183-210 s on a Pannoramic 1000 (Genis 2021): the fastest is
 # the default, so that "keeps up" holds for the others too.
@@ -39,7 +39,7 @@ class SpeedOptions(Options):
     batch: int = 8
     rounds: int = 10
     block_seconds: float = 0.5
-    threads: int | None = None
+    threads: Threads = None
     device: str | None = None
     sweep: Flag = False
     cold_start: Flag = False

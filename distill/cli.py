@@ -9,7 +9,7 @@ from atlas_edge.distill.reporting.display import Display
 from atlas_edge.distill.training.config import AugmentationName, FitOptions, TrainConfig, TrainOptions
 from atlas_edge.errors import UsageError
 from atlas_edge.models.students import OWN_NAMES
-from atlas_edge.options import Flag, Output
+from atlas_edge.options import Flag, Output, Threads
 
 HELP = """Distil a small student from a large teacher, on unlabelled tiles.
 
@@ -71,7 +71,7 @@ def cache(
     tile_px: int = 224,
     grid: int | None = None,
     batch: int = 16,
-    threads: int | None = None,
+    threads: Threads = None,
     output: Output = Output(),
 ) -> None:
     """Compute a teacher's features once; the same command goes on where a killed one stopped.

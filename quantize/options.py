@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 from cyclopts import Parameter
 
-from atlas_edge.options import Flag, Options, TileFit
+from atlas_edge.options import Flag, Options, Threads, TileFit
 from atlas_edge.targets import Target
 
 DEFAULT_DROP_PP = 2.5
@@ -110,7 +110,7 @@ class Limits(Options):
     fit_limit: int = 1500
     eval_limit: int = 2000
     tile_fit: TileFit = "exact"
-    threads: int | None = None
+    threads: Threads = None
     seed: int = 0
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from atlas_edge.bench.options import AccuracyOptions, AccuracyTiles, Budget, ReportOptions
 from atlas_edge.errors import GateFailed, UsageError
-from atlas_edge.options import Flag, Output
+from atlas_edge.options import Flag, Output, Threads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +27,7 @@ def accuracy(
     speed: Flag = False,
     rounds: int = 6,
     report: ReportOptions = ReportOptions(),
-    threads: int | None = None,
+    threads: Threads = None,
     device: str | None = None,
     dry_run: Flag = False,
     output: Output = Output(),

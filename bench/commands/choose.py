@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from atlas_edge.cli import print_json
-from atlas_edge.options import Flag, Output
+from atlas_edge.options import Flag, Output, Threads
 
 
 def choose(
@@ -11,7 +11,7 @@ def choose(
     /,
     *,
     device: str | None = None,
-    threads: int | None = None,
+    threads: Threads = None,
     again: Flag = False,
     output: Output = Output(),
 ) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from atlas_edge.bench.options import MPP, SCANNER_SECONDS, SLIDE_MM2
 from atlas_edge.cli import print_json
 from atlas_edge.errors import UsageError
-from atlas_edge.options import Output
+from atlas_edge.options import Output, Threads
 
 
 def pace(
@@ -17,7 +17,7 @@ def pace(
     tissue: float = 1.0,
     scanner_seconds: float = SCANNER_SECONDS,
     rounds: int = 5,
-    threads: int | None = None,
+    threads: Threads = None,
     output: Output = Output(),
 ) -> None:
     """Say in the lab's terms how fast an encoder is: tiles a slide, slides an hour, and whether it keeps up.

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
-from cyclopts import Parameter
+from annotated_types import Ge
+from cyclopts import Parameter, validators
 
 from atlas_edge.errors import UsageError
 
@@ -21,6 +22,9 @@ Json = Annotated[bool, Parameter(name="--json", negative="")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
 Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")]
 Many = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
+Threads = Annotated[int | None, Ge(1), Parameter(validator=validators.Number(gte=1))]
+"""Of inference; None is the runtime's own choice. Runtimes read 0 and less each in its own way."""
+
 TileFit = Literal["exact", "crop", "resize"]
 """What to do with tiles of another size than an encoder takes."""
 

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.choose import run as under_test
 from atlas_edge.bench.choose.rows import choice_rows
+from atlas_edge.bench.cli import app
 from atlas_edge.bench.encoders import one_bundle
 from atlas_edge.bench.speed.processor_load import LoadShares
 from atlas_edge.bundle import open_bundle, sha256_file
+from atlas_edge.cli import run_app
 from atlas_edge.embed import workers
 from atlas_edge.encoder import Capabilities
 from atlas_edge.errors import ChecksumError, GateFailed, InputError, RuntimeMissing
@@ -269,3 +271,9 @@ def test_a_home_that_cannot_be_written_costs_a_measurement_only(
     # A process does not change its mind.
     assert chosen_bundle(package)[0] == package / "openvino-int8"
     assert "cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize("command", ["choose NAME", "speed NAME", "pace NAME", "accuracy NAME --eval synthetic:8"])
+def test_less_than_one_thread_is_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(app, [*command.split(), "--threads", "0"]) == 2
+    assert 'Invalid value "0" for --threads. Must be >= 1.' in capsys.readouterr().err
