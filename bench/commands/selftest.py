@@ -54,12 +54,12 @@ def selftest(
         batch=batch,
         progress=lambda what: screen.print(what, style="dim", soft_wrap=True),
     )
+    print_rows(screen, workstation_rows(report))
+    screen.print(f"for support: {report.advice.support}", soft_wrap=True)
     files = [out] if out.suffix in FORMS else [out.with_name(out.name + form) for form in (".json", ".md")]
     out.parent.mkdir(parents=True, exist_ok=True)
     for file in files:
         write_atomic(file, workstation_text(report, file.suffix).encode())
-    print_rows(screen, workstation_rows(report))
-    screen.print(f"for support: {report.advice.support}", soft_wrap=True)
     screen.print(f"written: {' and '.join(map(str, files))}; please send back", soft_wrap=True)
     if output.json:
         print_json(workstation_json(report))

@@ -16,7 +16,7 @@ from atlas_edge.bench.report.rows import Rows
 from atlas_edge.bench.selftest.rows import selftest_rows
 from atlas_edge.bench.selftest.run import SelftestReport, run_selftest
 from atlas_edge.bundle import read_manifest
-from atlas_edge.errors import AtlasError
+from atlas_edge.errors import AtlasError, UsageError
 from atlas_edge.package.choice import Choice, measure, remembered, the_chosen
 from atlas_edge.package.manifest import is_package, variant_folder
 
@@ -66,6 +66,7 @@ def examine(
 
     Raises:
         InputError: It is neither bundle nor package.
+        UsageError: An option cannot be: that is no finding of the machine.
     """
     choice, tested, error, folder = None, None, None, bundle
     packed = is_package(bundle)
@@ -78,6 +79,8 @@ def examine(
             folder, device = variant_folder(bundle, chosen.variant), chosen.device
         progress(f"selftest of {folder.name}")
         tested = run_selftest(folder, device=device, **options)
+    except UsageError:
+        raise
     except AtlasError as raised:
         error = raised
     found = look()

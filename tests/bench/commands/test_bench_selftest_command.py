@@ -84,7 +84,12 @@ def test_what_keeps_the_selftest_from_running_is_written_and_raised(
     assert "NOT RUN: bundle: model.onnx has 1 bytes" in text and "named-after-a-person" not in text
     assert "error: --device cuda" in capsys.readouterr().err
     assert run_app(app, ["selftest", str(tmp_path), "--out", str(tmp_path / "none.json")]) == 5
+    assert run_app(app, [*arguments[:2], "--rounds", "0", "--out", str(tmp_path / "none.json")]) == 2
     assert not (tmp_path / "none.json").exists()
+    (tmp_path / "file").touch()
+    capsys.readouterr()
+    assert run_app(app, [*arguments[:2], "--no-speed", "--out", str(tmp_path / "file" / "report.html")]) == 5
+    assert "Selftest of " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "code"), [("sound", 0), ("broken", 3)])
