@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,14 +240,10 @@ def quantile_interval(
         groups: `(N,)` group numbers; tiles are the units when None.
         least: The lowest value possible.
     """
-    from scipy import stats
-
     tiles, ordered = len(values), np.sort(values)
     effective = effective_tiles(values, quantile, groups)
     whole = max(1, math.floor(effective))
-    below, above = (
-        int(stats.binom.ppf(tail, whole, quantile)) for tail in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
-    )
+    below, above = (_binomial_quantile(tail, whole, quantile) for tail in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     units = tiles if groups is None else len(np.unique(groups))
     known = below > 0 and (groups is None or units >= FEWEST_GROUPS)
     estimate = float(np.quantile(ordered, quantile))
@@ -318,8 +316,27 @@ def _share_difference(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return difference
 
 
-def _student_t(degrees: float) -> float:
-    from scipy import stats
+def _binomial_quantile(tail: float, trials: int, share: float) -> int:
+    """The least number of successes that so many trials do not exceed with probability `tail`."""
+    drawn = np.arange(1, trials + 1)
+    ways = np.concatenate([[0.0], np.cumsum(np.log((trials - drawn + 1) / drawn))])
+    successes = np.arange(trials + 1)
+    mass = np.exp(ways + successes * math.log(share) + (trials - successes) * math.log1p(-share))
+    return int(np.searchsorted(np.cumsum(mass), tail))
 
+
+@cache
+def _student_t(degrees: float) -> float:
+    """The 97.5th percentile of Student's t; a workstation's install has no scipy to ask.
+
+    With t = sqrt(ν) tan θ the density is proportional to cos(θ)^(ν - 1), integrated here by the trapezoidal rule.
+    """
     # One unit says nothing about spread between units.
-    return math.inf if degrees < 1 else float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees))
+    if degrees < 1:
+        return math.inf
+    if math.isinf(degrees):
+        return NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    angles = np.linspace(0, min(math.pi / 2, 40 / math.sqrt(degrees)), 100_001)
+    density = np.cos(angles) ** (degrees - 1)
+    below = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return math.sqrt(degrees) * math.tan(np.interp(CONFIDENCE * below[-1], below, angles))

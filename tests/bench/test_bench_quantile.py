@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from atlas_edge.bench.interval import Interval, effective_tiles, quantile_interval
+from atlas_edge.bench.interval import Interval, _binomial_quantile, _student_t, effective_tiles, quantile_interval
 
 DRAWS = 400
 LEAST = -1e9
@@ -127,3 +127,13 @@ def test_tiles_that_are_all_alike_within_a_slide_are_worth_one() -> None:
     assert effective_tiles(alike, 0.01, np.zeros(10_000, np.int64)) == 1.0
     shuffled = np.random.default_rng(1).permutation(alike)
     assert effective_tiles(shuffled, 0.01, groups) > 8000
+
+
+def test_percentiles_are_scipys_without_scipy() -> None:
+    for degrees in (1, 1.3, 2, 5, 7.7, 30, 1e4, 1e6, math.inf):
+        assert _student_t(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-5)
+    assert _student_t(0.0) == math.inf
+    for trials in (1, 2, 40, 367, 368, 5000):
+        for share in (0.01, 0.02, 0.5):
+            for tail in (0.025, 0.975):
+                assert _binomial_quantile(tail, trials, share) == stats.binom.ppf(tail, trials, share)

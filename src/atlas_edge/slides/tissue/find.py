@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError
 from atlas_edge.slides.slide import Slide, Survey
 from atlas_edge.slides.tissue.ink import find_ink
@@ -87,7 +88,9 @@ def find_tissue(slide: Slide, *, mpp: float = MASK_MPP, reject_pen: bool = True)
 
     Raises:
         InputError: Nothing of the slide can be read.
+        RuntimeMissing: SciPy is not installed.
     """
+    require_module("scipy", extra="slides")
     full = slide.levels[0]
     area_px = full.width * slide.mpp_x * full.height * slide.mpp_y
     survey = _resized(slide, slide.survey(max(mpp, (area_px / _MOST_PIXELS) ** 0.5)), mpp)
