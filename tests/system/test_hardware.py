@@ -1,5 +1,6 @@
 """What the machine may use, not what it has."""
 
+import importlib.util
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_a_library_is_known_by_what_holds_it(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_library_is_imported_by_what_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hardware.installed_module("numpy") == "numpy" and hardware.installed_module("none_such") is None
     trt = pytest.importorskip("tensorrt_rtx")
-    genuine = hardware.find_spec
-    monkeypatch.setattr(hardware, "find_spec", lambda name: None if name == "tensorrt_rtx" else genuine(name))
+    genuine = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tensorrt_rtx" else genuine(name))
     assert hardware.installed_module("tensorrt_rtx") == "tensorrt_rtx_bindings"
     assert import_library(RTX).Builder is trt.Builder

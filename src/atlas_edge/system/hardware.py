@@ -1,5 +1,6 @@
 """What this machine is: processor features, cores, and the versions of what is installed."""
 
+import importlib.util
 import os
 import platform
 import re
@@ -9,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -110,7 +110,7 @@ def system() -> dict[str, str]:
 def installed_module(name: str) -> str | None:
     """The name to import a library by, or None where it is not installed. Imports nothing."""
     names = (name, _HELD_IN[name]) if name in _HELD_IN else (name,)
-    return next((each for each in names if find_spec(each) is not None), None)
+    return next((each for each in names if importlib.util.find_spec(each) is not None), None)
 
 
 def installed_versions(names: Iterable[str]) -> dict[str, str]:
