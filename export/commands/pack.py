@@ -10,7 +10,7 @@ from atlas_edge.bundle import read_manifest, size_bytes
 from atlas_edge.cli import console, print_json
 from atlas_edge.export.packing.pack import Packed, pack_bundles
 from atlas_edge.options import Output
-from atlas_edge.package.manifest import PackageManifest, read_package
+from atlas_edge.package.manifest import PackageManifest, read_package, variant_folder
 from atlas_edge.package.verify import verify_package
 
 
@@ -67,7 +67,7 @@ def package_rows(folder: Path, package: PackageManifest) -> Rows:
     headings = ("variant", "size", "model files in", "cosine median", "p1", "linear drop, 95 %")
     rows = []
     for variant in package.variants:
-        found = read_manifest(folder / variant.name).verification or {}
+        found = read_manifest(variant_folder(folder, variant.name)).verification or {}
         drops = found.get("drops")
         linear = drops.get("linear") if isinstance(drops, dict) else None
         drop = [_figure(linear, name, "+.1f") for name in ("drop_pp", "low_pp", "high_pp")]
@@ -103,5 +103,5 @@ def package_json(folder: Path, package: PackageManifest) -> dict[str, Any]:
     data = package.model_dump(mode="json")
     for variant in data["variants"]:
         variant["size_bytes"] = size_bytes(folder / variant["name"])
-        variant["verification"] = read_manifest(folder / variant["name"]).verification
+        variant["verification"] = read_manifest(variant_folder(folder, variant["name"])).verification
     return data

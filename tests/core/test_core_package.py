@@ -10,6 +10,7 @@ import pytest
 from atlas_edge.bench.selftest.run import SELFTEST_FILE
 from atlas_edge.bundle import model_folder, verify_bundle
 from atlas_edge.errors import ChecksumError, InputError, UsageError
+from atlas_edge.export.commands.pack import package_json
 from atlas_edge.export.packing.pack import copy_bundle, pack_bundles
 from atlas_edge.package.manifest import OWN_FILES, VARIANTS, read_package
 from atlas_edge.package.verify import verify_package
@@ -70,6 +71,14 @@ def test_it_is_moved_as_a_whole_and_a_variant_is_taken_out_by_packing(package: P
     pack_bundles([package, make_bundle(tmp_path / "onnx"), portable, portable], tmp_path / "more")
     names = [variant.name for variant in verify_package(tmp_path / "more").variants]
     assert names[-3:] == ["openvino-int8", "openvino-int8-portable", "openvino-int8-portable-2"] and len(names) == 6
+
+
+def test_a_variant_that_is_gone_is_named(package: Path) -> None:
+    shutil.rmtree(package / "openvino-int8")
+    with pytest.raises(ChecksumError, match=r"openvino-int8 is missing\n  fix: copy the package again"):
+        verify_package(package)
+    with pytest.raises(ChecksumError, match="openvino-int8 is missing"):
+        package_json(package, read_package(package))
 
 
 def test_bundles_of_other_models_are_not_packed(bundles: list[Path], tmp_path: Path) -> None:

@@ -71,6 +71,10 @@ def test_it_can_be_left_out_and_a_fault_of_it_keeps_the_embeddings(
         result = embed_slide(halves, MeanEncoder(), tmp_path / "out.h5", EmbedConfig(tissue=False))
     assert result.tiles == 400 and (tmp_path / "out.h5").is_file() and not (tmp_path / ".out.h5.work").exists()
     assert "not everything beside it was written" in caplog.text
+    monkeypatch.undo()
+    monkeypatch.setattr("atlas_edge.embed.slide.write_geojson", full)
+    embed_slide(halves, MeanEncoder(), tmp_path / "both.h5", EmbedConfig(geojson=True))
+    assert (tmp_path / "both.overview.jpg").is_file()
 
 
 def test_unreadable_tiles_are_crossed_out_and_say_so(halves: Path, tmp_path: Path) -> None:

@@ -205,13 +205,16 @@ def _write_beside(
     out: Path, slide: Slide, mask: TissueMask | None, grid: TileGrid, journal: Journal, config: EmbedConfig
 ) -> None:
     """What is for people takes no embeddings with it where it cannot be written."""
-    try:
-        if config.geojson:
-            write_geojson(out, slide, mask, grid, journal.unreadable.keys())
-        if config.overview:
-            write_overview(out, slide, mask, grid, journal)
-    except (OSError, AtlasError, ValueError) as error:
-        _LOGGER.warning("%s: embedded, but not everything beside it was written: %s", slide.path.name, error)
+    wanted: list[Callable[[], object]] = []
+    if config.geojson:
+        wanted.append(lambda: write_geojson(out, slide, mask, grid, journal.unreadable.keys()))
+    if config.overview:
+        wanted.append(lambda: write_overview(out, slide, mask, grid, journal))
+    for write in wanted:
+        try:
+            write()
+        except (OSError, AtlasError, ValueError) as error:
+            _LOGGER.warning("%s: embedded, but not everything beside it was written: %s", slide.path.name, error)
 
 
 def _run(

@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from atlas_edge.errors import InputError
+from atlas_edge.errors import ChecksumError, InputError
 from atlas_edge.manifest import ModelProvenance
 from atlas_edge.spec import EncoderSpec, Precision, Target
 
@@ -153,9 +153,14 @@ def variant_folder(package: Path, name: str) -> Path:
     """The folder of a variant.
 
     Raises:
+        ChecksumError: It is missing.
         InputError: It is a link that leads out of the package.
     """
     folder = package / name
+    if not folder.is_dir():
+        raise ChecksumError(
+            f"{package}: {name} is missing", hint="copy the package again, or pack the bundles that are left"
+        )
     if folder.resolve() != package.resolve() / name:
         raise InputError(f"{folder} leads out of the package", hint="do not use it: copy the package again")
     return folder
