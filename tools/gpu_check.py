@@ -24,12 +24,13 @@ import psutil
 from atlas_edge.bench.machine import this_machine
 from atlas_edge.bundle import sha256_file
 from atlas_edge.cli import console, make_app, run_app
-from atlas_edge.errors import GateFailed, RuntimeMissing, UsageError
+from atlas_edge.errors import GateFailed, InputError, RuntimeMissing, UsageError
 from atlas_edge.models.load import DEFAULT_MODEL
 from atlas_edge.models.timm_config import WEIGHTS
 from atlas_edge.spec import Precision
 from atlas_edge.system.atomic import write_atomic
 from atlas_edge.system.gpu_probe import probe_gpu
+from atlas_edge.tiles import open_tiles
 from gpu_steps import STORED, Answer, Request, is_made
 from parts.gpu_memory import GpuWatch, driver_version
 from parts.gpu_plan import Here, Step, look_around, steps
@@ -41,6 +42,7 @@ _MADE_OF = "made_of.txt"
 # What is measured first is measured again at the end, to tell what the machine itself changed meanwhile: so much longer
 # than the first time it may take.
 _AGAIN = 1.25
+_FULL = Step(kind="graph", precision=Precision.FP32)
 _HERE = Path(__file__).resolve().parent
 
 HELP = """Measure an encoder on this machine's NVIDIA GPU: TensorRT, ONNX Runtime and PyTorch, in every precision.
@@ -87,6 +89,8 @@ def gpu_check(
     deadline = time.monotonic() + budget_s
     if document is not None:
         around(document, BEGIN, END)  # before minutes of work
+    if calib is not None:
+        open_tiles(calib, role="calibration")
     probe = probe_gpu()
     here = look_around(device, probe)
     chosen = [step for step in steps(here) if step.kind != "graph" and only in step.name]
@@ -148,7 +152,11 @@ def _run_all(
     out: Path,
     deadline: float,
 ) -> GpuReport:
-    """Run the steps one after the other; the report is on the disk after each."""
+    """Run the steps one after the other; the report is on the disk after each.
+
+    Raises:
+        InputError: The full-precision graph cannot be made, without which there is nothing to compare with.
+    """
     say = console()
     report = GpuReport(
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -167,6 +175,8 @@ def _run_all(
         outcome = _one(step, request, here, room)
         report = report.with_outcome(outcome)
         _write(out, report)
+        if step == _FULL and outcome.status == "failed":
+            raise InputError(f"there is no full-precision graph to measure: {outcome.why}", hint="see MODEL of --help")
         say.print(f"{step.name}: {outcome.status}{outcome.why and f', {outcome.why}'} ({outcome.seconds:.0f} s)")
         if first is None and outcome.figures is not None and outcome.figures.times is not None:
             first, kept_s = step, _AGAIN * outcome.seconds
@@ -183,7 +193,7 @@ def _one(step: Step, request: Callable[[Step, Path], Request], here: Here, room_
         made = is_made(asked.graphs, step.precision)
         if step.kind == "graph" and made:
             return Outcome(step=step.name, status="done", why="made before")
-        if not (asked.graphs / STORED).is_file() and step != Step(kind="graph", precision=Precision.FP32):
+        if not (asked.graphs / STORED).is_file() and step != _FULL:
             return Outcome(step=step.name, status="skipped", why="there is no full-precision graph")
         if step.kind in ("onnxruntime", "tensorrt") and not made:
             return Outcome(step=step.name, status="skipped", why=f"there is no {step.precision.value} graph")
@@ -195,7 +205,8 @@ def _one(step: Step, request: Callable[[Step, Path], Request], here: Here, room_
             )
         started = time.monotonic()
         # A GPU with a display has memory in use already: what counts is what is added.
-        with GpuWatch(here.probe.gpus[0].name) if here.device == "cuda" else nullcontext() as watch:
+        on_gpu = here.device == "cuda" and step.kind != "graph"
+        with GpuWatch(here.probe.gpus[0].name) if on_gpu else nullcontext() as watch:
             answer = run_child(asked, timeout_s=min(step.most_s, room_s))
         seconds = time.monotonic() - started
         status: Literal["done", "failed"] = "failed" if answer.error else "done"
@@ -206,7 +217,7 @@ def _one(step: Step, request: Callable[[Step, Path], Request], here: Here, room_
             why=answer.error,
             seconds=seconds,
             figures=answer.figures,
-            gpu_added_bytes=added if step.kind != "graph" else None,
+            gpu_added_bytes=added,
         )
 
 
@@ -255,7 +266,8 @@ def _graphs_folder(out: Path, model: str) -> Path:
     note = folder / _MADE_OF
     weights = Path(model) / WEIGHTS
     name = f"{Path(model).name} {sha256_file(weights) if weights.is_file() else ''}".strip()
-    if folder.is_dir() and any(folder.iterdir()) and (not note.is_file() or note.read_text("utf-8").strip() != name):
+    made = folder.is_dir() and any(path != note for path in folder.iterdir())
+    if made and (not note.is_file() or note.read_text("utf-8").strip() != name):
         raise UsageError(f"{folder} holds graphs of another model", hint="give another --out")
     folder.mkdir(exist_ok=True)
     write_atomic(note, f"{name}\n".encode())

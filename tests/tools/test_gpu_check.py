@@ -80,6 +80,18 @@ def test_a_processor_is_measured_in_the_same_way(
         tool.gpu_check(str(other), out=tmp_path, device="cpu")
 
 
+def test_what_cannot_be_measured_at_all_is_bad_input(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run_app(tool.app, [str(tiny_model), "--prepare", "--out", str(out), "--calib", str(tmp_path / "no")]) == 5
+    assert str(tmp_path / "no") in capsys.readouterr().err and not out.exists()
+    assert run_app(tool.app, ["no-such-model", "--prepare", "--out", str(out)]) == 5
+    assert "no full-precision graph to measure: no model is called 'no-such-model'" in capsys.readouterr().err
+    # The folder is not taken by a name that was mistyped.
+    tool._graphs_folder(out, str(tiny_model))
+
+
 ONNX_TWICE = (("ONNX Runtime", ""), ("ONNX Runtime", ", again"))
 
 
