@@ -56,7 +56,7 @@ def test_json_reads_back_as_it_was_infinite_ends_included(tmp_path: Path) -> Non
 
 
 def test_published_schema_is_the_one_that_is_written() -> None:
-    published = json.loads((ROOT / "docs/report.schema.json").read_text(encoding="utf-8"))
+    published = json.loads((ROOT / "docs/reports/report.schema.json").read_text(encoding="utf-8"))
     assert published == Report.model_json_schema(mode="serialization")
     assert published["properties"]["schema_version"]["const"] == 2
 
