@@ -68,10 +68,12 @@ class ExportBackend(quantize.Backend):
     Attributes:
         builds_with: Modules that every build needs, beside PyTorch, timm and ONNX.
         packaged: Precisions that a package for any workstation has of it, the most exact first.
+        packaged_portable: Those that it has in a portable form, too: where that is the faster one on some machines.
     """
 
     builds_with: tuple[str, ...] = ()
     packaged: tuple[Precision, ...] = ()
+    packaged_portable: tuple[Precision, ...] = ()
 
     def modules(self, precision: Precision) -> tuple[str, ...]:
         """Modules that a build in this precision needs, beside PyTorch, timm and ONNX."""

@@ -35,6 +35,7 @@ class TensorRTBackend(OnnxBackend):
         self.target = library.target
         # FP16 lies inside it; what fits one GPU only is no variant for any workstation.
         self.packaged = (Precision.INT8,) if library.builds_without_gpu else ()
+        self.packaged_portable = ()
 
     def default_recipe(self, precision: Precision) -> Recipe:
         return engine_recipe(precision)

@@ -45,14 +45,18 @@ def auto_configs(**values: Any) -> dict[str, ExportConfig]:
     Raises:
         UsageError: A value that no variant can have.
     """
-    return {
-        f"{target.value}-{precision.value}": ExportConfig(
-            target=target, precision=precision, **_own(values, target, precision)
-        )
-        # From the most particular target to the one that runs anywhere, which is the order in a package, too.
-        for target in reversed(Target)
-        for precision in backend_of(target).packaged
-    }
+    configs: dict[str, ExportConfig] = {}
+    # From the most particular target to the one that runs anywhere, which is the order in a package, too.
+    for target in reversed(Target):
+        for precision in backend_of(target).packaged:
+            own = _own(values, target, precision)
+            configs[f"{target.value}-{precision.value}"] = ExportConfig(target=target, precision=precision, **own)
+        for precision in backend_of(target).packaged_portable:
+            own = _own(values, target, precision) | {"portable": True}
+            if values.get("portable") is not True:
+                name = f"{target.value}-{precision.value}-portable"
+                configs[name] = ExportConfig(target=target, precision=precision, **own)
+    return configs
 
 
 def _own(values: dict[str, Any], target: Target, precision: Precision) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer variants, and a library that is not here."""
     monkeypatch.setattr(OPENVINO, "packaged", (Precision.FP32, Precision.BF16), raising=False)
     monkeypatch.setattr(ONNX, "packaged", (Precision.FP16,), raising=False)
+    monkeypatch.setattr(ONNX, "packaged_portable", (), raising=False)
 
     def missing(*_: object) -> None:
         raise RuntimeMissing("tensorrt_rtx is not installed", hint="pip install it")
@@ -94,6 +95,12 @@ def test_an_option_of_one_kind_of_variant_leaves_the_others_alone() -> None:
     assert [name for name, config in configs.items() if config.portable] == ["openvino-int8", "onnx-int8"]
     assert [name for name, config in configs.items() if config.quantize_attention] == ["tensorrt-rtx-int8"]
     assert {config.seed for config in configs.values()} == {3}
+
+
+def test_a_package_has_the_form_that_is_fast_without_vnni() -> None:
+    configs = auto_configs(model="atlas2-s")
+    assert [name for name, config in configs.items() if config.portable] == ["onnx-int8-portable"]
+    assert configs["onnx-int8-portable"].precision is Precision.INT8 and "onnx-int8" in configs
 
 
 def test_engines_that_fit_one_gpu_only_are_no_variants() -> None:
