@@ -1,14 +1,15 @@
 """A narrow student's first weights, taken in closed form from a wider ViT teacher.
 
-The student has the teacher's depth but fewer channels, heads and neurons, and possibly another patch side. Weights
-are not copied channel by channel (weight selection, Xu et al., ICLR 2024, arXiv:2311.18823) but fitted:
+The student has fewer channels, heads and neurons, possibly fewer blocks, and possibly another patch side. Weights are
+not copied channel by channel (weight selection, Xu et al., ICLR 2024, arXiv:2311.18823) but fitted:
 
 1. The teacher's residual stream is rotated to its principal directions and cut (SliceGPT, Ashkboos et al., ICLR
    2024, arXiv:2401.15024). One direction is kept for the mean, which LayerNorm removes, so that the student's
    LayerNorm acts on the cut stream as the teacher's does on the whole.
 2. Block by block, heads and neurons are chosen by the least-squares error of what they write to the stream, and
    every linear layer is refitted by ridge regression from the student's own activations to the teacher's. Each
-   fit sees the errors of those before it and corrects them.
+   fit sees the errors of those before it and corrects them. Of a deeper teacher the blocks that turn the stream most
+   are taken (ShortGPT, Men et al., arXiv:2403.03853), and what those between them add is part of the errors.
 3. The output is centred and its spread evened out. A teacher's CLS tokens of stained tissue differ most by colour and
    density: a few directions hold nearly all variance, and cosines say little else. The student's channels are turned
    to the principal directions of its own CLS tokens, and the last LayerNorm takes the mean away and divides each by a
@@ -83,7 +84,7 @@ def inherit(
     residual streams are held, some 0.3 GB a thousand tiles of 197 tokens for ViT-S and half as much for ViT-Ti.
 
     Args:
-        student: Plain timm ViT with as many blocks as the teacher and a head size equal to its teacher's.
+        student: Plain timm ViT with at most as many blocks as the teacher and a head size equal to its teacher's.
         teacher: Plain timm ViT whose patch grid on its images equals the student's on its own.
         images: Student's batches, `(B, 3, H, W)` float32, normalised. A few hundred tiles at least: the fit of the
             CLS token sees one row a tile.
@@ -99,13 +100,17 @@ def inherit(
     teacher_states = [_embed(teacher, batch) for batch in teacher_images]
     looked_at = teacher_states[:: max(len(teacher_states) // _BASIS_BATCHES, 1)]
     basis, kept = _stream_basis(teacher, looked_at, student.embed_dim)
+    taken = _blocks_to_take(teacher, looked_at, len(student.blocks))
     _inherit_embedding(student, teacher, basis)
     streams = [
         _Streams(own=_embed(student, batch), teacher=states, tokens=_seen_tokens(states.shape[1], number))
         for number, (batch, states) in enumerate(zip(images, teacher_states, strict=True))
     ]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-        for student_block, teacher_block in zip(student.blocks, teacher.blocks, strict=True):
+        done = 0
+        for student_block, number in zip(student.blocks, taken, strict=True):
+            _pass_by(teacher.blocks[done:number], streams)
+            teacher_block, done = teacher.blocks[number], number + 1
             _inherit_attention(student_block, teacher_block, streams, basis)
             _inherit_mlp(student_block, teacher_block, streams, basis)
     _reset_norm(student.norm)
@@ -187,6 +192,28 @@ def _stream_basis(teacher: "VisionTransformer", batches: Sequence[Tensor], width
     ones = torch.ones(width, 1) / width**0.5
     complement = torch.linalg.svd(torch.eye(width) - ones @ ones.T)[0][:, : width - 1]
     return keep @ complement.T, kept
+
+
+def _blocks_to_take(teacher: "VisionTransformer", batches: Sequence[Tensor], count: int) -> list[int]:
+    """The blocks that turn the stream most, and the last one, in their order."""
+    turns = torch.zeros(len(teacher.blocks))
+    if count == len(turns):
+        return list(range(count))
+    for batch in batches:
+        states = batch
+        for number, block in enumerate(teacher.blocks):
+            after = block(states)
+            turns[number] += ((1 - F.cosine_similarity(states, after, dim=-1)) * _token_shares(states)).sum()
+            states = after
+    turns[-1] = torch.inf
+    return sorted(turns.topk(count).indices.tolist())
+
+
+def _pass_by(blocks: Iterable[nn.Module], streams: Sequence[_Streams]) -> None:
+    """Take the teacher's streams through blocks that the student has not."""
+    for block in blocks:
+        for part in streams:
+            part.teacher.copy_(block(part.teacher))
 
 
 def _second_moment(states: Tensor) -> Tensor:

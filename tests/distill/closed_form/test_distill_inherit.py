@@ -8,7 +8,9 @@ from atlas_edge.distill.closed_form.inherit import inherit
 from atlas_edge.distill.closed_form.whitening import even_out
 
 
-def _vit(width: int, heads: int, *, patch: int = 8, img: int = 32, seed: int = 0, **more: object) -> torch.nn.Module:
+def _vit(
+    width: int, heads: int, *, patch: int = 8, img: int = 32, seed: int = 0, depth: int = 2, **more: object
+) -> torch.nn.Module:
     torch.manual_seed(seed)
     model = timm.create_model(
         "vit_tiny_patch16_224",
@@ -16,7 +18,7 @@ def _vit(width: int, heads: int, *, patch: int = 8, img: int = 32, seed: int = 0
         img_size=img,
         patch_size=patch,
         embed_dim=width,
-        depth=2,
+        depth=depth,
         num_heads=heads,
         **more,
     )
@@ -51,6 +53,24 @@ def test_half_the_width_is_far_better_than_random_weights() -> None:
     found = inherit(student, teacher, images[:64].split(16), images[:64].split(16))
     fitted = _cosine(student, teacher, images[64:], found)
     assert fitted > _cosine(fresh, teacher, images[64:], found) + 0.2
+
+
+def test_a_deeper_teacher_gives_the_blocks_that_matter() -> None:
+    torch.manual_seed(2)
+    images = torch.randn(96, 3, 32, 32)
+    teacher = _vit(64, 2, depth=5)
+    with torch.no_grad():  # blocks 1 and 3 add next to nothing
+        for number in (1, 3):
+            for writer in (teacher.blocks[number].attn.proj, teacher.blocks[number].mlp.fc2):
+                writer.weight.mul_(0.02)
+    whole, cut, fresh = (_vit(64, 2, seed=1, depth=depth) for depth in (3, 2, 2))
+    cosines = []
+    for student in (whole, cut):
+        found = inherit(student, teacher, images[:64].split(16), images[:64].split(16))
+        cosines.append(_cosine(student, teacher, images[64:], found))
+    # Without the two that matter least it is nearly the teacher; what a block less costs is made up for in part.
+    assert cosines[0] > 0.97
+    assert cosines[0] > cosines[1] > _cosine(fresh, teacher, images[64:], found) + 0.2
 
 
 def test_layer_scale_does_not_shrink_what_was_fitted() -> None:
