@@ -29,7 +29,7 @@ from atlas_edge.distill.data.stream import TrainingBatch, ViewStream
 from atlas_edge.distill.data.tileset import TrainingTiles
 from atlas_edge.distill.reporting.display import Display
 from atlas_edge.distill.training.config import AugmentationName, TrainConfig
-from atlas_edge.distill.training.device import own_device
+from atlas_edge.distill.training.device import autocast, own_device
 from atlas_edge.distill.training.loop import train_step
 from atlas_edge.distill.training.run import open_stream, training_tiles
 from atlas_edge.distill.training.state import start
@@ -56,7 +56,7 @@ def throughput(
     batch: int = 32,
     steps: int = 8,
     rounds: int = 5,
-    precision: Literal["bf16", "fp32"] = "bf16",
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16",
     threads: int | None = None,
     workers: int = 1,
     output: Output = Output(),
@@ -251,7 +251,7 @@ def _plain(config: TrainConfig, tiles: TrainingTiles, steps: int) -> _Turn:
             begun = time.perf_counter()
             images = next(batches).to(device)
             waited += time.perf_counter() - begun
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+            with autocast(device, config.precision):
                 tokens = backbone.forward_features(images)
                 tokens = torch.cat([tokens[:, :1], tokens[:, backbone.num_prefix_tokens :]], dim=1)
                 predicted = head(tokens)

@@ -5,10 +5,10 @@ epoch) and (r, epoch, view). Tiles are decoded ahead in threads while the studen
 are held.
 """
 
-from collections.abc import Generator
+import itertools
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.distill.data.augment import Augmentation, fresh_view, stored_view
 from atlas_edge.distill.data.cache import FeatureCache
+from atlas_edge.distill.data.order import shuffled
 from atlas_edge.distill.data.teachers import Features, Teacher
 from atlas_edge.distill.data.tileset import TrainingTiles, tile_hash
 from atlas_edge.errors import UsageError
@@ -63,12 +64,6 @@ class OnlineTargets:
         return self._teacher.features(shown, grid=self.grid)
 
 
-# Threads that read ahead may be in the next epoch already.
-@lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, views: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(views)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingBatch:
     """One process's share of a step: `(B, H, W, 3)` uint8 student views and every teacher's features."""
@@ -76,6 +71,16 @@ class TrainingBatch:
     step: int
     pixels: NDArray[np.uint8]
     features: tuple[Features, ...]
+
+    def parts(self, count: int) -> Iterator["TrainingBatch"]:
+        """The batch in so many parts of nearly equal size."""
+        if count == 1:
+            yield self
+            return
+        ends = [len(self.pixels) * number // count for number in range(count + 1)]
+        for first, last in itertools.pairwise(ends):
+            features = tuple(found.some(slice(first, last)) for found in self.features)
+            yield TrainingBatch(step=self.step, pixels=self.pixels[first:last], features=features)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +136,8 @@ class ViewStream:
     def read(self, step: int) -> TrainingBatch:
         """This process's share of a step's batch."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = _epoch_order(self.seed, epoch, self.views)
-        views = order[place * self.batch : (place + 1) * self.batch][self.rank :: self.world]
+        places = np.arange(place * self.batch, (place + 1) * self.batch)[self.rank :: self.world]
+        views = shuffled(places, views=self.views, seed=self.seed, epoch=epoch)
         shown, hashes = self._stored(views)
         pixels = [self.freshen(view, number, epoch=epoch) for view, number in zip(shown, views.tolist(), strict=True)]
         features = tuple(target.of(views, hashes, shown) for target in self.targets)

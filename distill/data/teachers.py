@@ -40,6 +40,10 @@ class Features:
     cls: "Tensor"
     patches: "Tensor | None"
 
+    def some(self, tiles: slice) -> "Features":
+        """Those of some of the tiles."""
+        return Features(cls=self.cls[tiles], patches=None if self.patches is None else self.patches[tiles])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:

@@ -25,14 +25,14 @@ class FitOptions(Options):
 
     Attributes:
         out: Folder of the student.
-        student: Registry name, timm architecture, or folder of a ViT with the teacher's depth and head size.
+        student: Registry name, timm architecture, or folder of a ViT with the teacher's head size and no more blocks.
         init_tiles: Views used for the fit in closed form, spread over all views of all tiles.
         whitening: How far that fit evens out the CLS embedding's channels: 0 turns and centres them, 1 gives them equal
             deviations.
         views: Stored views of each tile; a cache knows its own.
         stored: Augmentation that teacher and student see; a cache knows its own.
         fresh: Augmentation that only the student sees.
-        precision: Autocast of the networks.
+        precision: Autocast of the networks; fp16, with a scaled loss, is for GPUs older than bfloat16.
         seed: Seed of every random choice.
         threads: PyTorch's threads.
         half: Save float16 weights: enough to embed with; leave it out where training follows.
@@ -47,7 +47,7 @@ class FitOptions(Options):
     views: Annotated[int, Ge(1)] = 4
     stored: AugmentationName = "weak"
     fresh: AugmentationName = "strong"
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     seed: Annotated[int, Ge(0)] = 0
     threads: Annotated[int | None, Ge(1)] = None
     half: Flag = False
@@ -66,6 +66,7 @@ class TrainOptions(FitOptions):
         fit_heads: Begin with heads fitted on some 2,000 views, where the student's weights are not random.
         steps: Optimiser steps.
         batch: Views a step, over all processes.
+        accumulate: Parts that a step is computed in, one after the other, for a batch that the memory does not hold.
         lr: Peak learning rate.
         warmup: Steps of linear warm-up; a cosine follows, down to a hundredth of --lr.
         weight_decay: AdamW's weight decay, on matrices only.
@@ -91,6 +92,7 @@ class TrainOptions(FitOptions):
     fit_heads: bool = True
     steps: Annotated[int, Ge(1)] = 2_000
     batch: Annotated[int, Ge(1)] = 32
+    accumulate: Annotated[int, Ge(1)] = 1
     lr: Annotated[float, Gt(0)] = 1e-4
     warmup: Annotated[int, Ge(0)] = 100
     weight_decay: Annotated[float, Ge(0)] = 0.05
@@ -121,7 +123,17 @@ class TrainConfig(TrainOptions):
 
     def same_run(self) -> dict[str, object]:
         """What must not change between a run and its continuation."""
-        free = {"out", "threads", "workers", "checkpoint_every", "held_out", "evaluate_every", "half", "keep_paths"}
+        free = {
+            "out",
+            "threads",
+            "accumulate",
+            "workers",
+            "checkpoint_every",
+            "held_out",
+            "evaluate_every",
+            "half",
+            "keep_paths",
+        }
         return self.as_json(exclude=free)
 
     def for_report(self, *, only: Collection[str] | None = None) -> dict[str, Any]:

@@ -24,6 +24,12 @@ def own_device() -> torch.device:
     return torch.device("cuda", number)
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast to `bf16` or `fp16`; none for `fp32`."""
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=half, enabled=precision != "fp32")
+
+
 def half_type(device: torch.device) -> torch.dtype:
     """The 16-bit type that a device computes in: bfloat16, or float16 on a GPU older than that."""
     bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from atlas_edge.distill.data.stream import TrainingBatch, ViewStream
 from atlas_edge.distill.targets.losses import feature_loss, nested_loss, relational_loss
 from atlas_edge.distill.training.config import TrainConfig
-from atlas_edge.distill.training.device import own_device
+from atlas_edge.distill.training.device import autocast, own_device
 from atlas_edge.distill.training.held_out import HeldOut, held_out_figures, normalised
 from atlas_edge.distill.training.metrics import MetricsLog
-from atlas_edge.distill.training.out_of_memory import memory_explained, smaller_batch, stored_features
+from atlas_edge.distill.training.out_of_memory import memory_explained, more_parts, smaller_batch, stored_features
 from atlas_edge.distill.training.sharding import agree, shard, sharding_wanted, whole
 from atlas_edge.distill.training.state import State, start
 from atlas_edge.distill.training.student import Architecture
@@ -76,6 +76,11 @@ def train(
         RuntimeMissing: Memory ran out.
         InputError: The checkpoint cannot be read or written.
     """
+    if config.batch // stream.world < config.accumulate:
+        raise UsageError(
+            f"--accumulate {config.accumulate}: a step has {config.batch // stream.world} views a process",
+            hint="lower it",
+        )
     sharded = sharding_wanted()
     accelerator = _accelerator()
     if config.threads is not None:
@@ -86,6 +91,8 @@ def train(
     if accelerator is not None:
         agree(state, accelerator.device)
         if sharded:
+            if config.precision == "fp16":
+                raise UsageError("a sharded run has no scaled loss", hint="use --precision bf16, or fp32")
             shard(state, accelerator.device)
         else:
             state.to(accelerator.device)
@@ -114,7 +121,7 @@ def _run(
     """All steps."""
     clock = _Clock()
     for batch in clock.waiting_for(_explained(config, batches)):
-        with memory_explained(f"at step {batch.step} with --batch {config.batch}", hint=smaller_batch(config)):
+        with memory_explained(f"at step {batch.step} with --batch {config.batch}", hint=more_parts(config)):
             row = train_step(config, state, accelerator, batch)
             clock.images += config.batch
             if reporter is not None:
@@ -167,33 +174,39 @@ def train_step(config: TrainConfig, state: State, accelerator: Any, batch: Train
     for group in state.optimiser.param_groups:
         group["lr"] = lr
     device = next(state.model.parameters()).device
-    images = normalised(batch.pixels, state.architecture).to(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-        tokens = state.model(images)
-    loss, cls_loss, patch_loss = _loss(config, state, tokens.float(), batch)
+    terms = []
+    for part in batch.parts(config.accumulate):
+        images = normalised(part.pixels, state.architecture).to(device)
+        with autocast(device, config.precision):
+            tokens = state.model(images)
+        found = _loss(config, state, tokens.float(), part)
+        share = len(part.pixels) / len(batch.pixels)
+        state.scaler.scale(share * found[0]).backward()
+        terms.append(share * torch.stack([term.detach() for term in found]))
+    loss, cls_loss, *patch_loss = torch.stack(terms).sum(0)
     # The mean over the processes is not finite where one is not: all of them stop.
-    mean = loss.detach() if accelerator is None else accelerator.reduce(loss.detach(), reduction="mean")
-    value = float(mean)
+    value = float(loss if accelerator is None else accelerator.reduce(loss, reduction="mean"))
     if not math.isfinite(value):
         raise UsageError(
             f"the loss became {value} at step {batch.step}",
             hint="lower --lr or use --precision fp32; the run goes on from its last checkpoint",
         )
-    loss.backward()
     if accelerator is not None and not state.sharded:
         _average_gradients(state.model, accelerator)
+    state.scaler.unscale_(state.optimiser)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip)
     if state.sharded:
         norm = norm.full_tensor()
-    state.optimiser.step()
+    state.scaler.step(state.optimiser)
+    state.scaler.update()
     state.optimiser.zero_grad(set_to_none=True)
     state.step = batch.step + 1
     _average(state, config.ema)
     return {
         "step": state.step,
         "loss": value,
-        "cls_loss": cls_loss,
-        "patch_loss": patch_loss,
+        "cls_loss": float(cls_loss),
+        "patch_loss": float(patch_loss[0]) if patch_loss else None,
         "lr": lr,
         "gradient_norm": float(norm),
     }
@@ -207,9 +220,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * done)))
 
 
-def _loss(
-    config: TrainConfig, state: State, tokens: Tensor, batch: TrainingBatch
-) -> tuple[Tensor, float, float | None]:
+def _loss(config: TrainConfig, state: State, tokens: Tensor, batch: TrainingBatch) -> tuple[Tensor, ...]:
+    """The loss, its term of CLS tokens, and that of patch tokens where there is one."""
     prefix = state.model.prefix_tokens
     cls_losses, patch_losses, relational_losses = [], [], []
     for head, features in zip(state.model.heads, batch.features, strict=True):
@@ -227,7 +239,7 @@ def _loss(
     patch_loss = torch.stack(patch_losses).mean() if patch_losses else None
     if patch_loss is not None:
         loss = loss + config.patch_weight * patch_loss
-    return loss, float(cls_loss.detach()), None if patch_loss is None else float(patch_loss.detach())
+    return (loss, cls_loss) if patch_loss is None else (loss, cls_loss, patch_loss)
 
 
 def _average(state: State, decay: float) -> None:

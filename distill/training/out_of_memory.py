@@ -32,8 +32,15 @@ def memory_explained(where: str, *, hint: str) -> Iterator[None]:
         raise RuntimeMissing(f"memory ran out {where}", hint=hint) from error
 
 
+def more_parts(config: TrainConfig) -> str:
+    """The hint for what a step needs: more parts, or a smaller batch where a part is one view already."""
+    if 2 * config.accumulate > config.batch:
+        return smaller_batch(config)
+    return f"use --accumulate {2 * config.accumulate}: the same steps in more parts; a run that has begun goes on"
+
+
 def smaller_batch(config: TrainConfig) -> str:
-    """The hint for what a step needs: the batch to use, and what that means for a run that has begun."""
+    """The hint for what views and teachers need: the batch to use, and what that means for a run that has begun."""
     half = max(config.batch // 2, 1)
     return f"use --batch {half}; a run that has begun cannot go on with another batch: add --overwrite"
 

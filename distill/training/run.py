@@ -198,7 +198,7 @@ def open_stream(config: TrainConfig, tiles: TrainingTiles) -> ViewStream:
 
 
 def _teacher(config: TrainConfig, name: str) -> Teacher:
-    return open_teacher(name, half=config.precision == "bf16")
+    return open_teacher(name, half=config.precision != "fp32")
 
 
 def _check_views(name: str, index: CacheIndex, *, grid: int | None, tile_px: int) -> None:

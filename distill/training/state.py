@@ -16,7 +16,7 @@ from atlas_edge.distill.targets.heads import look_over
 from atlas_edge.distill.targets.phis import TargetTransform
 from atlas_edge.distill.training.checkpoint import NAME, load_checkpoint, load_extra, save_checkpoint
 from atlas_edge.distill.training.config import TrainConfig
-from atlas_edge.distill.training.device import own_device
+from atlas_edge.distill.training.device import autocast, own_device
 from atlas_edge.distill.training.held_out import normalised
 from atlas_edge.distill.training.out_of_memory import memory_explained
 from atlas_edge.distill.training.sharding import whole
@@ -30,6 +30,8 @@ from atlas_edge.distill.training.student import (
     student_folder,
 )
 
+# What a scaler learns; the rest of its state are constants.
+_SCALED = ("scale", "_growth_tracker")
 # Views that are looked at before the first step.
 _STATISTICS_VIEWS = 2048
 
@@ -44,6 +46,7 @@ class State:
         optimiser: AdamW.
         average: Averaged weights of the model.
         transforms: Target transforms of CLS and patch tokens, one pair a teacher.
+        scaler: Of the loss, with `--precision fp16`; otherwise it leaves all as it is.
         step: Steps done.
         identity: What must be the same when the run goes on: options, and the content of what they name.
         sharded: Whether this process holds its part of weights, moments and average only (see `sharding`).
@@ -54,6 +57,7 @@ class State:
     optimiser: torch.optim.Optimizer
     average: dict[str, Tensor]
     transforms: list[tuple[TargetTransform, TargetTransform | None]]
+    scaler: torch.amp.GradScaler
     step: int
     identity: dict[str, object]
     sharded: bool = False
@@ -82,6 +86,9 @@ class State:
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for number, entry in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{name}": value for name, value in entry.items()}
+        if self.scaler.is_enabled():
+            found = self.scaler.state_dict()
+            tensors |= {f"extra.scaler.{name}": torch.tensor(found[name], dtype=torch.float64) for name in _SCALED}
         for number, pair in enumerate(self.transforms):
             for kind, transform in zip(("cls", "patches"), pair, strict=True):
                 if transform is not None:
@@ -122,15 +129,22 @@ def start(
     model = Distiller(backbone, heads)
     optimiser = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr, fused=True)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     step = 0
     if going_on:
         step, average = load_checkpoint(run, model, optimiser, identity=identity)
+        if scaler.is_enabled():
+            learned, fresh = load_extra(run), scaler.state_dict()
+            scaler.load_state_dict(
+                fresh | {name: type(fresh[name])(learned[f"scaler.{name}"].item()) for name in _SCALED}
+            )
     state = State(
         model=model,
         architecture=architecture,
         optimiser=optimiser,
         average=average,
         transforms=transforms,
+        scaler=scaler,
         step=step,
         identity=identity,
     )
@@ -141,6 +155,7 @@ def start(
 
 def _identity(config: TrainConfig, stream: ViewStream) -> dict[str, object]:
     found = config.same_run()
+    found["order of views"] = "keyed"
     found["content of --tiles"] = stream.tiles.fingerprint()
     for name, target in zip(config.teachers, stream.targets, strict=True):
         found[f"content of {name}"] = target.fingerprint
@@ -166,8 +181,7 @@ def _features(
 
     def compute(pixels: NDArray[np.uint8]) -> Tensor:
         images = normalised(pixels, architecture).to(device)
-        autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
-        with torch.no_grad(), autocast:
+        with torch.no_grad(), autocast(device, config.precision):
             tokens: Tensor = backbone.eval().forward_features(images)
         backbone.train()
         return torch.cat([tokens[:, :1], tokens[:, int(backbone.num_prefix_tokens) :]], dim=1).float().cpu()
@@ -209,7 +223,7 @@ def fit_to_teacher(config: TrainConfig, stream: ViewStream, backbone: nn.Module,
             architecture,
             student_views=fresh,
             teacher_views=shown,
-            half=config.precision == "bf16",
+            half=config.precision != "fp32",
             whitening=config.whitening,
         )
 

@@ -161,20 +161,27 @@ def test_processes_that_find_different_checkpoints_are_told(monkeypatch: pytest.
         sharding.agree(state, None)
 
 
-def test_an_epoch_s_order_is_drawn_once(tile_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[object] = []
-    genuine = np.random.default_rng
-
-    def counted(seed: Any) -> np.random.Generator:
-        drawn.extend([seed] if isinstance(seed, list) and len(seed) == 2 else [])
-        return genuine(seed)
-
+def test_two_processes_see_every_view_of_an_epoch_once(tile_folder: Path) -> None:
     weak = Augmentation.named("weak")
-    stream = streams.ViewStream(
-        tiles=open_training_tiles([str(tile_folder)]), targets=(), origins=(), seeds=(0, 1), stored=weak, fresh=weak,
-        fresh_share=0.5, tile_px=32, batch=4, seed=987,
-    )  # fmt: skip
-    monkeypatch.setattr(streams.np.random, "default_rng", counted)
-    batches = list(stream.run(0, 2 * stream.steps_per_epoch, threads=2))
-    assert len(batches) == 24
-    assert len(drawn) == 2
+    seen: list[int] = []
+
+    class Target:
+        def of(self, views: Any, *_: Any) -> None:
+            seen.extend(views.tolist())
+
+    both = [
+        streams.ViewStream(
+            tiles=open_training_tiles([str(tile_folder)]), targets=(Target(),), origins=(), seeds=(0, 1), stored=weak,  # type: ignore[arg-type]
+            fresh=weak, fresh_share=0.5, tile_px=32, batch=4, seed=987, rank=rank, world=2,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    epochs = []
+    for epoch in (0, 1):
+        steps = both[0].steps_per_epoch
+        for stream in both:
+            list(stream.run(epoch * steps, (epoch + 1) * steps, threads=2))
+        assert sorted(seen) == list(range(both[0].views))
+        epochs.append(seen.copy())
+        seen.clear()
+    assert epochs[0] != epochs[1]

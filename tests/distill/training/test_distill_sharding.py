@@ -142,7 +142,7 @@ def test_memory_that_runs_out_in_one_process_is_explained_there_and_ends_both(
     configure: Configure, tmp_path: Path
 ) -> None:
     main, other = run_two(configure(tmp_path / "student"), TINY_FAULT="memory", **SHARDED)
-    assert other.status == 1 and "memory ran out at step 3" in other.complaint and "--batch 4" in other.complaint
+    assert other.status == 1 and "memory ran out at step 3" in other.complaint and "--accumulate 2" in other.complaint
     assert main.status != 0
 
 

@@ -163,8 +163,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 @pytest.mark.parametrize(
     ("where", "moment", "said"),
     [
-        ("atlas_edge.distill.training.loop._loss", 0, r"at step 0 with --batch 8[\s\S]*--batch 4"),
-        ("atlas_edge.distill.training.loop._look", 0, r"at step 0 with --batch 8[\s\S]*--batch 4"),
+        ("atlas_edge.distill.training.loop._loss", 0, r"at step 0 with --batch 8[\s\S]*--accumulate 2"),
+        ("atlas_edge.distill.training.loop._look", 0, r"at step 0 with --batch 8[\s\S]*--accumulate 2"),
         ("atlas_edge.distill.data.teachers.Teacher.features", 0, r"while models were opened[\s\S]*atlas-distill cache"),
         ("atlas_edge.distill.data.teachers.Teacher.features", 3, r"before the first step[\s\S]*atlas-distill cache"),
         (
