@@ -11,6 +11,7 @@ from atlas_edge.system import hardware
 
 # DINOv2 ViT-S/14, two cores: docs/export.md and docs/workstation.md.
 _WITH_VNNI, _WITHOUT = "3.5x the throughput of fp32 with VNNI (DINOv2 ViT-S/14, two cores of Zen 5)", "0.9x without"
+_NO_BITS, _PORTABLE = "no arithmetic for fewer bits in the processor", "; onnx-int8-portable may gain a fifth"
 _NVIDIA, _INTEL = "0x10de", "0x8086"
 
 
@@ -69,10 +70,10 @@ def _by_rule(found: Found) -> list[tuple[str, str]]:
     if "openvino" in here:
         ways += [("openvino-int8", "VNNI or AMX")] if found.integer else []
         ways += [("openvino-bf16", "BF16 arithmetic")] if found.bfloat else []
-        ways.append(("openvino-fp32", "no arithmetic for fewer bits in the processor"))
+        ways.append(("openvino-fp32", _NO_BITS + ("" if found.integer else _PORTABLE)))
     if "onnxruntime" in here:
         ways += [("onnx-int8", "VNNI or AMX")] if found.integer else []
-        ways.append(("onnx-fp32", "no arithmetic for fewer bits in the processor; int8 may gain up to a third"))
+        ways.append(("onnx-fp32", f"{_NO_BITS}; int8 may gain up to a third"))
     return ways
 
 
