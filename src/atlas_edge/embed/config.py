@@ -29,7 +29,7 @@ class EmbedConfig(Options):
         tissue: Look for tissue; --no-tissue embeds all that was scanned.
         pen: Leave out strokes of pen and black borders; --no-pen takes them for tissue.
         max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
-        threads: Decode threads.
+        threads: Decode threads; one, and more while the encoder waits for them, when left out.
         batch: Tiles a batch.
         overview: Draw NAME.overview.jpg: the slide, its tiles, and the embeddings as colours.
         geojson: Write NAME.geojson: tissue and tiles, for QuPath.
@@ -44,7 +44,7 @@ class EmbedConfig(Options):
     tissue: bool = True
     pen: bool = True
     max_unreadable: Annotated[float, Ge(0), Le(1)] = 0.01
-    threads: Annotated[int, Ge(1), Le(64)] = 1
+    threads: Annotated[int | None, Ge(1), Le(64)] = None
     batch: Annotated[int, Ge(1), Le(4096)] = 64
     overview: bool = True
     geojson: Flag = False

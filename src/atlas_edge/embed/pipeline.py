@@ -1,9 +1,10 @@
 """Tiles through an encoder: decoded ahead in threads, embedded in order, every stage timed."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from atlas_edge.encoder import Encoder
 from atlas_edge.slides import TileReader
 from atlas_edge.slides.reader import ReadTiles
+
+_MOST_THREADS = 16
+_WAITING_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +92,18 @@ class EmbeddedBatch:
 
 
 def embedded(
-    reader: TileReader, encoder: Encoder, clock: StageClock, *, first: int, threads: int, batch: int
+    reader: TileReader, encoder: Encoder, clock: StageClock, *, first: int, threads: int | None, batch: int
 ) -> Generator[EmbeddedBatch, None, None]:
-    """Embed the tiles of a grid from index `first` on, batch by batch, in order."""
+    """Embed the tiles of a grid from index `first` on, batch by batch, in order.
+
+    Args:
+        reader: Of the slide.
+        encoder: What embeds.
+        clock: Gathers seconds.
+        first: Index in the grid.
+        threads: Decode threads; added while the encoder waits for them when None.
+        batch: Tiles a batch.
+    """
     # Closed however the loop ends, so that no thread reads on when the caller closes the slide.
     with closing(_decoded(reader, first, threads, batch)) as batches:
         while True:
@@ -118,18 +131,56 @@ def read_again(
             yield [part[index] for index in whole], encoder.encode(tiles.pixels[whole])
 
 
-def _decoded(reader: TileReader, first: int, threads: int, batch: int) -> Generator[tuple[int, ReadTiles], None, None]:
-    """Batches in order, decoded by threads that stay at most `threads` + 1 batches ahead."""
+def _decoded(
+    reader: TileReader, first: int, threads: int | None, batch: int
+) -> Generator[tuple[int, ReadTiles], None, None]:
+    """Batches in order, decoded by threads that stay at most one batch more than they are ahead."""
     coords, waiting = reader.grid.coords, deque[tuple[int, "Future[ReadTiles]"]]()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    crew, ended = _Crew(threads), threading.Event()
+    pool = ThreadPoolExecutor(crew.most, thread_name_prefix="decode")
+
+    def read(part: NDArray[np.int64]) -> ReadTiles:
+        with crew.places:
+            if ended.is_set():
+                raise CancelledError
+            return reader.read(part)
+
     try:
         for start in range(first, len(coords), batch):
-            waiting.append((start, pool.submit(reader.read, coords[start : start + batch])))
-            if len(waiting) > threads + 1:
+            waiting.append((start, pool.submit(read, coords[start : start + batch])))
+            if len(waiting) > crew.size + 1:
                 ready, future = waiting.popleft()
-                yield ready, future.result()
+                yield ready, crew.result(future)
         while waiting:
             ready, future = waiting.popleft()
             yield ready, future.result()
     finally:
+        ended.set()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Crew:
+    """The decode threads of a slide: so many, or one, and one more each time that the encoder waits for them.
+
+    Args:
+        threads: How many; chosen by what the encoder waits for when None.
+    """
+
+    def __init__(self, threads: int | None) -> None:
+        self.size, self.most = threads or 1, threads or _MOST_THREADS
+        self.places = threading.Semaphore(self.size)
+        self._waited_s, self._batches, self._since = 0.0, 0, time.perf_counter()
+
+    def result(self, future: "Future[ReadTiles]") -> ReadTiles:
+        """A batch, and one more thread where waiting for the last few took its share of the time."""
+        begun = time.perf_counter()
+        found = future.result()
+        now = time.perf_counter()
+        self._waited_s, self._batches = self._waited_s + now - begun, self._batches + 1
+        # A larger crew is judged once each of its threads has brought something.
+        if self.size < self.most and self._batches > self.size:
+            if self._waited_s > _WAITING_SHARE * (now - self._since):
+                self.size += 1
+                self.places.release()
+            self._waited_s, self._batches, self._since = 0.0, 0, now
+        return found

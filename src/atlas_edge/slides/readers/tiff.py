@@ -1,5 +1,6 @@
 """TIFF slides that OpenSlide cannot read, or not wholly, such as OME-TIFF: through tifffile."""
 
+import os
 import re
 import threading
 import time
@@ -206,10 +207,14 @@ class TiffSlide(Slide):
             with self.path.open("rb") as file:
                 file.seek(offset)
                 return file.read(length)
+        begun = time.perf_counter()
+        if hasattr(os, "pread"):  # reads side by side, each of which may wait for a share
+            data = os.pread(self._file.filehandle.fileno(), length, offset)
+        else:
+            with self._lock:
+                self._file.filehandle.seek(offset)
+                data = self._file.filehandle.read(length)
         with self._lock:
-            begun = time.perf_counter()
-            self._file.filehandle.seek(offset)
-            data: bytes = self._file.filehandle.read(length)
             self._file_s += time.perf_counter() - begun
         return data
 

@@ -1,0 +1,97 @@
+"""Decoding ahead: threads are added where the encoder waits, the order stays, and nobody is waited for at the end."""
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_embed import MeanEncoder
+
+from atlas_edge.embed.pipeline import StageClock, embedded
+from atlas_edge.slides import TileReader, open_slide, plan_grid
+
+tifffile = pytest.importorskip("tifffile")
+
+
+class Share:
+    """A slide on a share: each piece takes its time, however many are asked for at once."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.slide = open_slide(path)
+        self.reader = TileReader(self.slide, plan_grid(self.slide, None, tile_px=32, mpp=0.5))
+        self.most, self._at_once, self._lock = 0, 0, threading.Lock()
+        self._seconds, self._read = seconds, self.reader.read
+        self.reader.read = self.slow  # type: ignore[method-assign]
+
+    def slow(self, coords: Any) -> Any:
+        with self._lock:
+            self._at_once += 1
+            self.most = max(self.most, self._at_once)
+        time.sleep(self._seconds)
+        try:
+            return self._read(coords)
+        finally:
+            with self._lock:
+                self._at_once -= 1
+
+    def embed(self, threads: int | None, encoder: Any = None) -> Any:
+        batches = embedded(self.reader, encoder or MeanEncoder(), StageClock(), first=0, threads=threads, batch=4)
+        return np.concatenate([batch.features for batch in batches])
+
+
+def test_threads_are_added_where_the_encoder_waits_and_change_nothing(scan: Path) -> None:
+    slow, one = Share(scan, 0.01), Share(scan, 0.01)
+    found, expected = slow.embed(None), one.embed(1)
+    assert slow.most > 4 and one.most == 1
+    assert np.array_equal(found, expected)
+    slow.slide.close()
+    one.slide.close()
+
+
+def test_no_thread_is_added_where_the_encoder_is_slower(scan: Path) -> None:
+    class Slow(MeanEncoder):
+        def encode(self, tiles: Any) -> Any:
+            time.sleep(0.01)
+            return super().encode(tiles)
+
+    fast = Share(scan, 0.0)
+    fast.embed(None, Slow())
+    assert fast.most <= 2
+    fast.slide.close()
+
+
+def test_an_end_in_the_middle_waits_for_no_more_than_is_being_read(scan: Path) -> None:
+    share = Share(scan, 0.01)
+    batches = embedded(share.reader, MeanEncoder(), StageClock(), first=0, threads=None, batch=4)
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    share.slide.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="this system reads a file at one place at a time")
+def test_pieces_of_a_file_are_read_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine, meeting, met = os.pread, threading.Barrier(2, timeout=20), list[int]()
+
+    def pread(*arguments: Any) -> bytes:
+        met.append(meeting.wait())
+        return genuine(*arguments)
+
+    pixels = np.full((128, 128, 3), 120, dtype=np.uint8)
+    tifffile.imwrite(
+        tmp_path / "scan.ome.tif", pixels, tile=(64, 64), photometric="rgb",
+        metadata={"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5},
+    )  # fmt: skip
+    slide = open_slide(tmp_path / "scan.ome.tif")
+    monkeypatch.setattr("os.pread", pread)
+    readers = [threading.Thread(target=slide.read, args=(0, 64 * place, 0, 64, 64)) for place in range(2)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    # One that waited for the other would have broken the barrier.
+    assert sorted(met) == [0, 1]
+    slide.close()
