@@ -160,7 +160,7 @@ def _decoded(
 
 
 class _Crew:
-    """The decode threads of a slide: so many, or one, and one more each time that the encoder waits for them.
+    """The decode threads of a slide: so many, or one, and more each time that the encoder waits for them.
 
     Args:
         threads: How many; chosen by what the encoder waits for when None.
@@ -172,15 +172,17 @@ class _Crew:
         self._waited_s, self._batches, self._since = 0.0, 0, time.perf_counter()
 
     def result(self, future: "Future[ReadTiles]") -> ReadTiles:
-        """A batch, and one more thread where waiting for the last few took its share of the time."""
+        """A batch, and one more thread where waiting for the last few took its share, or twice as many where most."""
         begun = time.perf_counter()
         found = future.result()
         now = time.perf_counter()
         self._waited_s, self._batches = self._waited_s + now - begun, self._batches + 1
         # A larger crew is judged once each of its threads has brought something.
         if self.size < self.most and self._batches > self.size:
-            if self._waited_s > _WAITING_SHARE * (now - self._since):
-                self.size += 1
-                self.places.release()
+            share = self._waited_s / max(now - self._since, 1e-9)
+            if share > _WAITING_SHARE:
+                more = min(self.size if share > 0.5 else 1, self.most - self.size)
+                self.size += more
+                self.places.release(more)
             self._waited_s, self._batches, self._since = 0.0, 0, now
         return found
