@@ -56,6 +56,10 @@ class PacedEncoder:
         time.sleep(len(tiles) / self._tiles_per_s)
         return np.zeros((len(tiles), self.spec.embed_dim), np.float32)
 
+    def encode_tokens(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See `Encoder.encode_tokens`."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """See `Encoder.close`."""
 

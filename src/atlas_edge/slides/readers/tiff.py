@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -207,8 +208,9 @@ class TiffSlide(Slide):
             with self.path.open("rb") as file:
                 file.seek(offset)
                 return file.read(length)
+        data: bytes
         begun = time.perf_counter()
-        if hasattr(os, "pread"):  # reads side by side, each of which may wait for a share
+        if sys.platform != "win32":  # reads side by side, each of which may wait for a share
             data = os.pread(self._file.filehandle.fileno(), length, offset)
         else:
             with self._lock:
