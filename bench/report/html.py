@@ -1,11 +1,13 @@
 """`report.html`: one file that needs nothing else, not even a network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from atlas_edge.bench.report.markdown import report_subtitle, report_tables, report_title, report_warnings
 from atlas_edge.bench.report.pictures import WorstTile
 from atlas_edge.bench.report.plots import report_plots
-from atlas_edge.bench.report.schema import Report
+from atlas_edge.bench.report.rows import Rows
+from atlas_edge.bench.report.schema import REPORT_FILE, Report
 from atlas_edge.cli import require_module
 
 _MARKED = ("PASS", "FAIL", "INCONCLUSIVE", "YES")
@@ -22,6 +24,52 @@ def report_html(report: Report, worst: Mapping[str, tuple[WorstTile, ...]], *, j
     Raises:
         RuntimeMissing: jinja2 or matplotlib is not installed.
     """
+    tiles = report.evaluation
+    return page_html(
+        title=report_title(report),
+        subtitle=report_subtitle(report),
+        verdict=None if report.gate is None else report.gate.verdict.value,
+        warnings=report_warnings(report),
+        tables=report_tables(report),
+        provenance=_provenance(report),
+        json_sha256=json_sha256,
+        judged="Gate",
+        plots=report_plots(report),
+        worst=[(name, shown) for name, shown in worst.items() if shown],
+        tiles_name="" if tiles is None else tiles.name,
+        licence=None if tiles is None else tiles.licence,
+        notes=() if report.accuracy is None else report.accuracy.notes,
+    )
+
+
+def page_html(
+    *,
+    title: str,
+    subtitle: str,
+    verdict: str | None,
+    warnings: Sequence[str],
+    tables: Sequence[Rows],
+    provenance: Sequence[tuple[str, str]],
+    json_file: str = REPORT_FILE,
+    json_sha256: str | None = None,
+    **parts: Any,
+) -> str:
+    """A page of this house, with lines to sign.
+
+    Args:
+        title: Of the page.
+        subtitle: When, where and of what.
+        verdict: PASS, FAIL or INCONCLUSIVE; None where nothing is judged.
+        warnings: What must not be overlooked.
+        tables: One below the other.
+        provenance: Name and value of what it was made with.
+        json_file: The same figures beside the page.
+        json_sha256: Of that file; None leaves out the lines to sign.
+        parts: What only a report of tiles has: `plots`, `worst`, `tiles_name`, `licence`, `notes`.
+
+    Raises:
+        RuntimeMissing: jinja2 is not installed.
+    """
     require_module("jinja2", extra="report")
     import jinja2
 
@@ -31,21 +79,18 @@ def report_html(report: Report, worst: Mapping[str, tuple[WorstTile, ...]], *, j
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    tiles = report.evaluation
+    of_tiles: dict[str, Any] = {"plots": (), "worst": (), "tiles_name": "", "licence": None, "notes": ()}
     return environment.get_template("report.html.jinja").render(
-        title=report_title(report),
-        subtitle=report_subtitle(report),
-        verdict=None if report.gate is None else report.gate.verdict.value,
-        warnings=report_warnings(report),
-        tables=report_tables(report),
+        title=title,
+        subtitle=subtitle,
+        verdict=verdict,
+        warnings=warnings,
+        tables=tables,
         marked=_MARKED,
-        plots=report_plots(report),
-        worst=[(name, shown) for name, shown in worst.items() if shown],
-        tiles_name="" if tiles is None else tiles.name,
-        licence=None if tiles is None else tiles.licence,
-        provenance=_provenance(report),
+        provenance=provenance,
+        json_file=json_file,
         json_sha256=json_sha256,
-        notes=() if report.accuracy is None else report.accuracy.notes,
+        **{"judged": "Verdict", **of_tiles, **parts},
     )
 
 

@@ -269,10 +269,7 @@ def run_case(
     found = _embed(encoder, tiles)
     finite = bool(np.isfinite(found).all())
     agreement = embedding_agreement(stored.reference, found if finite else np.nan_to_num(found))
-    made = (
-        None if stored.deployed is None else 1.0 - embedding_agreement(stored.reference, stored.deployed).cosine_median
-    )
-    allowed = SOUND[precision] if made is None else max(_ROOM * made, SOUND[Precision.FP32])
+    made, allowed = allowed_distance(stored, precision)
     distance = 1.0 - agreement.cosine_median
     return SelftestCase(
         path=folder.name,
@@ -285,6 +282,14 @@ def run_case(
         finite=finite,
         passed=finite and distance <= allowed,
     )
+
+
+def allowed_distance(stored: StoredSelftest, precision: Precision) -> tuple[float | None, float]:
+    """Median 1 - cosine to full precision: what it was where the bundle was made, and the largest that passes."""
+    if stored.deployed is None:
+        return None, SOUND[precision]
+    made = 1.0 - embedding_agreement(stored.reference, stored.deployed).cosine_median
+    return made, max(_ROOM * made, SOUND[Precision.FP32])
 
 
 def _time(encoders: dict[str, Encoder], tiles: NDArray[np.uint8], rounds: int, batch: int) -> SpeedReport:

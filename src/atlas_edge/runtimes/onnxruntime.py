@@ -197,7 +197,8 @@ RUNTIME = Runtime(
     extra="onnx",
     open=OnnxEncoder.from_bundle,
     int8_notice="plain ONNX Runtime adds 8-bit products with saturation on a processor without VNNI, and its "
-    "embeddings are less exact there (DINOv2 ViT-S/14: cosine 0.9956 for the worst tile). Open the bundle with "
+    "embeddings are WRONG there (DINOv2 ViT-S/14: cosine 0.9956 for the worst tile; atlas2-demo: 0.93 in the median, "
+    "0.81 for the worst). Open the bundle with "
     "atlas_edge.open_bundle, which is right everywhere, or set session.x64quantprecision to 1.",
     layers=_layers,
     other_devices=accelerators,

@@ -1,0 +1,1 @@
+"""One file a program; `run.CHECKS` lists what they are asked."""
