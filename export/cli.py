@@ -8,6 +8,8 @@ from cyclopts import Parameter
 
 from atlas_edge.cli import console, make_app, print_json, run_app
 from atlas_edge.errors import GateFailed, RuntimeMissing, UsageError
+from atlas_edge.export.commands.faces import face, layout
+from atlas_edge.export.commands.provenance import sbom, sign
 from atlas_edge.export.options import Choices, Request, batch_sizes, listed
 from atlas_edge.options import Flag, Json, Many, Output
 
@@ -83,17 +85,20 @@ def export(
 
 
 @app.command
-def verify(bundle: Path, *, json: Json = False) -> None:
+def verify(bundle: Path, *, public_key: Path | None = None, signature: Path | None = None, json: Json = False) -> None:
     """Compare every file of a bundle with its manifest: hashes, sizes, nothing missing, nothing added.
 
     Warns of an INT8 bundle that only atlas-edge runs rightly on this processor.
 
     Args:
         bundle: Bundle folder, or a package of several.
+        public_key: Check that the holder of this key signed it (atlas-export sign), too.
+        signature: That signature; BUNDLE.sig beside the folder when left out.
         json: Print the manifest as JSON on stdout.
     """
     from atlas_edge.package.manifest import is_package
 
+    _check_signature(bundle, public_key, signature)
     if is_package(bundle):
         from atlas_edge.export.commands.pack import run_verify_package
 
@@ -297,64 +302,6 @@ def kit(
 
 
 @app.command
-def face(
-    bundle: Path,
-    /,
-    *,
-    face: Literal["nchw-float-0-255", "nchw-float-0-1", "nchw-float-normalised"],
-    out: Path,
-    overwrite: Flag = False,
-    json: Json = False,
-) -> None:
-    """Write a bundle's model file with the input that another program feeds: `(B, 3, H, W)` float32.
-
-    Its embeddings are the bundle's own. What it is lies in its metadata.
-
-    Args:
-        bundle: ONNX or OpenVINO bundle.
-        face: What is fed: grey levels from 0 to 255 or from 0 to 1, or images that the program has normalised itself.
-        out: Folder to write.
-        overwrite: Replace a face that is there.
-        json: Print the metadata as JSON on stdout.
-    """
-    from atlas_edge.export.faces.graph import write_face
-    from atlas_edge.runtimes.plain import NOTICE_KEY
-
-    notes = write_face(bundle, out, face=face, overwrite=overwrite)
-    if NOTICE_KEY in notes:
-        console().print(f"WARNING: {notes[NOTICE_KEY]}", style="yellow")
-    if json:
-        print_json(notes)
-    else:
-        print(f"{out}: {notes['atlas_edge_input']}, normalisation {notes['atlas_edge_normalisation']}")
-
-
-@app.command
-def layout(
-    bundle: Path,
-    /,
-    *,
-    layout: Literal["triton", "ovms"],
-    out: Path,
-    overwrite: Flag = False,
-) -> None:
-    """Copy a bundle's model into the folders that a model server reads, with its configuration.
-
-    Args:
-        bundle: Bundle folder.
-        layout: Triton's model repository, or OpenVINO Model Server's folder with config.json.
-        out: Folder to write.
-        overwrite: Replace a folder that this command wrote.
-    """
-    from atlas_edge.export.faces.layouts import server_name, write_layout
-
-    manifest = write_layout(bundle, out, layout=layout, overwrite=overwrite)
-    if manifest.notice:
-        console().print(f"WARNING: {manifest.notice}", style="yellow")
-    print(f"{out}: {server_name(manifest)}, version 1, for {layout}")
-
-
-@app.command
 def doctor(package: Path | None = None, /, *, json: Json = False) -> None:
     """Say what this machine can build and run: PASS, WARN or FAIL, each with its fix. Exit 4 after a FAIL.
 
@@ -377,9 +324,24 @@ def doctor(package: Path | None = None, /, *, json: Json = False) -> None:
         raise RuntimeMissing("this machine lacks something that every job needs", hint="see the lines marked FAIL")
 
 
+for command in (face, layout, sign, sbom):
+    app.command(command)
+
+
 def main() -> None:
     """Entry point."""
     raise SystemExit(run_app(app))
+
+
+def _check_signature(bundle: Path, public_key: Path | None, signature: Path | None) -> None:
+    if public_key is None:
+        if signature is not None:
+            raise UsageError("a signature needs the public key that it is checked by", hint="give --public-key")
+        return
+    from atlas_edge.signature import check_signature
+
+    check_signature(bundle, public_key, signature)
+    console().print(f"signed by the holder of {public_key}", soft_wrap=True)
 
 
 def _dry_run(config: "ExportConfig", screen: "Console", *, json: bool) -> None:

@@ -12,6 +12,7 @@ from atlas_edge.manifest import READABLE, BundleFile, Manifest
 from atlas_edge.package.choice import chosen_bundle
 from atlas_edge.package.manifest import OWN_FILES, Place, is_package, place_in_package, read_package
 from atlas_edge.runtimes.registry import runtime_of
+from atlas_edge.signature import check_signature
 from atlas_edge.system.paths import stays_inside
 from atlas_edge.system.remembered import remembered_sha256
 
@@ -27,6 +28,8 @@ def open_bundle(
     cache_dir: Path | None = None,
     device: str | None = None,
     rehash: bool = False,
+    public_key: Path | None = None,
+    signature: Path | None = None,
 ) -> Encoder:
     """Check a bundle's hashes and load it into the runtime that it was built for.
 
@@ -42,15 +45,19 @@ def open_bundle(
         device: What it runs on, as its runtime calls it: `GPU`, `NPU`, `AUTO` (OpenVINO), `cuda:1`, `directml`,
             `openvino:gpu` (ONNX Runtime), `cuda:1` (TensorRT); the runtime's own choice when None.
         rehash: Read all files, whatever is remembered of them.
+        public_key: Open it only where the holder of this key signed it; see `signature.check_signature`.
+        signature: That signature; `BUNDLE.sig` beside the folder when None.
 
     Raises:
         UsageError: The runtime knows no such device.
         UsageError: `cache_dir` is no folder and cannot be made one.
         InputError: No manifest, or one that cannot be read.
-        ChecksumError: A file is missing or differs from the manifest.
+        ChecksumError: A file is missing or differs from the manifest, or from what the holder of the key signed.
         RuntimeMissing: The runtime or its device is not here.
         GateFailed: Every variant of a package that runs here computes something else than it should.
     """
+    if public_key is not None:
+        check_signature(Path(path), public_key, signature)
     folder, device = chosen_bundle(path, device=device, threads=threads)
     manifest = verify_bundle(folder, rehash=rehash)
     return open_verified(folder, manifest, threads=threads, cache_dir=cache_dir, device=device)
