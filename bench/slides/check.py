@@ -108,7 +108,8 @@ def check_slides(
     """
     theirs, ours, slide_of, medians, counts, drawn = [], [], [], {}, {}, []
     for file in files:
-        overridden = file.attributes["slide_mpp"] if file.attributes.get("slide_mpp_source") == "--mpp" else None
+        says_itself = file.attributes.get("slide_mpp_source", "slide") == "slide"
+        overridden = None if says_itself else file.attributes["slide_mpp"]
         slide = open_slide(slides / str(file.attributes["slide"]), mpp=overridden, override=True)
         try:
             grid = _grid_of(file, slide)

@@ -1,6 +1,7 @@
 """Which slides are meant, where their embeddings go, and what is done already."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from atlas_edge.embed.jobs import FoundSlide, expand, leave_out_done, name_outputs, one_or_many
-from atlas_edge.embed.resume.plan import plan_of
+from atlas_edge.embed.resume.plan import Plan, plan_of
 from atlas_edge.embed.slide import EmbedConfig, embed_slide
 from atlas_edge.embed.slide_files import find_slides, slide_files, slide_identity
 from atlas_edge.errors import InputError, UsageError
@@ -21,6 +22,11 @@ pytest.importorskip("openslide")
 
 def names(jobs: list[tuple[Path, Path]], out: Path) -> list[str]:
     return [str(place.relative_to(out)) for _, place in jobs]
+
+
+def always(plan: Plan) -> Callable[[Path], Plan]:
+    """The plan of every slide."""
+    return lambda _: plan
 
 
 @pytest.fixture
@@ -75,7 +81,7 @@ def test_done_by_the_same_plan_is_left_out_and_another_plan_refused(scan: Path, 
     encoder, out, config = MeanEncoder(), tmp_path / f"out.{form}", EmbedConfig(tissue=False)
     embed_slide(scan, encoder, out, config, bundle_sha256="a" * 64)
     jobs, same = [(scan, out)], {"overwrite": False, "re_embed": False}
-    plan = plan_of(encoder.spec, config, "a" * 64)
+    plan = always(plan_of(encoder.spec, config, "a" * 64))
     assert leave_out_done(jobs, plan, **same)[0] == []
     assert leave_out_done(jobs, plan, overwrite=True, re_embed=False)[0] == jobs
     others = {
@@ -85,9 +91,9 @@ def test_done_by_the_same_plan_is_left_out_and_another_plan_refused(scan: Path, 
     }
     for said, other in others.items():
         with pytest.raises(UsageError, match=said) as raised:
-            leave_out_done(jobs, other, **same)
+            leave_out_done(jobs, always(other), **same)
         assert "--re-embed" in str(raised.value)
-        assert leave_out_done(jobs, other, overwrite=False, re_embed=True)[0] == jobs
+        assert leave_out_done(jobs, always(other), overwrite=False, re_embed=True)[0] == jobs
     os.utime(scan, (1e9, 1e9))
     with pytest.raises(UsageError, match="the slide has changed since"):
         leave_out_done(jobs, plan, **same)
@@ -101,7 +107,7 @@ def test_another_scale_given_to_the_slide_is_another_plan(scan: Path, tmp_path: 
     of_many = EmbedConfig(tissue=False, mpp=0.25)
 
     def is_left_out(config: EmbedConfig) -> bool:
-        plan = plan_of(encoder.spec, config, "")
+        plan = always(plan_of(encoder.spec, config, ""))
         return not leave_out_done(jobs, plan, overwrite=False, re_embed=True)[0]
 
     embed_slide(scan, encoder, jobs[0][1], says)
@@ -109,7 +115,7 @@ def test_another_scale_given_to_the_slide_is_another_plan(scan: Path, tmp_path: 
     assert is_left_out(EmbedConfig(tissue=False, mpp=0.5, override_mpp=True))
     assert not is_left_out(alone)
     with pytest.raises(UsageError, match=r"slide_mpp 0\.5 by slide, now 0\.25"):
-        leave_out_done(jobs, plan_of(encoder.spec, alone, ""), overwrite=False, re_embed=False)
+        leave_out_done(jobs, always(plan_of(encoder.spec, alone, "")), overwrite=False, re_embed=False)
     embed_slide(scan, encoder, jobs[0][1], alone)
     assert is_left_out(alone)
     assert not is_left_out(replace(alone, mpp=0.4))
@@ -119,7 +125,7 @@ def test_another_scale_given_to_the_slide_is_another_plan(scan: Path, tmp_path: 
 def test_what_is_no_output_fails_its_slide_alone_and_is_never_replaced_unasked(tmp_path: Path) -> None:
     slides = [make_scan(tmp_path / f"{number}.tif", number) for number in range(4)]
     jobs = [(slide, tmp_path / "out" / f"{slide.stem}.h5") for slide in slides]
-    plan = plan_of(MeanEncoder.spec, EmbedConfig(), "")
+    plan = always(plan_of(MeanEncoder.spec, EmbedConfig(), ""))
     embed_slide(slides[0], MeanEncoder(), jobs[0][1], EmbedConfig())
     for (_, out), content in zip(jobs[1:], (b"", b"my own notes", jobs[0][1].read_bytes()), strict=True):
         out.write_bytes(content)
@@ -149,7 +155,7 @@ def test_a_second_folder_moves_no_slide_that_is_embedded(tmp_path: Path) -> None
         folder.mkdir(exist_ok=True)
         os.utime(make_scan(folder / f"{name}.tif", number), (number, number))
     out, encoder, config = tmp_path / "out", MeanEncoder(), EmbedConfig(tissue=False)
-    plan = plan_of(encoder.spec, config, "")
+    plan = always(plan_of(encoder.spec, config, ""))
 
     def embed(*given: Path) -> list[str]:
         """The outputs that were made."""

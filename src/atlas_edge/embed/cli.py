@@ -5,10 +5,12 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from atlas_edge.cli import make_app, print_json, run_app
-from atlas_edge.embed.config import EmbedConfig
+from atlas_edge.embed.config import SLIDE_LIST, EmbedConfig
 from atlas_edge.embed.ray.command import ray
 from atlas_edge.embed.watch.command import watch
 from atlas_edge.errors import AtlasError, InputError, RuntimeMissing, UsageError
@@ -31,11 +33,12 @@ app.command(ray)
 
 @app.default
 def embed(
-    slides: list[Path],
+    slides: list[Path] | None = None,
     /,
     *,
     bundle: str,
     out: Path,
+    slide_list: Annotated[Path | None, Parameter(name=SLIDE_LIST)] = None,
     form: str = "h5",
     config: EmbedConfig = EmbedConfig(),
     streams: int | None = None,
@@ -52,6 +55,8 @@ def embed(
         slides: Slide files, patterns such as '*.svs', or folders with their subfolders.
         bundle: Bundle folder, or a package of several (or a model, which then runs in PyTorch).
         out: For one slide the file: .h5, .parquet, or .zarr, a folder. For several a folder.
+        slide_list: CSV file with the columns slide and, if wanted, mpp (µm per pixel, whatever the slide says) and id (of
+            the output), in place of slides.
         form: Form of the files in that folder: h5, zarr or parquet.
         config: How slides are embedded.
         config.mpp: µm per pixel of slides that do not say it; of a slide that is named alone, whatever it says.
@@ -68,18 +73,28 @@ def embed(
     # One console: a second one would print into the bar of the first.
     screen = output.screen()
     from atlas_edge.embed.jobs import SlideFailure, SlideSkipped, expand, leave_out_done, one_or_many
+    from atlas_edge.embed.slide_list import read_slide_list
     from atlas_edge.embed.output.files import check_form
     from atlas_edge.embed.resume.plan import plan_of
     from atlas_edge.embed.workers import one_bundle, read_spec
 
-    jobs = one_or_many(expand(slides, out), slides, out, form)
-    config = dataclasses.replace(config, override_mpp=[slide for slide, _ in jobs] == slides and len(jobs) == 1)
+    if bool(slides) == (slide_list is not None):
+        raise UsageError(
+            f"{'no slide is named' if not slides else f'slides are named, and by {SLIDE_LIST}, too'}",
+            hint=f"name slides, or a CSV file of them with {SLIDE_LIST}",
+        )
+    named = slides or []
+    found, facts = read_slide_list(slide_list) if slide_list else (expand(named, out), None)
+    jobs = one_or_many(found, named, out, form)
+    alone = len(jobs) == 1 and [slide for slide, _ in jobs] == named
+    config = dataclasses.replace(config, override_mpp=alone, of_slides=facts)
     for _, target in jobs:
         check_form(target)
     bundle, running = one_bundle(bundle, running)
     spec, sha256 = read_spec(bundle)
-    plan = plan_of(spec, config, sha256)
-    to_do, skipped, failures = leave_out_done(jobs, plan, overwrite=overwrite, re_embed=re_embed)
+    to_do, skipped, failures = leave_out_done(
+        jobs, lambda slide: plan_of(spec, config.of_slide(slide), sha256), overwrite=overwrite, re_embed=re_embed
+    )
     for item in (*skipped, *(failures if len(jobs) > 1 else ())):
         screen.print(result_line(item), markup=False, soft_wrap=not screen.is_terminal)
     if dry_run:

@@ -1,6 +1,8 @@
 """How slides are embedded: the options that one slide, a drop folder and a cluster share."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
@@ -12,6 +14,20 @@ from atlas_edge.options import Flag, NotTyped, Options
 MAGNIFICATION_MPP = 10.0
 """µm per pixel at 1x: how TRIDENT turns magnifications into µm per pixel and back."""
 
+SLIDE_LIST = "--slides"
+"""The option that names a list of slides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideFacts:
+    """What the user says of one slide.
+
+    Attributes:
+        mpp: µm per pixel of level 0, whatever the slide says; its own where None.
+    """
+
+    mpp: float | None = None
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig(Options):
@@ -22,6 +38,8 @@ class EmbedConfig(Options):
     Attributes:
         mpp: µm per pixel of slides that do not say it.
         override_mpp: `mpp` holds for slides that say another, too.
+        mpp_said_by: Where `mpp` was given.
+        of_slides: What holds for single slides; see `of_slide`.
         tile_mpp: µm per pixel of tiles; the encoder's own by default.
         magnification: Of tiles, in place of --tile-mpp: 20 stands for 0.5 µm per pixel, 40 for 0.25.
         overlap: Pixels that a tile shares with each neighbour, as the encoder sees them.
@@ -37,6 +55,8 @@ class EmbedConfig(Options):
 
     mpp: Annotated[float | None, Gt(0)] = None
     override_mpp: Annotated[bool, NotTyped] = False
+    mpp_said_by: Annotated[str, NotTyped] = "--mpp"
+    of_slides: Annotated[Mapping[Path, SlideFacts] | None, NotTyped] = None
     tile_mpp: Annotated[float | None, Gt(0)] = None
     magnification: Annotated[float | None, Gt(0)] = None
     overlap: Annotated[int, Ge(0)] = 0
@@ -57,6 +77,14 @@ class EmbedConfig(Options):
                 said = f"--magnification {self.magnification:g} is {mpp:g} µm per pixel"
                 raise UsageError(f"{said}, --tile-mpp says {self.tile_mpp:g}", hint="give one of them")
             object.__setattr__(self, "tile_mpp", mpp)
+
+    def of_slide(self, path: Path) -> "EmbedConfig":
+        """What holds for one slide."""
+        facts = (self.of_slides or {}).get(path)
+        config = replace(self, of_slides=None) if self.of_slides else self
+        if facts is None or facts.mpp is None:
+            return config
+        return replace(config, mpp=facts.mpp, override_mpp=True, mpp_said_by=SLIDE_LIST)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from atlas_edge.errors import InputError, UsageError
 from atlas_edge.system.paths import SLIDE_SUFFIXES, printable
 
 FORMS = ("h5", "zarr", "parquet")
-_SUFFIXES = (".h5", ".hdf5", ".zarr", ".parquet")
+OUTPUT_SUFFIXES = (".h5", ".hdf5", ".zarr", ".parquet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +38,17 @@ class SlideFailure:
 
 @dataclass(frozen=True, slots=True)
 class FoundSlide:
-    """A slide, and the folder that it was found in: its place below that is its output's place below `--out`."""
+    """A slide, and the folder that it was found in: its place below that is its output's place below `--out`.
+
+    Attributes:
+        path: Slide.
+        root: That folder.
+        id: Of the output, where the user chose it: it is `OUT/ID.FORM` then.
+    """
 
     path: Path
     root: Path
+    id: str | None = None
 
 
 def expand(slides: Sequence[Path], out: Path) -> list[FoundSlide]:
@@ -55,7 +62,7 @@ def expand(slides: Sequence[Path], out: Path) -> list[FoundSlide]:
     found: list[FoundSlide] = []
     for given in slides:
         if given.is_dir() and given.suffix.lower() not in SLIDE_SUFFIXES:
-            inside = list(find_slides(given, out if out.suffix not in _SUFFIXES else None))
+            inside = list(find_slides(given, out if out.suffix not in OUTPUT_SUFFIXES else None))
             if not inside:
                 raise InputError(f"{printable(given)} holds no slide", hint=f"expected {', '.join(SLIDE_SUFFIXES)}")
             found += [FoundSlide(path, given) for path in inside]
@@ -67,7 +74,26 @@ def expand(slides: Sequence[Path], out: Path) -> list[FoundSlide]:
         else:
             found.append(FoundSlide(given, given.parent))
     slides_of = {slide.path.absolute(): slide for slide in found}
-    return _apart([slides_of[path] for path in one_a_series(list(slides_of))])
+    return in_their_folders([slides_of[path] for path in one_a_series(list(slides_of))])
+
+
+def in_their_folders(slides: list[FoundSlide]) -> list[FoundSlide]:
+    """Slides of one name in several folders keep their folders below the one that all of them have in common."""
+    roots: dict[str, set[Path]] = {}
+    for slide in slides:
+        if slide.id is None:
+            roots.setdefault(slide_stem(slide.path), set()).add(slide.root)
+    shared = {stem for stem, several in roots.items() if len(several) > 1}
+    if not shared:
+        return slides
+    try:
+        common = Path(os.path.commonpath([root.absolute() for stem in shared for root in roots[stem]]))
+    except ValueError:  # drives of Windows have nothing in common: numbers tell them apart
+        return slides
+    return [
+        FoundSlide(slide.path.absolute(), common) if slide.id is None and slide_stem(slide.path) in shared else slide
+        for slide in slides
+    ]
 
 
 def output_names(slide: Path, root: Path, out: Path, form: str) -> Iterator[Path]:
@@ -92,9 +118,11 @@ def name_outputs(slides: list[FoundSlide], out: Path, form: str) -> list[tuple[P
     is_folder = cache(Path.is_dir)
     kept: dict[Path, Path] = {}
     for slide in slides:
-        if (held := _place_that_holds(slide, out, form, is_folder)) is not None:
+        if slide.id is None and (held := _place_that_holds(slide, out, form, is_folder)) is not None:
             kept.setdefault(held, slide.path)
-    place_of, taken = {slide: place for place, slide in kept.items()}, set(kept)
+    place_of = {slide: place for place, slide in kept.items()}
+    place_of |= {slide.path: out / f"{slide.id}.{form}" for slide in slides if slide.id is not None}
+    taken = {*kept, *place_of.values()}
     for slide in slides:
         place = place_of.get(slide.path) or next(
             place
@@ -114,7 +142,7 @@ def one_or_many(slides: list[FoundSlide], given: Sequence[Path], out: Path, form
     """
     if form not in FORMS:
         raise UsageError(f"--form {form}: expected h5, zarr or parquet", hint="leave it out for h5")
-    is_form = out.suffix in _SUFFIXES
+    is_form = out.suffix in OUTPUT_SUFFIXES
     alone = len(slides) == 1 and slides[0].path in given
     if is_form and len(slides) == 1:
         return [(slides[0].path, out)]
@@ -125,20 +153,20 @@ def one_or_many(slides: list[FoundSlide], given: Sequence[Path], out: Path, form
         )
     if out.suffix and alone and not out.is_dir():
         raise UsageError(
-            f"{printable(out)} ends in {out.suffix!r}, expected one of {', '.join(_SUFFIXES)}",
+            f"{printable(out)} ends in {out.suffix!r}, expected one of {', '.join(OUTPUT_SUFFIXES)}",
             hint="use --out slide.h5",
         )
     return name_outputs(slides, out, form)
 
 
 def leave_out_done(
-    jobs: list[tuple[Path, Path]], plan: Plan, *, overwrite: bool, re_embed: bool
+    jobs: list[tuple[Path, Path]], plan: Callable[[Path], Plan], *, overwrite: bool, re_embed: bool
 ) -> tuple[list[tuple[Path, Path]], list[SlideSkipped], list[SlideFailure]]:
     """Part jobs into those to do, those that the same plan has done, and those whose output is none of theirs.
 
     Args:
         jobs: Slides and outputs.
-        plan: See `plan_of`.
+        plan: Of a slide; see `plan_of`.
         overwrite: Do all of them.
         re_embed: Do those that another plan did, and those whose output cannot be read.
 
@@ -160,7 +188,7 @@ def leave_out_done(
             error = not_its_output(out, said, "--re-embed or --overwrite" if said is None else "--overwrite")
             failed.append(SlideFailure(slide=str(slide), reason=str(error), exit_code=error.exit_code))
             continue
-        different = differences(said, plan)
+        different = differences(said, plan(slide))
         if slide.exists() and not is_current(out, said, slide_identity(slide)):
             different.append("the slide has changed since")
         if not different:
@@ -189,23 +217,6 @@ def _matches(pattern: Path) -> list[Path]:
     root = Path(pattern.anchor)
     names = root.glob(str(pattern.relative_to(root)))
     return sorted(path for path in names if path.is_file() and not path.name.startswith("."))
-
-
-def _apart(slides: list[FoundSlide]) -> list[FoundSlide]:
-    """Slides of one name in several folders keep their folders below the one that all of them have in common."""
-    roots: dict[str, set[Path]] = {}
-    for slide in slides:
-        roots.setdefault(slide_stem(slide.path), set()).add(slide.root)
-    shared = {stem for stem, several in roots.items() if len(several) > 1}
-    if not shared:
-        return slides
-    try:
-        common = Path(os.path.commonpath([root.absolute() for stem in shared for root in roots[stem]]))
-    except ValueError:  # drives of Windows have nothing in common: numbers tell them apart
-        return slides
-    return [
-        FoundSlide(slide.path.absolute(), common) if slide_stem(slide.path) in shared else slide for slide in slides
-    ]
 
 
 def _place_that_holds(slide: FoundSlide, out: Path, form: str, is_folder: Callable[[Path], bool]) -> Path | None:

@@ -83,7 +83,8 @@ def plan_slide(path: Path, spec: EncoderSpec, config: EmbedConfig) -> SlidePlan:
         InputError: See `embed_slide`.
         UsageError: See `embed_slide`.
     """
-    slide = open_slide(path, mpp=config.mpp, override=config.override_mpp)
+    config = config.of_slide(path)
+    slide = _open(path, config)
     try:
         _, grid = _lay_grid(slide, spec, config)
         return SlidePlan(
@@ -124,7 +125,7 @@ def embed_slide(
         UsageError: Nobody said how many µm per pixel the encoder wants, or another process writes `out`.
     """
     with explained_disk_full(out), output_lock(out):
-        return _embed_locked(path, encoder, out, config, bundle_sha256, progress)
+        return _embed_locked(path, encoder, out, config.of_slide(path), bundle_sha256, progress)
 
 
 def _embed_locked(
@@ -141,7 +142,7 @@ def _embed_locked(
         require_module("contourpy", extra="slides")
     check_file(path)
     before = slide_identity(path)
-    slide = open_slide(path, mpp=config.mpp, override=config.override_mpp)
+    slide = _open(path, config)
     try:
         mask, grid = _lay_grid(slide, encoder.spec, config)
         _save_mask(mask, out)
@@ -180,6 +181,10 @@ def _embed_locked(
         tiles_per_s=(len(grid.coords) - resumed) / seconds,
         stages=clock.seconds(slide.file_s),
     )
+
+
+def _open(path: Path, config: EmbedConfig) -> Slide:
+    return open_slide(path, mpp=config.mpp, override=config.override_mpp, said_by=config.mpp_said_by)
 
 
 def _lay_grid(slide: Slide, spec: EncoderSpec, config: EmbedConfig) -> tuple[TissueMask | None, TileGrid]:

@@ -11,13 +11,14 @@ MPP_RANGE = (0.05, 20.0)
 _DESCRIBED = re.compile(r"\bMPP\s*[=:]\s*([0-9]+(?:\.[0-9]+)?)", re.IGNORECASE)
 
 
-def settle_mpp(slide: Slide, given: float | None, *, override: bool) -> None:
+def settle_mpp(slide: Slide, given: float | None, *, override: bool, said_by: str = "--mpp") -> None:
     """Set a slide's µm per pixel, and who said it.
 
     Args:
         slide: With its `stated_mpp`.
         given: By the user; for a slide that says nothing a scanner could have.
         override: `given` holds for any slide.
+        said_by: Where the user gave it.
 
     Raises:
         InputError: Nobody says it.
@@ -30,7 +31,7 @@ def settle_mpp(slide: Slide, given: float | None, *, override: bool) -> None:
     if x is not None and y is not None and is_plausible(x) and is_plausible(y) and not (override and given):
         slide.mpp_x, slide.mpp_y, slide.mpp_source = x, y, "slide"
     elif given is not None:
-        slide.mpp_x, slide.mpp_y, slide.mpp_source = given, given, "--mpp"
+        slide.mpp_x, slide.mpp_y, slide.mpp_source = given, given, said_by
     else:
         said = "does not say" if x is None else f"says {x:g}, which is no scanner's,"
         raise InputError(

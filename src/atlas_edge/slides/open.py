@@ -16,7 +16,12 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def open_slide(
-    path: Path, *, mpp: float | None = None, override: bool = False, cache_bytes: int = 128 * 2**20
+    path: Path,
+    *,
+    mpp: float | None = None,
+    override: bool = False,
+    said_by: str = "--mpp",
+    cache_bytes: int = 128 * 2**20,
 ) -> Slide:
     """Open a slide with OpenSlide, or with tifffile where it is an OME-TIFF or one that OpenSlide cannot read.
 
@@ -24,6 +29,7 @@ def open_slide(
         path: SVS, NDPI, MRXS, SCN, BIF, generic or OME-TIFF, DICOM (any file of the slide, or its folder).
         mpp: µm per pixel of level 0, for a slide that does not say it.
         override: `mpp` holds, whatever the slide says.
+        said_by: Where the user gave `mpp`.
         cache_bytes: Decoded tiles that the reader keeps.
 
     Raises:
@@ -34,7 +40,7 @@ def open_slide(
     check_file(path)
     slide = _open(slide_in(path) if path.is_dir() else path, cache_bytes)
     try:
-        settle_mpp(slide, mpp, override=override)
+        settle_mpp(slide, mpp, override=override, said_by=said_by)
     except (InputError, UsageError):
         slide.close()
         raise

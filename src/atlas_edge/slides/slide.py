@@ -55,7 +55,7 @@ class Slide(ABC):
         stated_mpp: µm per pixel of level 0 across and downwards, as the file says them.
         mpp_x: µm per pixel of level 0.
         mpp_y: The same, downwards.
-        mpp_source: Who said so: `slide`, or `--mpp`.
+        mpp_source: Who said so: `slide`, `--mpp`, or `--slides`.
         levels: From the finest to the coarsest.
         bounds: Left, top, width and height of what was scanned, level-0 pixels; None where the file does not say it.
             QuPath counts its coordinates from there.

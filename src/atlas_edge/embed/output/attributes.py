@@ -18,6 +18,7 @@ def slide_attributes(slide: Slide, identity: SlideIdentity, mask: TissueMask | N
     known = {
         "slide_mpp_y": slide.mpp_y,
         "slide_mpp_source": slide.mpp_source,
+        "slide_stated_mpp": slide.stated_mpp[0] if slide.mpp_source != "slide" else None,
         "slide_bounds": slide.bounds,
         "slide_objective": slide.objective,
         "slide_icc_sha256": slide.icc_sha256,

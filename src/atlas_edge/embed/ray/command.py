@@ -2,20 +2,23 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from atlas_edge.cli import existing_folder, print_json
-from atlas_edge.embed.config import EmbedConfig
+from atlas_edge.embed.config import SLIDE_LIST, EmbedConfig
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.options import Flag, Output, Running
 
 
 def ray(
-    folder: Path,
+    folder: Path | None = None,
     /,
     *,
     bundle: str,
     out: Path,
+    slide_list: Annotated[Path | None, Parameter(name=SLIDE_LIST)] = None,
     workers: int = 2,
     gpus_a_worker: float = 0.0,
     address: str | None = None,
@@ -36,6 +39,8 @@ def ray(
         folder: Folder with slides, with its subfolders.
         bundle: Bundle folder, or a package, whose variant is chosen on this machine.
         out: Folder for the embeddings.
+        slide_list: CSV file with the columns slide and, if wanted, mpp (µm per pixel, whatever the slide says) and id (of
+            the output), in place of a folder.
         workers: Encoders at work.
         gpus_a_worker: GPUs for each of them.
         address: Ray cluster, auto for the one that this machine belongs to; a local one is started when left out.
@@ -51,18 +56,29 @@ def ray(
     from atlas_edge.embed.output.files import check_form
     from atlas_edge.embed.resume.plan import plan_of
     from atlas_edge.embed.slide_files import find_slides
+    from atlas_edge.embed.slide_list import read_slide_list
     from atlas_edge.embed.workers import one_bundle, read_spec
 
-    existing_folder(folder, "a folder of slides")
+    if (folder is None) == (slide_list is None):
+        raise UsageError("expected one of a folder and --slides", hint="name a folder, or a CSV file of slides")
     if workers < 1:
         raise UsageError(f"--workers {workers}: expected at least 1", hint="use --workers 2")
     check_form(out / f"x.{form}")
-    root, out = folder.resolve(), out.resolve()
-    found = [FoundSlide(path, root) for path in find_slides(root, out)]
+    out = out.resolve()
+    if slide_list is not None:
+        found, facts = read_slide_list(slide_list.resolve())
+        config = dataclasses.replace(config, of_slides=facts)
+    if folder is not None:
+        root = existing_folder(folder, "a folder of slides").resolve()
+        found = [FoundSlide(path, root) for path in find_slides(root, out)]
     bundle, _ = one_bundle(bundle, Running())
     spec, sha256 = read_spec(bundle)
-    plan = plan_of(spec, config, sha256)
-    jobs, skipped, failed = leave_out_done(name_outputs(found, out, form), plan, overwrite=False, re_embed=re_embed)
+    jobs, skipped, failed = leave_out_done(
+        name_outputs(found, out, form),
+        lambda slide: plan_of(spec, config.of_slide(slide), sha256),
+        overwrite=False,
+        re_embed=re_embed,
+    )
     screen.print(f"{len(jobs)} slides to embed, {len(skipped)} already embedded", soft_wrap=True)
     for failure in failed:
         screen.print(result_line(failure), markup=False, soft_wrap=True)

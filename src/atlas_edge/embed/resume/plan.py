@@ -90,7 +90,7 @@ def _scale_differences(said: Mapping[str, Any], plan: Plan) -> list[str]:
     if "slide_mpp_source" not in said:  # a journal, which holds for many slides
         before = said.get("given_mpp")
         return [] if before is None or _same(before, given) else [f"given_mpp {before}, now {_short(given or '')}"]
-    if said["slide_mpp_source"] != "--mpp" and not plan.get("override_mpp"):
+    if said["slide_mpp_source"] == "slide" and not plan.get("override_mpp"):
         return []
     scales = [float(said[name]) for name in ("slide_mpp", "slide_mpp_y") if name in said]
     if given is not None and all(math.isclose(scale, given) for scale in scales):
