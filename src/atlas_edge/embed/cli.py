@@ -39,6 +39,7 @@ def embed(
     bundle: str,
     out: Path,
     slide_list: Annotated[Path | None, Parameter(name=SLIDE_LIST)] = None,
+    mask: Path | None = None,
     form: str = "h5",
     config: EmbedConfig = EmbedConfig(),
     streams: int | None = None,
@@ -57,6 +58,8 @@ def embed(
         out: For one slide the file: .h5, .parquet, or .zarr, a folder. For several a folder.
         slide_list: CSV file with the columns slide and, if wanted, mpp (µm per pixel, whatever the slide says) and id (of
             the output), in place of slides.
+        mask: Where tissue is, in place of a search: GeoJSON from QuPath, or a PNG or TIFF of the whole slide, black where
+            none is; for several slides a folder with such files of their names.
         form: Form of the files in that folder: h5, zarr or parquet.
         config: How slides are embedded.
         config.mpp: µm per pixel of slides that do not say it; of a slide that is named alone, whatever it says.
@@ -73,6 +76,7 @@ def embed(
     # One console: a second one would print into the bar of the first.
     screen = output.screen()
     from atlas_edge.embed.jobs import SlideFailure, SlideSkipped, expand, leave_out_done, one_or_many
+    from atlas_edge.embed.mask_files import with_masks
     from atlas_edge.embed.slide_list import read_slide_list
     from atlas_edge.embed.output.files import check_form
     from atlas_edge.embed.resume.plan import plan_of
@@ -87,7 +91,7 @@ def embed(
     found, facts = read_slide_list(slide_list) if slide_list else (expand(named, out), None)
     jobs = one_or_many(found, named, out, form)
     alone = len(jobs) == 1 and [slide for slide, _ in jobs] == named
-    config = dataclasses.replace(config, override_mpp=alone, of_slides=facts)
+    config = dataclasses.replace(config, override_mpp=alone, of_slides=with_masks(jobs, mask, facts, config))
     for _, target in jobs:
         check_form(target)
     bundle, running = one_bundle(bundle, running)

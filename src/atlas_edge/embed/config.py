@@ -24,9 +24,11 @@ class SlideFacts:
 
     Attributes:
         mpp: µm per pixel of level 0, whatever the slide says; its own where None.
+        mask: File that says where tissue is; it is looked for where None.
     """
 
     mpp: float | None = None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class EmbedConfig(Options):
         mpp: µm per pixel of slides that do not say it.
         override_mpp: `mpp` holds for slides that say another, too.
         mpp_said_by: Where `mpp` was given.
+        mask: File that says where tissue is; it is looked for where None.
         of_slides: What holds for single slides; see `of_slide`.
         tile_mpp: µm per pixel of tiles; the encoder's own by default.
         magnification: Of tiles, in place of --tile-mpp: 20 stands for 0.5 µm per pixel, 40 for 0.25.
@@ -56,6 +59,7 @@ class EmbedConfig(Options):
     mpp: Annotated[float | None, Gt(0)] = None
     override_mpp: Annotated[bool, NotTyped] = False
     mpp_said_by: Annotated[str, NotTyped] = "--mpp"
+    mask: Annotated[Path | None, NotTyped] = None
     of_slides: Annotated[Mapping[Path, SlideFacts] | None, NotTyped] = None
     tile_mpp: Annotated[float | None, Gt(0)] = None
     magnification: Annotated[float | None, Gt(0)] = None
@@ -81,10 +85,10 @@ class EmbedConfig(Options):
     def of_slide(self, path: Path) -> "EmbedConfig":
         """What holds for one slide."""
         facts = (self.of_slides or {}).get(path)
-        config = replace(self, of_slides=None) if self.of_slides else self
-        if facts is None or facts.mpp is None:
-            return config
-        return replace(config, mpp=facts.mpp, override_mpp=True, mpp_said_by=SLIDE_LIST)
+        if facts is None:
+            return replace(self, of_slides=None) if self.of_slides else self
+        scale = {} if facts.mpp is None else {"mpp": facts.mpp, "override_mpp": True, "mpp_said_by": SLIDE_LIST}
+        return replace(self, of_slides=None, mask=facts.mask, **scale)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from atlas_edge.encoder import Encoder, capabilities_of
 from atlas_edge.errors import AtlasError, InputError, NoTissue, UsageError
 from atlas_edge.slides import Slide, TileGrid, TileReader, TissueMask, find_tissue, open_slide, plan_grid
 from atlas_edge.slides.open import check_file
+from atlas_edge.slides.tissue.given import given_mask
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.system.atomic import write_atomic
 
@@ -191,9 +192,15 @@ def _lay_grid(slide: Slide, spec: EncoderSpec, config: EmbedConfig) -> tuple[Tis
     mpp = config.tile_mpp or spec.mpp
     if mpp is None:
         raise UsageError(f"{spec.name} does not say its µm per pixel", hint="add --tile-mpp 0.5")
-    mask = find_tissue(slide, reject_pen=config.pen) if config.tissue else None
+    mask = _mask_of(slide, config)
     wanted: dict[str, Any] = {"tile_px": spec.tile_px, "mpp": mpp, "overlap": config.overlap}
     return mask, plan_grid(slide, mask, **wanted, min_tissue=config.min_tissue, rim=True)
+
+
+def _mask_of(slide: Slide, config: EmbedConfig) -> TissueMask | None:
+    if config.mask is not None:
+        return given_mask(config.mask, slide)
+    return find_tissue(slide, reject_pen=config.pen) if config.tissue else None
 
 
 def _save_mask(mask: TissueMask | None, out: Path) -> None:

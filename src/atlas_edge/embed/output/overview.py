@@ -106,8 +106,9 @@ def _thumbnail(slide: Slide, mask: TissueMask | None) -> Colours:
     full = slide.levels[0]
     mpp = max(full.width * slide.mpp_x, full.height * slide.mpp_y) / PICTURE_PX
     level = slide.levels[slide.level_for(mpp)]
-    if mask is not None and (level.width * level.height > _MOST_PIXELS or max(mask.picture.shape) > PICTURE_PX // 2):
-        return mask.picture
+    picture = None if mask is None else mask.picture
+    if picture is not None and (level.width * level.height > _MOST_PIXELS or max(picture.shape) > PICTURE_PX // 2):
+        return picture
     return small_picture(slide.thumbnail(mpp))
 
 
@@ -165,6 +166,8 @@ def _legend(grid: TileGrid, mask: TissueMask | None, journal: Journal) -> list[t
         lines.append((f"{len(journal.unreadable):,} tiles could not be read", _UNREADABLE))
     if mask is None:
         lines.append(("tissue was not looked for", _INK))
+    elif mask.source is not None:
+        lines.append((f"tissue as {mask.source} says", _INK))
     elif mask.rejected.any():
         lines.append((f"pen or black border: {mask.rejected_share:.1%} of what is no glass", _REJECTED))
     return [*lines, ("colours: first three principal components of the embeddings", _INK)]

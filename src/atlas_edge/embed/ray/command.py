@@ -19,6 +19,7 @@ def ray(
     bundle: str,
     out: Path,
     slide_list: Annotated[Path | None, Parameter(name=SLIDE_LIST)] = None,
+    mask: Path | None = None,
     workers: int = 2,
     gpus_a_worker: float = 0.0,
     address: str | None = None,
@@ -41,6 +42,8 @@ def ray(
         out: Folder for the embeddings.
         slide_list: CSV file with the columns slide and, if wanted, mpp (µm per pixel, whatever the slide says) and id (of
             the output), in place of a folder.
+        mask: Folder with a file of each slide's name that says where tissue is: GeoJSON from QuPath, or a PNG or TIFF of
+            the whole slide, black where none is.
         workers: Encoders at work.
         gpus_a_worker: GPUs for each of them.
         address: Ray cluster, auto for the one that this machine belongs to; a local one is started when left out.
@@ -56,6 +59,7 @@ def ray(
     from atlas_edge.embed.output.files import check_form
     from atlas_edge.embed.resume.plan import plan_of
     from atlas_edge.embed.slide_files import find_slides
+    from atlas_edge.embed.mask_files import with_masks
     from atlas_edge.embed.slide_list import read_slide_list
     from atlas_edge.embed.workers import one_bundle, read_spec
 
@@ -64,17 +68,18 @@ def ray(
     if workers < 1:
         raise UsageError(f"--workers {workers}: expected at least 1", hint="use --workers 2")
     check_form(out / f"x.{form}")
-    out = out.resolve()
+    out, facts = out.resolve(), None
     if slide_list is not None:
         found, facts = read_slide_list(slide_list.resolve())
-        config = dataclasses.replace(config, of_slides=facts)
     if folder is not None:
         root = existing_folder(folder, "a folder of slides").resolve()
         found = [FoundSlide(path, root) for path in find_slides(root, out)]
     bundle, _ = one_bundle(bundle, Running())
     spec, sha256 = read_spec(bundle)
+    jobs = name_outputs(found, out, form)
+    config = dataclasses.replace(config, of_slides=with_masks(jobs, mask and mask.resolve(), facts, config))
     jobs, skipped, failed = leave_out_done(
-        name_outputs(found, out, form),
+        jobs,
         lambda slide: plan_of(spec, config.of_slide(slide), sha256),
         overwrite=False,
         re_embed=re_embed,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atlas_edge.bundle import sha256_file
 from atlas_edge.embed.slide_files import SlideIdentity
 from atlas_edge.errors import UsageError
 from atlas_edge.spec import EncoderSpec
@@ -35,13 +36,14 @@ def plan_of(spec: EncoderSpec, config: "EmbedConfig", bundle_sha256: str) -> Pla
         "tissue": config.tissue,
         "pen": config.pen,
         "overlap": config.overlap,
+        "mask_sha256": sha256_file(config.mask) if config.mask is not None else "",
     }
 
 
 def differences(said: Mapping[str, Any], plan: Plan) -> list[str]:
     """In words, where what an output or a journal says of its plan is not `plan`; what it does not say is the same."""
-    # Written before tiles could overlap.
-    said = {"overlap": 0, **said}
+    # Written before there were these.
+    said = {"overlap": 0, "mask_sha256": "", **said}
     found = [
         f"{name} {_short(said[name])}, now {_short(value)}"
         for name, value in plan.items()

@@ -40,20 +40,22 @@ class TissueMask:
     Attributes:
         tissue: `(h, w)` bool.
         rejected: `(h, w)` bool: coloured or dark, but pen or a black border.
-        glass: Red, green and blue of the glass, 0-255.
-        saturation_threshold: 0-255, what was used, with the glass made white.
+        glass: Red, green and blue of the glass, 0-255; None where nobody looked.
+        saturation_threshold: 0-255, what was used, with the glass made white; None where nobody looked.
         pixel_x: Level-0 pixels for each mask pixel, across.
         pixel_y: The same, downwards.
-        picture: `(h, w, 3)` uint8, the slide at most `PICTURE_PX` wide and high.
+        picture: `(h, w, 3)` uint8, the slide at most `PICTURE_PX` wide and high; None where nobody looked.
+        source: Name of the file that says where tissue is; None where it was found.
     """
 
     tissue: NDArray[np.bool_]
     rejected: NDArray[np.bool_]
-    glass: tuple[int, int, int]
-    saturation_threshold: int
+    glass: tuple[int, int, int] | None
+    saturation_threshold: int | None
     pixel_x: float
     pixel_y: float
-    picture: NDArray[np.uint8]
+    picture: NDArray[np.uint8] | None
+    source: str | None = None
 
     @property
     def area_share(self) -> float:
