@@ -6,15 +6,20 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.encoder import Encoder
 from atlas_edge.slides import TileReader
+from atlas_edge.slides.focus import focus_of
 from atlas_edge.slides.reader import ReadTiles
 
+MEASURES = ("focus",)
+"""What a row of the journal holds after the embedding."""
+
+_Ready = tuple[ReadTiles, NDArray[np.float32]]
 _MOST_THREADS = 16
 _WAITING_SHARE = 0.05
 
@@ -26,7 +31,7 @@ class StageSeconds:
     Attributes:
         read_s: Reading the file's bytes, over all decode threads; None where OpenSlide reads and decodes in one.
         decode_s: Decompressing, over all decode threads; with reading where `read_s` is None.
-        resample_s: Cutting and resampling, over all decode threads.
+        resample_s: Cutting, resampling and measuring, over all decode threads.
         inference_s: In the encoder.
         write_s: Journal and output.
         waiting_s: The encoder had nothing to do because no batch was decoded.
@@ -83,12 +88,19 @@ class EmbeddedBatch:
     Attributes:
         start: Index of the first.
         features: `(B, D)` float32.
+        focus: `(B,)` float32; see `focus_of`.
         unreadable: Index in the grid -> reason; their features are those of a white tile.
     """
 
     start: int
     features: NDArray[np.float32]
+    focus: NDArray[np.float32]
     unreadable: dict[int, str]
+
+    @property
+    def rows(self) -> NDArray[np.float32]:
+        """`(B, D + 1)`: each embedding, and the tile's focus."""
+        return np.column_stack([self.features, self.focus])
 
 
 def embedded(
@@ -111,39 +123,40 @@ def embedded(
                 item = next(batches, None)
             if item is None:
                 return
-            start, tiles = item
+            start, (tiles, focus) = item
             clock.decoded(tiles)
             with clock.stage("inference"):
                 features = encoder.encode(tiles.pixels)
             unreadable = {start + index: reason for index, reason in tiles.unreadable.items()}
-            yield EmbeddedBatch(start=start, features=features, unreadable=unreadable)
+            yield EmbeddedBatch(start=start, features=features, focus=focus, unreadable=unreadable)
 
 
 def read_again(
     reader: TileReader, encoder: Encoder, waiting: list[int], *, batch: int
 ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-    """Embed the tiles of a list, by their index in the grid, that can be read now: their indices and features."""
+    """Embed the tiles of a list, by their index in the grid, that can be read now: their indices and rows."""
     for start in range(0, len(waiting), batch):
         part = waiting[start : start + batch]
         tiles = reader.read(reader.grid.coords[part])
         whole = [index for index in range(len(part)) if index not in tiles.unreadable]
         if whole:
-            yield [part[index] for index in whole], encoder.encode(tiles.pixels[whole])
+            pixels = tiles.pixels[whole]
+            yield [part[index] for index in whole], np.column_stack([encoder.encode(pixels), focus_of(pixels)])
 
 
 def _decoded(
     reader: TileReader, first: int, threads: int | None, batch: int
-) -> Generator[tuple[int, ReadTiles], None, None]:
+) -> Generator[tuple[int, _Ready], None, None]:
     """Batches in order, decoded by threads that stay at most one batch more than they are ahead."""
-    coords, waiting = reader.grid.coords, deque[tuple[int, "Future[ReadTiles]"]]()
+    coords, waiting = reader.grid.coords, deque[tuple[int, "Future[_Ready]"]]()
     crew, ended = _Crew(threads), threading.Event()
     pool = ThreadPoolExecutor(crew.most, thread_name_prefix="decode")
 
-    def read(part: NDArray[np.int64]) -> ReadTiles:
+    def read(part: NDArray[np.int64]) -> _Ready:
         with crew.places:
             if ended.is_set():
                 raise CancelledError
-            return reader.read(part)
+            return _measured(reader.read(part))
 
     try:
         for start in range(first, len(coords), batch):
@@ -159,6 +172,12 @@ def _decoded(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _measured(tiles: ReadTiles) -> _Ready:
+    begun = time.perf_counter()
+    focus = focus_of(tiles.pixels)
+    return replace(tiles, resample_s=tiles.resample_s + time.perf_counter() - begun), focus
+
+
 class _Crew:
     """The decode threads of a slide: so many, or one, and more each time that the encoder waits for them.
 
@@ -171,7 +190,7 @@ class _Crew:
         self.places = threading.Semaphore(self.size)
         self._waited_s, self._batches, self._since = 0.0, 0, time.perf_counter()
 
-    def result(self, future: "Future[ReadTiles]") -> ReadTiles:
+    def result(self, future: "Future[_Ready]") -> _Ready:
         """A batch, and one more thread where waiting for the last few took its share, or twice as many where most."""
         begun = time.perf_counter()
         found = future.result()

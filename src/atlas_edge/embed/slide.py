@@ -16,7 +16,7 @@ from atlas_edge.embed.output.files import check_form, check_room, explained_disk
 from atlas_edge.embed.output.geojson import write_geojson
 from atlas_edge.embed.output.lock import output_lock
 from atlas_edge.embed.output.overview import write_overview
-from atlas_edge.embed.pipeline import StageClock, StageSeconds, embedded, read_again
+from atlas_edge.embed.pipeline import MEASURES, StageClock, StageSeconds, embedded, read_again
 from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.embed.resume.plan import plan_of
 from atlas_edge.embed.slide_files import SlideIdentity, slide_identity
@@ -150,7 +150,7 @@ def _embed_locked(
         if len(grid.coords) == 0:
             raise NoTissue(f"{path} has no tissue", hint="look at the mask beside the output, or add --no-tissue")
         dim = encoder.spec.embed_dim
-        journal = Journal(out, _plan_of(before, encoder, grid, config, bundle_sha256), dim)
+        journal = Journal(out, _plan_of(before, encoder, grid, config, bundle_sha256), dim, len(MEASURES))
         resumed = journal.rows
         try:
             check_room(out, rows=len(grid.coords), journal_rows=resumed, embed_dim=dim)
@@ -219,7 +219,8 @@ def _write_beside(
     """What is for people takes no embeddings with it where it cannot be written."""
     wanted: list[Callable[[], object]] = []
     if config.geojson:
-        wanted.append(lambda: write_geojson(out, slide, mask, grid, journal.unreadable.keys()))
+        focus = journal.read_measures(0, len(grid.coords))[:, MEASURES.index("focus")]
+        wanted.append(lambda: write_geojson(out, slide, mask, grid, journal.unreadable.keys(), focus))
     if config.overview:
         wanted.append(lambda: write_overview(out, slide, mask, grid, journal))
     for write in wanted:
@@ -244,7 +245,7 @@ def _run(
     with closing(batches):
         for done in batches:
             with clock.stage("write"):
-                journal.append(done.features, done.unreadable)
+                journal.append(done.rows, done.unreadable)
                 _check_readable(journal, reader, encoder, config, limit)
                 if time.monotonic() - saved > _CHECKPOINT_S:
                     journal.checkpoint()
@@ -266,8 +267,8 @@ def _check_readable(
 ) -> None:
     """Try unreadable tiles once more before they are given up, be it by this run or the one before."""
     if at_the_end or len(journal.unreadable) > limit:
-        for rows, features in read_again(reader, encoder, sorted(journal.unreadable), batch=config.batch):
-            journal.replace(rows, features)
+        for indices, rows in read_again(reader, encoder, sorted(journal.unreadable), batch=config.batch):
+            journal.replace(indices, rows)
     if len(journal.unreadable) > limit:
         raise _too_many_unreadable(journal, limit, reader)
 
@@ -300,4 +301,5 @@ def _plan_of(
         "batch": [config.batch, able.batch, able.streams],
         "coords": hashlib.sha256(grid.coords.tobytes()).hexdigest(),
         "grid": [grid.level, grid.scale_x, grid.scale_y],
+        "measures": list(MEASURES),
     }

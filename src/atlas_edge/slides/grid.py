@@ -35,6 +35,7 @@ class TileGrid:
         coords: `(N, 2)` int64, x and y of the top left corners in level-0 pixels, row by row.
         candidates: Tiles of the whole grid, with tissue or without.
         overlap: Pixels that a tile shares with each neighbour, as the encoder sees them.
+        tissue_share: `(N,)` float32, tissue's share of each tile, 0-1; None where nobody looked for tissue.
     """
 
     level: int
@@ -47,6 +48,7 @@ class TileGrid:
     coords: NDArray[np.int64]
     candidates: int
     overlap: int = 0
+    tissue_share: NDArray[np.float32] | None = None
 
 
 def plan_grid(
@@ -124,6 +126,7 @@ def plan_grid(
         coords=coords,
         candidates=rows * columns,
         overlap=overlap,
+        tissue_share=None if mask is None else share[row, column].astype(np.float32),
     )
 
 

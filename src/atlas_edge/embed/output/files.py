@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from atlas_edge.cli import require_module
 from atlas_edge.embed.output.attributes import Attributes, coords_attributes
+from atlas_edge.embed.output.slide_features import geometric_median_of, mean_of
+from atlas_edge.embed.pipeline import MEASURES
 from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides import TileGrid
 from atlas_edge.system.atomic import replace_file
 
 _ROWS = 4096
-# Coordinates, and what a container needs.
+# Coordinates, measures, and what a container needs.
 _BYTES_A_ROW_BESIDES = 64
 _CONTAINER_BYTES = 2**15
 
@@ -125,6 +127,10 @@ def _write_hdf5(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: Til
         coords = file.create_dataset("coords", data=grid.coords[keep])
         coords.attrs.update(coords_attributes(grid, attributes))
         file.create_dataset("unreadable_coords", data=grid.coords[~keep])
+        for name, values in _of_tiles(journal, keep, grid).items():
+            file.create_dataset(name, data=values)
+        for name, (values, about) in _of_slide(journal, keep, grid).items():
+            file.create_dataset(name, data=values).attrs.update(about)
         features = file.create_dataset("features", (int(keep.sum()), attributes["embed_dim"]), dtype="<f4")
         for start, _, rows in _kept_rows(journal, keep, grid):
             features[start : start + len(rows)] = rows
@@ -138,6 +144,10 @@ def _write_zarr(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: Til
     coords = group.create_array("coords", data=grid.coords[keep], chunks=(max(shape[0], 1), 2))
     coords.update_attributes(coords_attributes(grid, attributes))
     group.create_array("unreadable_coords", data=grid.coords[~keep].reshape(-1, 2))
+    for name, values in _of_tiles(journal, keep, grid).items():
+        group.create_array(name, data=values, chunks=(max(len(values), 1),))
+    for name, (values, about) in _of_slide(journal, keep, grid).items():
+        group.create_array(name, data=values).update_attributes(about)
     features = group.create_array("features", shape=shape, chunks=(min(_ROWS, max(shape[0], 1)), shape[1]), dtype="<f4")
     for start, _, rows in _kept_rows(journal, keep, grid):
         features[start : start + len(rows)] = rows
@@ -152,11 +162,38 @@ def _write_parquet(
     dim = attributes["embed_dim"]
     about = {**attributes, **coords_attributes(grid, attributes), "unreadable_coords": grid.coords[~keep].tolist()}
     fields = [("x", pyarrow.int64()), ("y", pyarrow.int64()), ("features", pyarrow.list_(pyarrow.float32(), dim))]
+    measured = _of_tiles(journal, keep, grid)
+    fields += [(name, pyarrow.float32()) for name in measured]
     schema = pyarrow.schema(fields, metadata={key: str(value) for key, value in about.items()})
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for _, coords, rows in _kept_rows(journal, keep, grid):
+        for start, coords, rows in _kept_rows(journal, keep, grid):
             features = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.ravel()), dim)
-            writer.write_table(pyarrow.table([coords[:, 0].copy(), coords[:, 1].copy(), features], schema=schema))
+            columns = [values[start : start + len(rows)] for values in measured.values()]
+            columns = [coords[:, 0].copy(), coords[:, 1].copy(), features, *columns]
+            writer.write_table(pyarrow.table(columns, schema=schema))
+
+
+def _of_tiles(journal: Journal, keep: NDArray[np.bool_], grid: TileGrid) -> dict[str, NDArray[np.float32]]:
+    """What is known of each readable tile beside its embedding, `(N,)` float32 each."""
+    measured = journal.read_measures(0, len(keep))[keep]
+    found = {name: np.ascontiguousarray(measured[:, place]) for place, name in enumerate(MEASURES)}
+    return found if grid.tissue_share is None else {"tissue_share": grid.tissue_share[keep], **found}
+
+
+def _of_slide(
+    journal: Journal, keep: NDArray[np.bool_], grid: TileGrid
+) -> dict[str, tuple[NDArray[np.float32], dict[str, str]]]:
+    """Embeddings of the slide as a whole, `(D,)` float32 each, and how each was made."""
+    if not keep.any():
+        return {}
+
+    def rows() -> Iterator[NDArray[np.float32]]:
+        return (part for _, _, part in _kept_rows(journal, keep, grid) if len(part))
+
+    return {
+        "slide_features": (mean_of(rows), {"pooling": "mean"}),
+        "slide_features_median": (geometric_median_of(rows), {"pooling": "geometric median"}),
+    }
 
 
 def _kept_rows(

@@ -17,13 +17,19 @@ _TISSUE, _UNREADABLE = [0, 110, 60], [220, 30, 30]
 
 
 def write_geojson(
-    out: Path, slide: Slide, mask: TissueMask | None, grid: TileGrid, unreadable: Collection[int]
+    out: Path,
+    slide: Slide,
+    mask: TissueMask | None,
+    grid: TileGrid,
+    unreadable: Collection[int],
+    focus: NDArray[np.float32] | None = None,
 ) -> Path:
     """Write `NAME.geojson` beside an output: drop it on the slide in QuPath.
 
     Tissue is one annotation. A tile is a tile object whose measurement `row` says which row of `features` is its
-    embedding; one that could not be read has the class `Unreadable` and no row. Coordinates are pixels of level 0, from
-    the corner of what was scanned where the slide says one, as QuPath counts.
+    embedding, beside its share of tissue and its focus; one that could not be read has the class `Unreadable` and no
+    row. Coordinates are pixels of level 0, from the corner of what was scanned where the slide says one, as QuPath
+    counts.
 
     Args:
         out: Output.
@@ -31,12 +37,15 @@ def write_geojson(
         mask: Where tissue is; None where nobody looked.
         grid: Its tiles.
         unreadable: Indices of tiles that the output leaves out.
+        focus: `(N,)`; see `focus_of`.
     """
     left, top = (slide.bounds or (0, 0))[:2]
     features = [] if mask is None else list(_tissue(mask, left, top))
+    measured = {"tissue_share": grid.tissue_share, "focus": focus}
     row = 0
     for index, (x, y) in enumerate(grid.coords.tolist()):
-        properties: dict[str, Any] = {"objectType": "tile", "measurements": {"row": row}}
+        known = {name: round(float(values[index]), 4) for name, values in measured.items() if values is not None}
+        properties: dict[str, Any] = {"objectType": "tile", "measurements": {"row": row, **known}}
         if index in unreadable:
             properties = {"objectType": "tile", "classification": {"name": "Unreadable", "color": _UNREADABLE}}
         else:

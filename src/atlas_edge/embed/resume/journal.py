@@ -23,7 +23,8 @@ class Journal:
     Args:
         out: Final output file; the journal is the folder `.NAME.work` beside it.
         plan: What the rows depend on: a journal of another plan is dropped.
-        embed_dim: Values a row.
+        embed_dim: Values of an embedding.
+        measures: Further values a row, which follow it.
 
     Attributes:
         rows: Tiles so far.
@@ -31,13 +32,13 @@ class Journal:
         begun: When the first run of this plan began, UTC.
     """
 
-    def __init__(self, out: Path, plan: dict[str, Any], embed_dim: int) -> None:
+    def __init__(self, out: Path, plan: dict[str, Any], embed_dim: int, measures: int = 0) -> None:
         self.folder = out.parent / f".{out.name}.work"
         self.rows = 0
         self.unreadable: dict[int, str] = {}
         self.begun = datetime.now(UTC).isoformat(timespec="seconds")
-        self._row_bytes = 4 * embed_dim
-        self._embed_dim = embed_dim
+        self._embed_dim, self._width = embed_dim, embed_dim + measures
+        self._row_bytes = 4 * self._width
         self._progress = self.folder / "progress.json"
         self._features = self.folder / "features.f32"
         self._plan = plan
@@ -50,15 +51,15 @@ class Journal:
         self._file.seek(0, os.SEEK_END)
         self.checkpoint()
 
-    def append(self, features: NDArray[np.float32], unreadable: dict[int, str]) -> None:
-        """Add rows; `unreadable` counts from the slide's first tile."""
-        self._file.write(np.ascontiguousarray(features, dtype="<f4").tobytes())
-        self.rows += len(features)
+    def append(self, rows: NDArray[np.float32], unreadable: dict[int, str]) -> None:
+        """Add rows, each an embedding and what was measured; `unreadable` counts from the slide's first tile."""
+        self._file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
+        self.rows += len(rows)
         self.unreadable.update(unreadable)
 
-    def replace(self, rows: Sequence[int], features: NDArray[np.float32]) -> None:
-        """Put the features of tiles that could be read after all where those of white tiles are."""
-        for row, values in zip(rows, np.ascontiguousarray(features, dtype="<f4"), strict=True):
+    def replace(self, rows: Sequence[int], found: NDArray[np.float32]) -> None:
+        """Put the rows of tiles that could be read after all where those of white tiles are."""
+        for row, values in zip(rows, np.ascontiguousarray(found, dtype="<f4"), strict=True):
             self._file.seek(row * self._row_bytes)
             self._file.write(values.tobytes())
             del self.unreadable[row]
@@ -72,10 +73,12 @@ class Journal:
         write_atomic(self._progress, json.dumps(state).encode())
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows that were checkpointed, `(stop - start, D)` float32."""
-        count = (stop - start) * self._embed_dim
-        values = np.fromfile(self._features, dtype="<f4", count=count, offset=start * self._row_bytes)
-        return values.reshape(-1, self._embed_dim)
+        """Embeddings that were checkpointed, `(stop - start, D)` float32."""
+        return self._read(start, stop)[:, : self._embed_dim]
+
+    def read_measures(self, start: int, stop: int) -> NDArray[np.float32]:
+        """What was measured of the same tiles, `(stop - start, measures)` float32."""
+        return self._read(start, stop)[:, self._embed_dim :]
 
     def close(self) -> None:
         """Close the file; what is on disk stays for the next run."""
@@ -85,6 +88,11 @@ class Journal:
         """Forget everything, once the output is whole."""
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read(self, start: int, stop: int) -> NDArray[np.float32]:
+        count = (stop - start) * self._width
+        values = np.fromfile(self._features, dtype="<f4", count=count, offset=start * self._row_bytes)
+        return values.reshape(-1, self._width)
 
     def _resume(self) -> bool:
         try:
