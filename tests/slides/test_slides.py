@@ -100,6 +100,9 @@ def test_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     (tmp_path / "text.svs").write_text("no slide at all")
     with pytest.raises(InputError, match="no slide form"):
         open_slide(tmp_path / "text.svs")
+    (tmp_path / "zeiss.czi").write_bytes(b"ZISRAWFILE" + bytes(600))
+    with pytest.raises(InputError, match=r"(?s)zeiss.czi is a Zeiss CZI.*OME-TIFF"):
+        open_slide(tmp_path / "zeiss.czi")
 
 
 def test_closing_waits_for_a_read_and_refuses_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

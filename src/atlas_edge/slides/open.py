@@ -76,6 +76,11 @@ def _open(path: Path, cache_bytes: int) -> Slide:
         from atlas_edge.slides.readers.tiff import TiffSlide
 
         return TiffSlide(path, cache_bytes=cache_bytes)
+    if form is None and _is_czi(path):
+        raise InputError(
+            f"{path} is a Zeiss CZI, which cannot be read here",
+            hint="export it as OME-TIFF from ZEN, or by bioformats2raw and raw2ometiff",
+        )
     if form is None:
         raise InputError(
             f"{path} is of no slide form that OpenSlide knows, nor a TIFF", hint="check that the file is whole"
@@ -84,6 +89,11 @@ def _open(path: Path, cache_bytes: int) -> Slide:
         probe(path)
     slide = OpenSlideFile(path, cache_bytes=cache_bytes)
     return open_direct(slide, cache_bytes=cache_bytes) or slide
+
+
+def _is_czi(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(10) == b"ZISRAWFILE"
 
 
 def _is_ome(path: Path) -> bool:
