@@ -19,6 +19,7 @@ from atlas_edge.cli import require_module
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.slides import Slide, TileGrid, TileReader, open_slide, plan_grid
+from atlas_edge.slides.colour import to_srgb
 
 _THUMBNAIL_PX = 1200
 _COLOURS = ((0, 60, 255), (255, 140, 0))
@@ -115,7 +116,8 @@ def check_slides(
             grid = _grid_of(file, slide)
             rows = np.random.default_rng(seed).permutation(len(file.coords))[:most_tiles]
             rows.sort()
-            expected = _embed(reference, TileReader(slide, grid), file.coords[rows])
+            colours = to_srgb(slide.icc_profile, slide.path) if _is_srgb(file) and slide.icc_profile else None
+            expected = _embed(reference, TileReader(slide, grid, colours), file.coords[rows])
             if outlines is not None:
                 drawn.append(str(draw_outlines(slide, grid, outlines / f"{file.path.stem}.png")))
         finally:
@@ -204,6 +206,11 @@ def _grid_of(file: SlideFeatures, slide: Slide) -> TileGrid:
             hint="give the slide that was embedded, or embed it again",
         )
     return dataclasses.replace(grid, coords=file.coords)
+
+
+def _is_srgb(file: SlideFeatures) -> bool:
+    """Whether the slide's ICC profile was applied; parquet keeps text."""
+    return str(file.attributes.get("icc", False)) == "True"
 
 
 def _embed(encoder: Encoder, reader: TileReader, coords: NDArray[np.int64]) -> NDArray[np.float32]:

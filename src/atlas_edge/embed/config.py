@@ -49,6 +49,7 @@ class EmbedConfig(Options):
         min_tissue: Least share of tissue in a tile, 0-1.
         tissue: Look for tissue; --no-tissue embeds all that was scanned.
         pen: Leave out strokes of pen and black borders; --no-pen takes them for tissue.
+        icc: Turn colours into sRGB by the ICC profile that a slide holds; pixels as they are stored when left out.
         max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
         threads: Decode threads; one, and more while the encoder waits for them, when left out.
         batch: Tiles a batch.
@@ -67,6 +68,7 @@ class EmbedConfig(Options):
     min_tissue: Annotated[float, Ge(0), Le(1)] = 0.1
     tissue: bool = True
     pen: bool = True
+    icc: Flag = False
     max_unreadable: Annotated[float, Ge(0), Le(1)] = 0.01
     threads: Annotated[int | None, Ge(1), Le(64)] = None
     batch: Annotated[int, Ge(1), Le(4096)] = 64

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from atlas_edge.cli import require_module
 from atlas_edge.embed.config import EmbedConfig
 from atlas_edge.embed.output.attributes import run_attributes, slide_attributes
@@ -23,6 +26,7 @@ from atlas_edge.embed.slide_files import SlideIdentity, slide_identity
 from atlas_edge.encoder import Encoder, capabilities_of
 from atlas_edge.errors import AtlasError, InputError, NoTissue, UsageError
 from atlas_edge.slides import Slide, TileGrid, TileReader, TissueMask, find_tissue, open_slide, plan_grid
+from atlas_edge.slides.colour import to_srgb
 from atlas_edge.slides.open import check_file
 from atlas_edge.slides.tissue.given import given_mask
 from atlas_edge.spec import EncoderSpec
@@ -154,7 +158,7 @@ def _embed_locked(
         resumed = journal.rows
         try:
             check_room(out, rows=len(grid.coords), journal_rows=resumed, embed_dim=dim)
-            _run(TileReader(slide, grid), encoder, journal, config, clock, progress)
+            _run(TileReader(slide, grid, _colours_of(slide, config)), encoder, journal, config, clock, progress)
             if slide_identity(path) != before:
                 journal.remove()
                 raise InputError(f"{path} changed while it was read", hint="wait until the scanner has finished it")
@@ -201,6 +205,15 @@ def _mask_of(slide: Slide, config: EmbedConfig) -> TissueMask | None:
     if config.mask is not None:
         return given_mask(config.mask, slide)
     return find_tissue(slide, reject_pen=config.pen) if config.tissue else None
+
+
+def _colours_of(slide: Slide, config: EmbedConfig) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
+    if not config.icc:
+        return None
+    if slide.icc_profile is None:
+        _LOGGER.warning("%s: it holds no ICC profile, and is embedded as it is stored", slide.path.name)
+        return None
+    return to_srgb(slide.icc_profile, slide.path)
 
 
 def _save_mask(mask: TissueMask | None, out: Path) -> None:
@@ -302,4 +315,5 @@ def _plan_of(
         "coords": hashlib.sha256(grid.coords.tobytes()).hexdigest(),
         "grid": [grid.level, grid.scale_x, grid.scale_y],
         "measures": list(MEASURES),
+        "icc": config.icc,
     }

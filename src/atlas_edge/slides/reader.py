@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ class ReadTiles:
         pixels: `(B, tile_px, tile_px, 3)` uint8; unreadable ones are white.
         unreadable: Index in the batch -> reason.
         read_s: Seconds for reading and decoding regions.
-        resample_s: Seconds for cutting and resampling.
+        resample_s: Seconds for cutting, resampling and other colours.
     """
 
     pixels: NDArray[np.uint8]
@@ -39,11 +39,19 @@ class TileReader:
 
     A tile's pixels depend on its coordinates only: not on its neighbours, nor on how many are read at once. Where it
     reaches past the slide's right or lower rim it is white.
+
+    Args:
+        slide: Open.
+        grid: Its tiles.
+        colours: Turns the pixels of all tiles into others, as `to_srgb` does.
     """
 
-    def __init__(self, slide: Slide, grid: TileGrid) -> None:
+    def __init__(
+        self, slide: Slide, grid: TileGrid, colours: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    ) -> None:
         self.slide = slide
         self.grid = grid
+        self._colours = colours
         size = slide.levels[grid.level]
         self._down = (size.downsample_x, size.downsample_y)
         self._limits = (size.width, size.height)
@@ -72,6 +80,10 @@ class TileReader:
                     except InputError as error:
                         unreadable[index] = error.message
             read_s, resample_s = read_s + seconds[0], resample_s + seconds[1]
+        if self._colours is not None:
+            begun = time.perf_counter()
+            pixels = self._colours(pixels)
+            resample_s += time.perf_counter() - begun
         return ReadTiles(pixels=pixels, unreadable=unreadable, read_s=read_s, resample_s=resample_s)
 
     def _runs(self, coords: NDArray[np.int64]) -> Iterator[range]:

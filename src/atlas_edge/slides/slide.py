@@ -60,7 +60,8 @@ class Slide(ABC):
         bounds: Left, top, width and height of what was scanned, level-0 pixels; None where the file does not say it.
             QuPath counts its coordinates from there.
         objective: Magnification of the scanner's objective.
-        icc_sha256: Of the ICC profile, which is not applied: encoders are trained on pixels as they are stored.
+        icc_profile: ICC profile as it lies in the file. Pixels are read as they are stored: `to_srgb` applies it.
+        icc_sha256: Of the ICC profile.
         quickhash: OpenSlide's hash of the slide's header and its coarsest level.
     """
 
@@ -73,6 +74,7 @@ class Slide(ABC):
     levels: tuple[Level, ...]
     bounds: tuple[int, int, int, int] | None = None
     objective: float | None = None
+    icc_profile: bytes | None = None
     icc_sha256: str | None = None
     quickhash: str | None = None
 

@@ -12,7 +12,8 @@ from atlas_edge.slides.slide import Slide
 
 DIRECT_VENDORS = ("generic-tiff", "aperio")
 _KNOWN_BY_OPENSLIDE = (
-    "vendor", "levels", "unusable_levels", "stated_mpp", "bounds", "objective", "icc_sha256", "quickhash",
+    "vendor", "levels", "unusable_levels", "stated_mpp", "bounds", "objective", "icc_profile", "icc_sha256",
+    "quickhash",
 )  # fmt: skip
 _JPEG = 7
 _PROBE_PX = 48

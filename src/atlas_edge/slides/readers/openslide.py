@@ -71,7 +71,8 @@ class OpenSlideFile(Slide):
         self.quickhash = properties.get(openslide.PROPERTY_NAME_QUICKHASH1)
         self.bounds = _bounds(properties)
         # As it lies in the file: `color_profile` parses it, and raises where it is damaged.
-        self.icc_sha256 = sha256_of(getattr(self._handle, "_profile", None))
+        self.icc_profile = getattr(self._handle, "_profile", None)
+        self.icc_sha256 = sha256_of(self.icc_profile)
         self._downsamples = self._handle.level_downsamples
         full_width, full_height = self._handle.dimensions
         sizes = self._handle.level_dimensions

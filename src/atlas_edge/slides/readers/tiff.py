@@ -111,7 +111,8 @@ class TiffSlide(Slide):
             if image.mpp[0] is not None:
                 self.stated_mpp = image.mpp
         profile = page.tags.get("InterColorProfile")
-        self.icc_sha256 = sha256_of(profile.value if profile is not None else None)
+        self.icc_profile = profile.value if profile is not None else None
+        self.icc_sha256 = sha256_of(self.icc_profile)
 
     def _series(self) -> Any:
         """The slide among the images of a file: the label and the macro come first in some."""
