@@ -1,13 +1,18 @@
 """What CLAM and TRIDENT would cut out of a slide by the attributes of its embeddings: what the encoder saw."""
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from atlas_edge.embed import EmbedConfig, embed_slide
+from atlas_edge.embed.jobs import leave_out_done
 from atlas_edge.embed.output.attributes import slide_attributes
+from atlas_edge.embed.resume.plan import attributes_of, differences, plan_of
 from atlas_edge.embed.slide_files import SlideIdentity
+from atlas_edge.errors import RuntimeMissing, UsageError
 from atlas_edge.slides import open_slide, plan_grid
 from embed.test_embed import MeanEncoder
 
@@ -104,3 +109,33 @@ def test_what_the_reader_knows_is_passed_on(scan: Path) -> None:
         slide.close()
     assert (about["slide_bounds"], about["slide_objective"]) == ((10, 20, 300, 400), 40.0)
     assert about["slide_icc_sha256"] == "c" * 64
+
+
+def test_clams_training_loads_the_pt(scan: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    config = EmbedConfig(tissue=False, overview=False)
+    for name in ("pt_files/scan.pt", "h5_files/scan.h5"):
+        embed_slide(scan, MeanEncoder(), tmp_path / name, config)
+    # Generic_MIL_Dataset.__getitem__: torch.load(full_path), or both arrays of the h5.
+    features = torch.load(tmp_path / "pt_files" / "scan.pt")
+    with h5py.File(tmp_path / "h5_files" / "scan.h5") as file:
+        assert np.array_equal(features.numpy(), file["features"][:]) and features.dtype == torch.float32
+        coords = file["coords"][:]
+    with zipfile.ZipFile(tmp_path / "pt_files" / "scan.pt") as file:
+        assert np.array_equal(np.load(io.BytesIO(file.read("archive/coords.npy"))), coords)
+    about = attributes_of(tmp_path / "pt_files" / "scan.pt")
+    assert about is not None
+    plan = plan_of(MeanEncoder.spec, config, "")
+    assert not differences(about, plan)
+    jobs = [(scan, tmp_path / "pt_files" / "scan.pt")]
+    assert leave_out_done(jobs, lambda _: plan, overwrite=False, re_embed=False)[1]
+    other = plan_of(MeanEncoder.spec, EmbedConfig(tissue=False, overlap=8), "")
+    with pytest.raises(UsageError, match="overlap 0, now 8"):
+        leave_out_done(jobs, lambda _: other, overwrite=False, re_embed=False)
+
+
+def test_without_pytorch_no_pt_is_begun(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atlas_edge.system.hardware.installed_module", lambda name: None if name == "torch" else name)
+    with pytest.raises(RuntimeMissing, match=r"torch is not installed"):
+        embed_slide(scan, MeanEncoder(), tmp_path / "scan.pt", EmbedConfig(tissue=False))
+    assert RuntimeMissing.exit_code == 4 and not (tmp_path / "scan.pt").exists()

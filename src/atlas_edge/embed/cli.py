@@ -55,12 +55,12 @@ def embed(
     Args:
         slides: Slide files, patterns such as '*.svs', or folders with their subfolders.
         bundle: Bundle folder, or a package of several (or a model, which then runs in PyTorch).
-        out: For one slide the file: .h5, .parquet, or .zarr, a folder. For several a folder.
+        out: For one slide the file: .h5, .parquet, .pt, or .zarr, a folder. For several a folder.
         slide_list: CSV file with the columns slide and, if wanted, mpp (µm per pixel, whatever the slide says) and id (of
             the output), in place of slides.
         mask: Where tissue is, in place of a search: GeoJSON from QuPath, or a PNG or TIFF of the whole slide, black where
             none is; for several slides a folder with such files of their names.
-        form: Form of the files in that folder: h5, zarr or parquet.
+        form: Form of the files in that folder: h5, zarr, parquet, or pt (tensors for CLAM, by PyTorch).
         config: How slides are embedded.
         config.mpp: µm per pixel of slides that do not say it; of a slide that is named alone, whatever it says.
         streams: Calls side by side in OpenVINO; chosen by the cores when left out.

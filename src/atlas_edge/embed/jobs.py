@@ -14,8 +14,8 @@ from atlas_edge.embed.slide_files import find_slides, one_a_series, slide_identi
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.system.paths import SLIDE_SUFFIXES, printable
 
-FORMS = ("h5", "zarr", "parquet")
-OUTPUT_SUFFIXES = (".h5", ".hdf5", ".zarr", ".parquet")
+FORMS = ("h5", "zarr", "parquet", "pt")
+OUTPUT_SUFFIXES = (".h5", ".hdf5", ".zarr", ".parquet", ".pt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +141,7 @@ def one_or_many(slides: list[FoundSlide], given: Sequence[Path], out: Path, form
         UsageError: `out` is a file where a folder is needed, or has no form's suffix.
     """
     if form not in FORMS:
-        raise UsageError(f"--form {form}: expected h5, zarr or parquet", hint="leave it out for h5")
+        raise UsageError(f"--form {form}: expected {', '.join(FORMS)}", hint="leave it out for h5")
     is_form = out.suffix in OUTPUT_SUFFIXES
     alone = len(slides) == 1 and slides[0].path in given
     if is_form and len(slides) == 1:

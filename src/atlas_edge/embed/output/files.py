@@ -1,8 +1,10 @@
-"""What downstream tools read: HDF5 with `features` and `coords` as CLAM and TRIDENT write it, zarr, parquet."""
+"""What downstream tools read: HDF5 with `features` and `coords` as CLAM and TRIDENT write it, zarr, parquet, pt."""
 
 import errno
+import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from atlas_edge.embed.output.attributes import Attributes, coords_attributes
 from atlas_edge.embed.output.slide_features import geometric_median_of, mean_of
 from atlas_edge.embed.pipeline import MEASURES
 from atlas_edge.embed.resume.journal import Journal
+from atlas_edge.embed.resume.plan import ABOUT
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides import TileGrid
 from atlas_edge.system.atomic import replace_file
@@ -32,7 +35,8 @@ class DiskFull(InputError):
 def write_output(out: Path, journal: Journal, grid: TileGrid, attributes: Attributes) -> int:
     """Write `out` whole or not at all; unreadable tiles are left out of it and listed beside the features.
 
-    Its suffix chooses the form: `.h5` or `.hdf5`, `.zarr` (a folder, zarr format 3), `.parquet` (one row a tile).
+    Its suffix chooses the form: `.h5` or `.hdf5`, `.zarr` (a folder, zarr format 3), `.parquet` (one row a tile),
+    `.pt` (the features alone, as CLAM loads them).
 
     Returns:
         Rows written.
@@ -65,6 +69,7 @@ def check_form(out: Path) -> Callable[[Path, Journal, NDArray[np.bool_], TileGri
         ".hdf5": (_write_hdf5, "h5py", "slides"),
         ".zarr": (_write_zarr, "zarr", "zarr"),
         ".parquet": (_write_parquet, "pyarrow", "tiles"),
+        ".pt": (_write_pt, "torch", "torch"),
     }
     if out.suffix not in forms:
         raise UsageError(f"{out} ends in {out.suffix!r}, expected one of {', '.join(forms)}", hint="use --out slide.h5")
@@ -171,6 +176,23 @@ def _write_parquet(
             columns = [values[start : start + len(rows)] for values in measured.values()]
             columns = [coords[:, 0].copy(), coords[:, 1].copy(), features, *columns]
             writer.write_table(pyarrow.table(columns, schema=schema))
+
+
+def _write_pt(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: TileGrid, attributes: Attributes) -> None:
+    """CLAM loads a tensor and nothing else: the rest lies in the same zip file, where PyTorch does not look."""
+    import torch
+
+    features = np.empty((int(keep.sum()), attributes["embed_dim"]), dtype=np.float32)
+    for start, _, rows in _kept_rows(journal, keep, grid):
+        features[start : start + len(rows)] = rows
+    with path.open("wb") as opened:  # by its name PyTorch would call the records, too
+        torch.save(torch.from_numpy(features), opened)
+    with zipfile.ZipFile(path, "a") as file:
+        root = file.namelist()[0].partition("/")[0]
+        file.writestr(f"{root}/{ABOUT}", json.dumps(attributes))
+        for name, coords in (("coords", grid.coords[keep]), ("unreadable_coords", grid.coords[~keep])):
+            with file.open(f"{root}/{name}.npy", "w") as array:
+                np.save(array, coords)
 
 
 def _of_tiles(journal: Journal, keep: NDArray[np.bool_], grid: TileGrid) -> dict[str, NDArray[np.float32]]:

@@ -1,6 +1,8 @@
 """What embeddings depend on beside the slide. Those of two plans never lie in one folder."""
 
+import json
 import math
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from atlas_edge.embed.config import EmbedConfig
 
 Plan = dict[str, Any]
+
+ABOUT = "atlas_edge.json"
+"""What a `.pt` holds the attributes in, beside PyTorch's own records."""
 
 _SCALE = ("given_mpp", "override_mpp")
 _SAME_MPP = 0.011
@@ -132,4 +137,11 @@ def _parquet(out: Path) -> dict[str, Any]:
     return {key.decode(): value.decode() for key, value in found.items()}
 
 
-_READERS = {".h5": _hdf5, ".hdf5": _hdf5, ".zarr": _zarr, ".parquet": _parquet}
+def _pt(out: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(out) as file:
+        (name,) = (name for name in file.namelist() if name.endswith(f"/{ABOUT}"))
+        found: dict[str, Any] = json.loads(file.read(name))
+    return found
+
+
+_READERS = {".h5": _hdf5, ".hdf5": _hdf5, ".zarr": _zarr, ".parquet": _parquet, ".pt": _pt}
