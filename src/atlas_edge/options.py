@@ -28,6 +28,9 @@ Threads = Annotated[int | None, Ge(1), Parameter(validator=validators.Number(gte
 TileFit = Literal["exact", "crop", "resize"]
 """What to do with tiles of another size than an encoder takes."""
 
+Stain = Literal["he", "ihc", "special", "dark"]
+"""What a slide is stained with, for the tissue finder."""
+
 NotTyped = Parameter(parse=False)
 """In `Annotated`: a field that the command line does not take."""
 

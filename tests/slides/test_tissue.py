@@ -203,3 +203,54 @@ def test_finer_levels_stand_in_for_damaged_ones() -> None:
     assert damaged.level_for(8.0) == 1
     with pytest.raises(InputError, match="cannot be read anywhere"):
         find_tissue(Drawn(fine, image, mpp=2.0, broken=(0, 1)))
+
+
+DOT = np.hypot(X - 60, Y - 50) < 14
+
+
+@pytest.mark.parametrize(
+    ("stain", "tissue", "rejected", "kept"),
+    [
+        ("he", "eosin and haematoxylin", ("green", "light blue", "blue", "yellow"), ()),
+        ("he", "Giemsa", ("green", "light blue"), ()),
+        ("ihc", "DAB", ("green",), ()),
+        ("special", "aniline blue", (), ("green", "blue", "red", "orange")),
+        ("dark", "silver", (), ("black", "grey")),
+    ],
+)
+@pytest.mark.parametrize("shape", ["dot", "bar"])
+def test_a_stain_that_is_known_says_what_is_pen(
+    stain: Any, tissue: str, rejected: tuple[str, ...], kept: tuple[str, ...], shape: str
+) -> None:
+    where = piece(150, 200, 60)
+    for ink in (*rejected, *kept):
+        image, inked = glass(), DOT if shape == "dot" else STROKES["bar"]
+        image[where] = stained(STAINS[tissue], textured=True)[where]
+        image[inked] = INKS[ink]
+        mask = find_tissue(Drawn(image), stain=stain)
+        assert mask.tissue[where].mean() > 0.9, ink
+        assert mask.tissue[inked].mean() < 0.02 if ink in rejected else mask.tissue[inked].mean() > 0.9, ink
+
+
+@pytest.mark.parametrize(
+    ("stain", "names"),
+    [
+        ("he", ("eosin and haematoxylin", "pale eosin", "faded", "Giemsa")),
+        ("ihc", ("DAB", "strong DAB", "eosin and haematoxylin", "pale eosin", "Giemsa")),
+        ("special", tuple(STAINS)),
+        ("dark", ("silver", "melanin", "anthracosis", "strong DAB")),
+    ],
+)
+def test_a_stain_that_is_known_takes_none_of_its_tissue(stain: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        image, where = glass(), piece()
+        image[where] = stained(STAINS[name], textured=True)[where]
+        plain, mask = (find_tissue(Drawn(image), stain=known).tissue for known in (None, stain))
+        assert not (plain & ~mask)[where].any() and mask[~where].mean() < 0.02, name
+
+
+def test_black_tissue_along_the_rim_stays_where_the_stain_is_dark() -> None:
+    image = glass()
+    image[:40] = stained(STAINS["melanin"], textured=False)[:40] * 0.4
+    assert not find_tissue(Drawn(image)).tissue[:38].any()
+    assert find_tissue(Drawn(image), stain="dark").tissue[:38].all()

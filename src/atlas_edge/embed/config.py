@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le
 from cyclopts import Parameter
 
 from atlas_edge.errors import UsageError
-from atlas_edge.options import Flag, NotTyped, Options
+from atlas_edge.options import Flag, NotTyped, Options, Stain
 
 MAGNIFICATION_MPP = 10.0
 """µm per pixel at 1x: how TRIDENT turns magnifications into µm per pixel and back."""
@@ -49,6 +49,8 @@ class EmbedConfig(Options):
         min_tissue: Least share of tissue in a tile, 0-1.
         tissue: Look for tissue; --no-tissue embeds all that was scanned.
         pen: Leave out strokes of pen and black borders; --no-pen takes them for tissue.
+        stain: Where it is known, he, ihc, special (trichrome, Alcian blue and others) or dark (silver, melanin, coal):
+            what may be pen, and what is tissue.
         icc: Turn colours into sRGB by the ICC profile that a slide holds; pixels as they are stored when left out.
         max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
         threads: Decode threads; one, and more while the encoder waits for them, when left out.
@@ -68,6 +70,7 @@ class EmbedConfig(Options):
     min_tissue: Annotated[float, Ge(0), Le(1)] = 0.1
     tissue: bool = True
     pen: bool = True
+    stain: Stain | None = None
     icc: Flag = False
     max_unreadable: Annotated[float, Ge(0), Le(1)] = 0.01
     threads: Annotated[int | None, Ge(1), Le(64)] = None
@@ -83,6 +86,11 @@ class EmbedConfig(Options):
                 said = f"--magnification {self.magnification:g} is {mpp:g} µm per pixel"
                 raise UsageError(f"{said}, --tile-mpp says {self.tile_mpp:g}", hint="give one of them")
             object.__setattr__(self, "tile_mpp", mpp)
+        if self.stain is not None and not (self.tissue and self.pen):
+            other = "--no-pen" if self.tissue else "--no-tissue"
+            raise UsageError(
+                f"--stain {self.stain} says what may be pen, {other} that nobody asks", hint="leave one of them out"
+            )
 
     def of_slide(self, path: Path) -> "EmbedConfig":
         """What holds for one slide."""

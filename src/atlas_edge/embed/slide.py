@@ -204,7 +204,7 @@ def _lay_grid(slide: Slide, spec: EncoderSpec, config: EmbedConfig) -> tuple[Tis
 def _mask_of(slide: Slide, config: EmbedConfig) -> TissueMask | None:
     if config.mask is not None:
         return given_mask(config.mask, slide)
-    return find_tissue(slide, reject_pen=config.pen) if config.tissue else None
+    return find_tissue(slide, reject_pen=config.pen, stain=config.stain) if config.tissue else None
 
 
 def _colours_of(slide: Slide, config: EmbedConfig) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:

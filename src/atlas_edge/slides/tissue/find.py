@@ -9,6 +9,7 @@ from PIL import Image
 
 from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError
+from atlas_edge.options import Stain
 from atlas_edge.slides.slide import Slide, Survey
 from atlas_edge.slides.tissue.ink import find_ink
 
@@ -74,7 +75,9 @@ class TissueMask:
         return Image.fromarray(grey.astype(np.uint8))
 
 
-def find_tissue(slide: Slide, *, mpp: float = MASK_MPP, reject_pen: bool = True) -> TissueMask:
+def find_tissue(
+    slide: Slide, *, mpp: float = MASK_MPP, reject_pen: bool = True, stain: Stain | None = None
+) -> TissueMask:
     """Find tissue on a thumbnail.
 
     The glass is the brightest colour that fills much of the slide; with the glass made white, tissue is what is
@@ -87,6 +90,7 @@ def find_tissue(slide: Slide, *, mpp: float = MASK_MPP, reject_pen: bool = True)
         slide: The slide.
         mpp: µm per mask pixel.
         reject_pen: Look for pen and black borders.
+        stain: Where it is known: what can be pen; see `find_ink`.
 
     Raises:
         InputError: Nothing of the slide can be read.
@@ -108,7 +112,9 @@ def find_tissue(slide: Slide, *, mpp: float = MASK_MPP, reject_pen: bool = True)
     foreground = seen & (
         (saturation > threshold) | _open(darkness > _darkness_threshold(darkness[seen]), _GREY_REACH_PX)
     )
-    rejected = seen & _grow(find_ink(white, foreground, darkness), 2) if reject_pen else np.zeros_like(foreground)
+    rejected = (
+        seen & _grow(find_ink(white, foreground, darkness, stain), 2) if reject_pen else np.zeros_like(foreground)
+    )
     height, width = foreground.shape
     mask = TissueMask(
         tissue=(_tidy(foreground & ~rejected) & seen & ~rejected) | survey.damaged,

@@ -1,10 +1,13 @@
 """Pen on a slide, told by its strokes: stains come in every colour that pens have."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from atlas_edge.options import Stain
 
 _SECTOR_DEGREES, _SECTOR_STEP = 60, 30  # overlapping: every hue lies in the middle half of one
 # Hues of haematoxylin, eosin, DAB and what else stains tissue red to violet: ink of these is more saturated.
@@ -19,7 +22,35 @@ _EDGE = 0.7  # of what is inside, at most, 3 and 4 pixels outside
 _STROKE_LENGTH, _STROKE_EVENNESS, _STROKE_HALF_WIDTH_PX = 2.5, 0.4, 4
 
 
-def find_ink(rgb: NDArray[np.uint8], foreground: NDArray[np.bool_], darkness: NDArray[np.int16]) -> NDArray[np.bool_]:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of pen where the stain is known.
+
+    Attributes:
+        foreign_hues: From and to, degrees: what has them is no tissue, in any shape.
+        strokes: Coloured strokes may be pen.
+        grey: Grey strokes may be pen, and black borders borders.
+    """
+
+    foreign_hues: tuple[int, int] | None = None
+    strokes: bool = True
+    grey: bool = True
+
+
+_NOTHING_KNOWN = _Known()
+_KNOWN: dict[Stain, _Known] = {
+    # Haematoxylin is blue to violet, eosin rose to red, blood orange.
+    "he": _Known(foreign_hues=(45, 235)),
+    # DAB is brown, and haematoxylin alone bluer than beside eosin.
+    "ihc": _Known(foreign_hues=(60, 190)),
+    "special": _Known(strokes=False),
+    "dark": _Known(grey=False),
+}
+
+
+def find_ink(
+    rgb: NDArray[np.uint8], foreground: NDArray[np.bool_], darkness: NDArray[np.int16], stain: Stain | None = None
+) -> NDArray[np.bool_]:
     """Strokes and dots of pen, and black borders, on a thumbnail of 8 µm per pixel.
 
     The foreground is parted by hue, and each piece is looked at. Tissue has texture at this scale: nuclei, fibres,
@@ -28,17 +59,26 @@ def find_ink(rgb: NDArray[np.uint8], foreground: NDArray[np.bool_], darkness: ND
     even black piece along the rim is a border. Haematoxylin, eosin, DAB and the other stains of red to violet may be
     stronger than stains of yellow to blue before they are doubted. A dot of pen in a colour that stains have stays.
 
+    Where the stain is known so is more: H&E (`he`) and DAB with haematoxylin (`ihc`) have no green, nor H&E yellow to
+    blue, and what has is ink in any shape; special stains (`special`) have strokes in every colour, which are never
+    ink; silver, melanin and coal (`dark`) are grey and black, which is none then.
+
     Args:
         rgb: `(H, W, 3)`, its glass at 240.
         foreground: `(H, W)`: not glass.
         darkness: `(H, W)`: the glass less the strongest channel.
+        stain: Where it is known.
     """
     ink = np.zeros(foreground.shape, dtype=bool)
     if not foreground.any():
         return ink
+    known = _NOTHING_KNOWN if stain is None else _KNOWN[stain]
     hue, saturation = _hue_and_saturation(rgb)
     texture = _texture(rgb)
-    for start in range(0, 360, _SECTOR_STEP):
+    if known.foreign_hues is not None:
+        first, last = known.foreign_hues
+        ink |= foreground & (hue >= first) & (hue < last) & (saturation > _OTHER_SATURATION)
+    for start in range(0, 360 if known.strokes else 0, _SECTOR_STEP):
         middle = start + _SECTOR_DEGREES / 2
         least = _STAIN_SATURATION if middle >= _STAIN_HUES[0] or middle <= _STAIN_HUES[1] else _OTHER_SATURATION
         sector = foreground & (saturation > least) & ((hue - start) % 360 < _SECTOR_DEGREES)
@@ -48,6 +88,8 @@ def find_ink(rgb: NDArray[np.uint8], foreground: NDArray[np.bool_], darkness: ND
             vivid = np.median(saturation[box][piece]) > _VIVID_SATURATION
             if _is_even(piece, texture[box]) and _ends_sharply(piece, saturation[box]) and (vivid or _is_stroke(piece)):
                 ink[box] |= piece
+    if not known.grey:
+        return ink
     grey = (saturation < _GREY_SATURATION) & (darkness > _GREY_DARKNESS)
     for piece, box in _pieces(foreground & (grey | (darkness > _BLACK_DARKNESS))):
         if _is_even(piece, texture[box]) and (
