@@ -180,7 +180,7 @@ def test_disk_full(
     arguments = [scan, "--bundle", mean_bundle, "--no-tissue", "--out", out]
     done = run_command("atlas-embed", *arguments)
     assert done.returncode == 5, done.stderr
-    assert "is full: 600 tiles need 0.30 MB more" in done.stderr.replace("\n", " ")
+    assert "is full: 600 tiles need 0.31 MB more" in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
     assert not out.exists()
 

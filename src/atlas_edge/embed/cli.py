@@ -79,6 +79,7 @@ def embed(
     from atlas_edge.embed.mask_files import with_masks
     from atlas_edge.embed.slide_list import read_slide_list
     from atlas_edge.embed.output.files import check_form
+    from atlas_edge.embed.output.tokens import check_tokens, tokens_in_words
     from atlas_edge.embed.resume.plan import plan_of
     from atlas_edge.embed.workers import one_bundle, read_spec
 
@@ -96,6 +97,10 @@ def embed(
         check_form(target)
     bundle, running = one_bundle(bundle, running)
     spec, sha256 = read_spec(bundle)
+    if config.tokens:
+        for _, target in jobs:
+            check_tokens(target, spec)
+        screen.print(tokens_in_words(spec))
     to_do, skipped, failures = leave_out_done(
         jobs, lambda slide: plan_of(spec, config.of_slide(slide), sha256), overwrite=overwrite, re_embed=re_embed
     )
@@ -146,7 +151,7 @@ def _show_plans(jobs: list[tuple[Path, Path]], spec: Any, config: Any, screen: A
     for plan in plans:
         screen.print(
             "{slide}: {vendor}, {slide_mpp:.3g} µm per pixel; {tiles} of {candidates} tiles at {mpp:.3g} µm per pixel "
-            "from level {level} would go to {out}".format(**plan),
+            "from level {level}, {size_mb:,.1f} MB, would go to {out}".format(**plan, size_mb=plan["size_bytes"] / 1e6),
             markup=False,
         )
     if json:

@@ -52,6 +52,7 @@ class EmbedConfig(Options):
         stain: Where it is known, he, ihc, special (trichrome, Alcian blue and others) or dark (silver, melanin, coal):
             what may be pen, and what is tissue.
         icc: Turn colours into sRGB by the ICC profile that a slide holds; pixels as they are stored when left out.
+        tokens: Keep the patch tokens of every tile, too, as float16, where the bundle gives them: 0.2 MB a tile.
         max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
         threads: Decode threads; one, and more while the encoder waits for them, when left out.
         batch: Tiles a batch.
@@ -72,6 +73,7 @@ class EmbedConfig(Options):
     pen: bool = True
     stain: Stain | None = None
     icc: Flag = False
+    tokens: Flag = False
     max_unreadable: Annotated[float, Ge(0), Le(1)] = 0.01
     threads: Annotated[int | None, Ge(1), Le(64)] = None
     batch: Annotated[int, Ge(1), Le(4096)] = 64

@@ -19,6 +19,9 @@ from atlas_edge.slides.reader import ReadTiles
 MEASURES = ("focus",)
 """What a row of the journal holds after the embedding."""
 
+Tokens = NDArray[np.float16]
+
+_LARGEST_HALF = float(np.finfo(np.float16).max)
 _Ready = tuple[ReadTiles, NDArray[np.float32]]
 _MOST_THREADS = 16
 _WAITING_SHARE = 0.05
@@ -89,12 +92,14 @@ class EmbeddedBatch:
         start: Index of the first.
         features: `(B, D)` float32.
         focus: `(B,)` float32; see `focus_of`.
+        tokens: `(B, N, C)` float16; None where nobody asked for them.
         unreadable: Index in the grid -> reason; their features are those of a white tile.
     """
 
     start: int
     features: NDArray[np.float32]
     focus: NDArray[np.float32]
+    tokens: Tokens | None
     unreadable: dict[int, str]
 
     @property
@@ -104,7 +109,14 @@ class EmbeddedBatch:
 
 
 def embedded(
-    reader: TileReader, encoder: Encoder, clock: StageClock, *, first: int, threads: int | None, batch: int
+    reader: TileReader,
+    encoder: Encoder,
+    clock: StageClock,
+    *,
+    first: int,
+    threads: int | None,
+    batch: int,
+    tokens: bool = False,
 ) -> Generator[EmbeddedBatch, None, None]:
     """Embed the tiles of a grid from index `first` on, batch by batch, in order.
 
@@ -115,6 +127,7 @@ def embedded(
         first: Index in the grid.
         threads: Decode threads; added while the encoder waits for them when None.
         batch: Tiles a batch.
+        tokens: Give patch tokens, too.
     """
     # Closed however the loop ends, so that no thread reads on when the caller closes the slide.
     with closing(_decoded(reader, first, threads, batch)) as batches:
@@ -126,22 +139,30 @@ def embedded(
             start, (tiles, focus) = item
             clock.decoded(tiles)
             with clock.stage("inference"):
-                features = encoder.encode(tiles.pixels)
+                features, dense = _encode(encoder, tiles.pixels, tokens)
             unreadable = {start + index: reason for index, reason in tiles.unreadable.items()}
-            yield EmbeddedBatch(start=start, features=features, focus=focus, unreadable=unreadable)
+            yield EmbeddedBatch(start=start, features=features, focus=focus, tokens=dense, unreadable=unreadable)
 
 
 def read_again(
-    reader: TileReader, encoder: Encoder, waiting: list[int], *, batch: int
-) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-    """Embed the tiles of a list, by their index in the grid, that can be read now: their indices and rows."""
+    reader: TileReader, encoder: Encoder, waiting: list[int], *, batch: int, tokens: bool = False
+) -> Iterator[tuple[list[int], NDArray[np.float32], Tokens | None]]:
+    """Embed the tiles of a list, by their index in the grid, that can be read now: their indices, rows and tokens."""
     for start in range(0, len(waiting), batch):
         part = waiting[start : start + batch]
         tiles = reader.read(reader.grid.coords[part])
         whole = [index for index in range(len(part)) if index not in tiles.unreadable]
         if whole:
             pixels = tiles.pixels[whole]
-            yield [part[index] for index in whole], np.column_stack([encoder.encode(pixels), focus_of(pixels)])
+            features, dense = _encode(encoder, pixels, tokens)
+            yield [part[index] for index in whole], np.column_stack([features, focus_of(pixels)]), dense
+
+
+def _encode(encoder: Encoder, pixels: NDArray[np.uint8], tokens: bool) -> tuple[NDArray[np.float32], Tokens | None]:
+    if not tokens:
+        return encoder.encode(pixels), None
+    features, dense = encoder.encode_tokens(pixels)
+    return features, np.clip(dense, -_LARGEST_HALF, _LARGEST_HALF).astype(np.float16)
 
 
 def _decoded(

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from atlas_edge.cli import require_module
 from atlas_edge.embed.config import EmbedConfig
 from atlas_edge.embed.output.attributes import run_attributes, slide_attributes
-from atlas_edge.embed.output.files import check_form, check_room, explained_disk_full, write_output
+from atlas_edge.embed.output.files import check_form, check_room, explained_disk_full, output_bytes, write_output
 from atlas_edge.embed.output.geojson import write_geojson
 from atlas_edge.embed.output.lock import output_lock
 from atlas_edge.embed.output.overview import write_overview
+from atlas_edge.embed.output.tokens import check_tokens, tokens_shape
 from atlas_edge.embed.pipeline import MEASURES, StageClock, StageSeconds, embedded, read_again
 from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.embed.resume.plan import plan_of
@@ -70,6 +72,7 @@ class SlidePlan:
         mpp: µm per pixel of the tiles.
         tiles: Tiles with tissue.
         candidates: Tiles of the whole grid.
+        size_bytes: Of the output, about.
     """
 
     slide: str
@@ -79,6 +82,7 @@ class SlidePlan:
     mpp: float
     tiles: int
     candidates: int
+    size_bytes: int
 
 
 def plan_slide(path: Path, spec: EncoderSpec, config: EmbedConfig) -> SlidePlan:
@@ -100,6 +104,7 @@ def plan_slide(path: Path, spec: EncoderSpec, config: EmbedConfig) -> SlidePlan:
             mpp=grid.mpp,
             tiles=len(grid.coords),
             candidates=grid.candidates,
+            size_bytes=output_bytes(len(grid.coords), _row_bytes(spec, config)),
         )
     finally:
         slide.close()
@@ -143,6 +148,8 @@ def _embed_locked(
 ) -> SlideResult:
     begun, clock = time.perf_counter(), StageClock()
     check_form(out)
+    if config.tokens:
+        check_tokens(out, encoder.spec)
     if config.geojson:
         require_module("contourpy", extra="slides")
     check_file(path)
@@ -153,11 +160,12 @@ def _embed_locked(
         _save_mask(mask, out)
         if len(grid.coords) == 0:
             raise NoTissue(f"{path} has no tissue", hint="look at the mask beside the output, or add --no-tissue")
-        dim = encoder.spec.embed_dim
-        journal = Journal(out, _plan_of(before, encoder, grid, config, bundle_sha256), dim, len(MEASURES))
+        plan = _plan_of(before, encoder, grid, config, bundle_sha256)
+        tokens = tokens_shape(encoder.spec) if config.tokens else None
+        journal = Journal(out, plan, encoder.spec.embed_dim, len(MEASURES), tokens)
         resumed = journal.rows
         try:
-            check_room(out, rows=len(grid.coords), journal_rows=resumed, embed_dim=dim)
+            check_room(out, rows=len(grid.coords), journal_rows=resumed, row_bytes=journal.row_bytes)
             _run(TileReader(slide, grid, _colours_of(slide, config)), encoder, journal, config, clock, progress)
             if slide_identity(path) != before:
                 journal.remove()
@@ -254,11 +262,19 @@ def _run(
     total = len(reader.grid.coords)
     limit = _most_unreadable(config.max_unreadable, total)
     saved = time.monotonic()
-    batches = embedded(reader, encoder, clock, first=journal.rows, threads=config.threads, batch=config.batch)
+    batches = embedded(
+        reader,
+        encoder,
+        clock,
+        first=journal.rows,
+        threads=config.threads,
+        batch=config.batch,
+        tokens=config.tokens,
+    )
     with closing(batches):
         for done in batches:
             with clock.stage("write"):
-                journal.append(done.rows, done.unreadable)
+                journal.append(done.rows, done.unreadable, done.tokens)
                 _check_readable(journal, reader, encoder, config, limit)
                 if time.monotonic() - saved > _CHECKPOINT_S:
                     journal.checkpoint()
@@ -280,8 +296,9 @@ def _check_readable(
 ) -> None:
     """Try unreadable tiles once more before they are given up, be it by this run or the one before."""
     if at_the_end or len(journal.unreadable) > limit:
-        for indices, rows in read_again(reader, encoder, sorted(journal.unreadable), batch=config.batch):
-            journal.replace(indices, rows)
+        waiting = sorted(journal.unreadable)
+        for again in read_again(reader, encoder, waiting, batch=config.batch, tokens=config.tokens):
+            journal.replace(*again)
     if len(journal.unreadable) > limit:
         raise _too_many_unreadable(journal, limit, reader)
 
@@ -301,6 +318,10 @@ def _too_many_unreadable(journal: Journal, limit: int, reader: TileReader) -> In
     )
 
 
+def _row_bytes(spec: EncoderSpec, config: EmbedConfig) -> int:
+    return 4 * (spec.embed_dim + len(MEASURES)) + (2 * math.prod(tokens_shape(spec)) if config.tokens else 0)
+
+
 def _plan_of(
     identity: SlideIdentity, encoder: Encoder, grid: TileGrid, config: EmbedConfig, bundle_sha256: str
 ) -> dict[str, Any]:
@@ -316,4 +337,5 @@ def _plan_of(
         "grid": [grid.level, grid.scale_x, grid.scale_y],
         "measures": list(MEASURES),
         "icc": config.icc,
+        "tokens": config.tokens,
     }

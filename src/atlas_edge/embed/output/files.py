@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from atlas_edge.cli import require_module
 from atlas_edge.embed.output.attributes import Attributes, coords_attributes
 from atlas_edge.embed.output.slide_features import geometric_median_of, mean_of
+from atlas_edge.embed.output.tokens import create_tokens
 from atlas_edge.embed.pipeline import MEASURES
 from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.embed.resume.plan import ABOUT
@@ -51,7 +52,7 @@ def write_output(out: Path, journal: Journal, grid: TileGrid, attributes: Attrib
     partial = out.parent / f".{out.name}.new"
     _remove(partial)
     try:
-        _reserve(partial, _output_bytes(len(keep), attributes["embed_dim"]))
+        _reserve(partial, output_bytes(len(keep), journal.row_bytes))
         write(partial, journal, keep, grid, attributes)
         _sync(partial)
         if out.is_dir():
@@ -78,19 +79,19 @@ def check_form(out: Path) -> Callable[[Path, Journal, NDArray[np.bool_], TileGri
     return write
 
 
-def check_room(out: Path, *, rows: int, journal_rows: int, embed_dim: int) -> None:
+def check_room(out: Path, *, rows: int, journal_rows: int, row_bytes: int) -> None:
     """Refuse to begin where the journal and the output cannot both fit.
 
     Args:
         out: Output.
         rows: Tiles of the slide.
         journal_rows: Tiles that the journal holds already.
-        embed_dim: Values a row.
+        row_bytes: Of all that is kept of a tile.
 
     Raises:
         DiskFull: Too little space.
     """
-    needed = (rows - journal_rows) * 4 * embed_dim + _output_bytes(rows, embed_dim)
+    needed = (rows - journal_rows) * row_bytes + output_bytes(rows, row_bytes)
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise _disk_full(out, f"{rows} tiles need {needed / 1e6:.2f} MB more, {free / 1e6:.2f} MB are free")
@@ -107,8 +108,9 @@ def explained_disk_full(out: Path) -> Iterator[None]:
         raise
 
 
-def _output_bytes(rows: int, embed_dim: int) -> int:
-    return rows * (4 * embed_dim + _BYTES_A_ROW_BESIDES) + _CONTAINER_BYTES
+def output_bytes(rows: int, row_bytes: int) -> int:
+    """Size of an output with so many tiles, at most."""
+    return rows * (row_bytes + _BYTES_A_ROW_BESIDES) + _CONTAINER_BYTES
 
 
 def _reserve(path: Path, size_bytes: int) -> None:
@@ -136,6 +138,7 @@ def _write_hdf5(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: Til
             file.create_dataset(name, data=values)
         for name, (values, about) in _of_slide(journal, keep, grid).items():
             file.create_dataset(name, data=values).attrs.update(about)
+        create_tokens(file, journal, keep)
         features = file.create_dataset("features", (int(keep.sum()), attributes["embed_dim"]), dtype="<f4")
         for start, _, rows in _kept_rows(journal, keep, grid):
             features[start : start + len(rows)] = rows
@@ -153,6 +156,7 @@ def _write_zarr(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: Til
         group.create_array(name, data=values, chunks=(max(len(values), 1),))
     for name, (values, about) in _of_slide(journal, keep, grid).items():
         group.create_array(name, data=values).update_attributes(about)
+    create_tokens(group, journal, keep)
     features = group.create_array("features", shape=shape, chunks=(min(_ROWS, max(shape[0], 1)), shape[1]), dtype="<f4")
     for start, _, rows in _kept_rows(journal, keep, grid):
         features[start : start + len(rows)] = rows

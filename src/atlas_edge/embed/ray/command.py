@@ -57,6 +57,7 @@ def ray(
     from atlas_edge.embed.cli import result_line
     from atlas_edge.embed.jobs import FoundSlide, SlideFailure, SlideSkipped, leave_out_done, name_outputs
     from atlas_edge.embed.output.files import check_form
+    from atlas_edge.embed.output.tokens import check_tokens
     from atlas_edge.embed.resume.plan import plan_of
     from atlas_edge.embed.slide_files import find_slides
     from atlas_edge.embed.mask_files import with_masks
@@ -76,6 +77,8 @@ def ray(
         found = [FoundSlide(path, root) for path in find_slides(root, out)]
     bundle, _ = one_bundle(bundle, Running())
     spec, sha256 = read_spec(bundle)
+    if config.tokens:
+        check_tokens(out / f"x.{form}", spec)
     jobs = name_outputs(found, out, form)
     config = dataclasses.replace(config, of_slides=with_masks(jobs, mask and mask.resolve(), facts, config))
     jobs, skipped, failed = leave_out_done(

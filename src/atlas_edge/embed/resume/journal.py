@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -18,13 +19,14 @@ _LOGGER = logging.getLogger("atlas_edge")
 
 
 class Journal:
-    """Rows in a raw file beside the output, and how many of them are safely on disk.
+    """Rows in raw files beside the output, and how many of them are safely on disk.
 
     Args:
         out: Final output file; the journal is the folder `.NAME.work` beside it.
         plan: What the rows depend on: a journal of another plan is dropped.
         embed_dim: Values of an embedding.
         measures: Further values a row, which follow it.
+        tokens: Shape of a tile's patch tokens, where they are kept, too.
 
     Attributes:
         rows: Tiles so far.
@@ -32,73 +34,96 @@ class Journal:
         begun: When the first run of this plan began, UTC.
     """
 
-    def __init__(self, out: Path, plan: dict[str, Any], embed_dim: int, measures: int = 0) -> None:
+    def __init__(
+        self,
+        out: Path,
+        plan: dict[str, Any],
+        embed_dim: int,
+        measures: int = 0,
+        tokens: tuple[int, int] | None = None,
+    ) -> None:
         self.folder = out.parent / f".{out.name}.work"
         self.rows = 0
         self.unreadable: dict[int, str] = {}
         self.begun = datetime.now(UTC).isoformat(timespec="seconds")
-        self._embed_dim, self._width = embed_dim, embed_dim + measures
-        self._row_bytes = 4 * self._width
+        self._embed_dim = embed_dim
         self._progress = self.folder / "progress.json"
-        self._features = self.folder / "features.f32"
+        self._values = _RowFile(self.folder / "features.f32", "<f4", (embed_dim + measures,))
+        self._tokens = None if tokens is None else _RowFile(self.folder / "tokens.f16", "<f2", tokens)
+        self._files = [self._values] if self._tokens is None else [self._values, self._tokens]
         self._plan = plan
         if not self._resume():
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            self._features.touch()
-        self._file = self._features.open("r+b")
-        self._file.truncate(self.rows * self._row_bytes)
-        self._file.seek(0, os.SEEK_END)
+        for file in self._files:
+            file.open(self.rows)
         self.checkpoint()
 
-    def append(self, rows: NDArray[np.float32], unreadable: dict[int, str]) -> None:
+    @property
+    def row_bytes(self) -> int:
+        """Of all that is kept of a tile."""
+        return sum(file.row_bytes for file in self._files)
+
+    @property
+    def tokens_shape(self) -> tuple[int, ...] | None:
+        """Of a tile's patch tokens; None where they are not kept."""
+        return None if self._tokens is None else self._tokens.shape
+
+    def append(
+        self, rows: NDArray[np.float32], unreadable: dict[int, str], tokens: NDArray[np.float16] | None = None
+    ) -> None:
         """Add rows, each an embedding and what was measured; `unreadable` counts from the slide's first tile."""
-        self._file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
+        self._values.append(rows)
+        if self._tokens is not None and tokens is not None:
+            self._tokens.append(tokens)
         self.rows += len(rows)
         self.unreadable.update(unreadable)
 
-    def replace(self, rows: Sequence[int], found: NDArray[np.float32]) -> None:
+    def replace(
+        self, indices: Sequence[int], rows: NDArray[np.float32], tokens: NDArray[np.float16] | None = None
+    ) -> None:
         """Put the rows of tiles that could be read after all where those of white tiles are."""
-        for row, values in zip(rows, np.ascontiguousarray(found, dtype="<f4"), strict=True):
-            self._file.seek(row * self._row_bytes)
-            self._file.write(values.tobytes())
-            del self.unreadable[row]
-        self._file.seek(0, os.SEEK_END)
+        self._values.replace(indices, rows)
+        if self._tokens is not None and tokens is not None:
+            self._tokens.replace(indices, tokens)
+        for index in indices:
+            del self.unreadable[index]
 
     def checkpoint(self) -> None:
         """Make what was appended survive a kill or a power cut."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        for file in self._files:
+            file.sync()
         state = {"plan": self._plan, "rows": self.rows, "unreadable": self.unreadable, "begun": self.begun}
         write_atomic(self._progress, json.dumps(state).encode())
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Embeddings that were checkpointed, `(stop - start, D)` float32."""
-        return self._read(start, stop)[:, : self._embed_dim]
+        return self._values.read(start, stop)[:, : self._embed_dim]
 
     def read_measures(self, start: int, stop: int) -> NDArray[np.float32]:
         """What was measured of the same tiles, `(stop - start, measures)` float32."""
-        return self._read(start, stop)[:, self._embed_dim :]
+        return self._values.read(start, stop)[:, self._embed_dim :]
+
+    def read_tokens(self, start: int, stop: int) -> NDArray[np.float16]:
+        """Patch tokens of the same tiles, `(stop - start, N, C)` float16; only where they are kept."""
+        assert self._tokens is not None
+        return self._tokens.read(start, stop)
 
     def close(self) -> None:
-        """Close the file; what is on disk stays for the next run."""
-        self._file.close()
+        """Close the files; what is on disk stays for the next run."""
+        for file in self._files:
+            file.close()
 
     def remove(self) -> None:
         """Forget everything, once the output is whole."""
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _read(self, start: int, stop: int) -> NDArray[np.float32]:
-        count = (stop - start) * self._width
-        values = np.fromfile(self._features, dtype="<f4", count=count, offset=start * self._row_bytes)
-        return values.reshape(-1, self._width)
-
     def _resume(self) -> bool:
         try:
             state = json.loads(self._progress.read_bytes())
             rows, begun = int(state["rows"]), str(state["begun"])
-            whole = self._features.stat().st_size >= rows * self._row_bytes
+            whole = all(file.holds(rows) for file in self._files)
         except (OSError, ValueError, KeyError, TypeError):
             return False
         if state["plan"] != self._plan or not whole:
@@ -107,3 +132,42 @@ class Journal:
         self.rows, self.begun = rows, begun
         self.unreadable = {int(index): str(reason) for index, reason in state["unreadable"].items()}
         return True
+
+
+class _RowFile:
+    """Rows of one shape in a raw file."""
+
+    def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+        self.shape, self._path, self._dtype = shape, path, np.dtype(dtype)
+        self.row_bytes = self._dtype.itemsize * math.prod(shape)
+
+    def holds(self, rows: int) -> bool:
+        return self._path.stat().st_size >= rows * self.row_bytes
+
+    def open(self, rows: int) -> None:
+        """Open for writing behind so many rows; what lies there goes."""
+        self._path.touch()
+        self._file = self._path.open("r+b")
+        self._file.truncate(rows * self.row_bytes)
+        self._file.seek(0, os.SEEK_END)
+
+    def append(self, rows: NDArray[Any]) -> None:
+        self._file.write(np.ascontiguousarray(rows, dtype=self._dtype).tobytes())
+
+    def replace(self, indices: Sequence[int], rows: NDArray[Any]) -> None:
+        for index, values in zip(indices, np.ascontiguousarray(rows, dtype=self._dtype), strict=True):
+            self._file.seek(index * self.row_bytes)
+            self._file.write(values.tobytes())
+        self._file.seek(0, os.SEEK_END)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        count = (stop - start) * math.prod(self.shape)
+        values = np.fromfile(self._path, dtype=self._dtype, count=count, offset=start * self.row_bytes)
+        return values.reshape(-1, *self.shape)
+
+    def sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()

@@ -51,6 +51,7 @@ def watch(
     """
     screen = output.screen()
     from atlas_edge.embed.output.files import check_form
+    from atlas_edge.embed.output.tokens import check_tokens
     from atlas_edge.embed.watch.watcher import Watcher
     from atlas_edge.embed.workers import one_bundle, open_encoder
 
@@ -65,6 +66,8 @@ def watch(
         bundle, running = one_bundle(bundle, running)
         encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams, running=running)
         stack.callback(encoder.close)
+        if config.tokens:
+            check_tokens(out / f"x.{options.form}", encoder.spec)
         if encoder.spec.notice:
             screen.print(f"WARNING: {encoder.spec.notice}")
         watcher = Watcher(folder, out, encoder, config, options, bundle_sha256=sha256)

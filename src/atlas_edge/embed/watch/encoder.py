@@ -1,5 +1,8 @@
 """Whose fault it was: an encoder that is broken, or a slide that it cannot embed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,16 +32,13 @@ class WatchedEncoder:
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
-        self.raised = None
-        try:
+        with self._noted():
             return self._encoder.encode(tiles)
-        except Exception as error:
-            self.raised = error
-            raise
 
     def encode_tokens(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Encoder.encode_tokens`."""
-        return self._encoder.encode_tokens(tiles)
+        with self._noted():
+            return self._encoder.encode_tokens(tiles)
 
     def works(self) -> bool:
         """Whether it embeds white tiles: then what it failed on is to blame."""
@@ -52,3 +52,12 @@ class WatchedEncoder:
     def close(self) -> None:
         """See `Encoder.close`."""
         self._encoder.close()
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        self.raised = None
+        try:
+            yield
+        except Exception as error:
+            self.raised = error
+            raise
