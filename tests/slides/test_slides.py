@@ -88,7 +88,7 @@ def test_does_not_invent_detail(tmp_path: Path) -> None:
     slide.close()
 
 
-def test_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
+def test_says_what_is_wrong_with_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="does not exist"):
         open_slide(tmp_path / "none.svs")
     (tmp_path / "folder.svs").mkdir()
@@ -101,7 +101,10 @@ def test_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no slide form"):
         open_slide(tmp_path / "text.svs")
     (tmp_path / "zeiss.czi").write_bytes(b"ZISRAWFILE" + bytes(600))
-    with pytest.raises(InputError, match=r"(?s)zeiss.czi is a Zeiss CZI.*OME-TIFF"):
+    with pytest.raises(InputError, match=r"(?s)zeiss\.czi.*export it as OME-TIFF"):
+        open_slide(tmp_path / "zeiss.czi")
+    monkeypatch.setattr("atlas_edge.slides.readers.openslide.detect_format", lambda _: None)
+    with pytest.raises(InputError, match=r"(?s)zeiss\.czi is a Zeiss CZI, which this OpenSlide.*OME-TIFF"):
         open_slide(tmp_path / "zeiss.czi")
 
 

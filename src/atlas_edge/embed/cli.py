@@ -56,10 +56,10 @@ def embed(
         slides: Slide files, patterns such as '*.svs', or folders with their subfolders.
         bundle: Bundle folder, or a package of several (or a model, which then runs in PyTorch).
         out: For one slide the file: .h5, .parquet, .pt, or .zarr, a folder. For several a folder.
-        slide_list: CSV file with the columns slide and, if wanted, mpp (µm per pixel, whatever the slide says) and id (of
-            the output), in place of slides.
-        mask: Where tissue is, in place of a search: GeoJSON from QuPath, or a PNG or TIFF of the whole slide, black where
-            none is; for several slides a folder with such files of their names.
+        slide_list: CSV file with the columns slide and, if wanted, mpp (µm per pixel, whatever the slide says) and id
+            (of the output), in place of slides.
+        mask: Where tissue is, in place of a search: GeoJSON from QuPath, or a PNG or TIFF of the whole slide, black
+            where none is; for several slides a folder with such files of their names.
         form: Form of the files in that folder: h5, zarr, parquet, or pt (tensors for CLAM, by PyTorch).
         config: How slides are embedded.
         config.mpp: µm per pixel of slides that do not say it; of a slide that is named alone, whatever it says.
@@ -77,10 +77,10 @@ def embed(
     screen = output.screen()
     from atlas_edge.embed.jobs import SlideFailure, SlideSkipped, expand, leave_out_done, one_or_many
     from atlas_edge.embed.mask_files import with_masks
-    from atlas_edge.embed.slide_list import read_slide_list
     from atlas_edge.embed.output.files import check_form
     from atlas_edge.embed.output.tokens import check_tokens, tokens_in_words
     from atlas_edge.embed.resume.plan import plan_of
+    from atlas_edge.embed.slide_list import read_slide_list
     from atlas_edge.embed.workers import one_bundle, read_spec
 
     if bool(slides) == (slide_list is not None):

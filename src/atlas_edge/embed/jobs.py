@@ -12,6 +12,7 @@ from typing import Any
 from atlas_edge.embed.resume.plan import Plan, attributes_of, differences, is_current, is_of_slide, other_plan
 from atlas_edge.embed.slide_files import find_slides, one_a_series, slide_identity, slide_stem
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.slides.readers.ngff import is_ngff
 from atlas_edge.system.paths import SLIDE_SUFFIXES, printable
 
 FORMS = ("h5", "zarr", "parquet", "pt")
@@ -61,7 +62,7 @@ def expand(slides: Sequence[Path], out: Path) -> list[FoundSlide]:
     """
     found: list[FoundSlide] = []
     for given in slides:
-        if given.is_dir() and given.suffix.lower() not in SLIDE_SUFFIXES:
+        if given.is_dir() and given.suffix.lower() not in SLIDE_SUFFIXES and not is_ngff(given):
             inside = list(find_slides(given, out if out.suffix not in OUTPUT_SUFFIXES else None))
             if not inside:
                 raise InputError(f"{printable(given)} holds no slide", hint=f"expected {', '.join(SLIDE_SUFFIXES)}")
@@ -216,7 +217,7 @@ def not_its_output(out: Path, said: Mapping[str, Any] | None, mend: str) -> Usag
 def _matches(pattern: Path) -> list[Path]:
     root = Path(pattern.anchor)
     names = root.glob(str(pattern.relative_to(root)))
-    return sorted(path for path in names if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in names if (path.is_file() or is_ngff(path)) and not path.name.startswith("."))
 
 
 def _place_that_holds(slide: FoundSlide, out: Path, form: str, is_folder: Callable[[Path], bool]) -> Path | None:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from atlas_edge.slides.readers.dicom import series_of
+from atlas_edge.slides.readers.ngff import SUFFIX, is_ngff
 from atlas_edge.system.paths import SLIDE_SUFFIXES
 
 
@@ -45,13 +46,15 @@ def slide_files(path: Path) -> list[Path]:
     """The files that OpenSlide reads for a slide, the given one first.
 
     MRXS keeps its pixels in a folder of the same name, VMS and VMU in files that they name, DICOM in all files of one
-    series in a folder, which may be given itself; every other form is a single file.
+    series in a folder, which may be given itself, OME-Zarr in all files of its own; every other form is a single file.
     """
     suffix = path.suffix.lower()
     if suffix == ".mrxs":
         return [path, *_files_below(path.with_suffix(""))]
     if suffix in (".vms", ".vmu"):
         return [path, *_named_in(path)]
+    if is_ngff(path):
+        return [path, *_files_below(path)]
     if path.is_dir():
         return [path, *(other for other in sorted(path.iterdir()) if _series_of(other))]
     if suffix == ".dcm":
@@ -96,6 +99,10 @@ def find_slides(
             continue
         data = {Path(file).stem for file in files if file.lower().endswith(".mrxs")}
         folders[:] = [below for below in folders if below not in data]
+        # Chunks are no slides, and there may be a million.
+        arrays = [below for below in folders if Path(below).suffix.lower() == SUFFIX]
+        found += [here / below for below in arrays if is_ngff(here / below)]
+        folders[:] = [below for below in folders if below not in arrays]
         for below in folders:
             if Path(below).suffix.lower() in SLIDE_SUFFIXES:
                 on_folder(here / below)
@@ -118,7 +125,7 @@ def one_a_series(files: list[Path]) -> list[Path]:
 
 def slide_stem(path: Path) -> str:
     """A slide's name without its suffix: `scan.ome` of `scan.ome.tif`, and all of a DICOM identifier with its dots."""
-    return path.stem if path.suffix.lower() in SLIDE_SUFFIXES else path.name
+    return path.stem if path.suffix.lower() in (*SLIDE_SUFFIXES, SUFFIX) else path.name
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -8,10 +8,13 @@ from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides.mpp import settle_mpp
 from atlas_edge.slides.readers.dicom import slide_in
 from atlas_edge.slides.readers.foreign import foreign_errors, open_tiff
+from atlas_edge.slides.readers.ngff import NgffSlide, is_ngff
 from atlas_edge.slides.readers.probe import probe
 from atlas_edge.slides.readers.tiff_chain import check_tiff
 from atlas_edge.slides.slide import Slide
 
+_CZI_START = b"ZISRAWFILE"
+_CZI_HINT = "export it as OME-TIFF, from ZEN or by bioformats2raw and raw2ometiff; if it was cut off, copy it again"
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -26,7 +29,8 @@ def open_slide(
     """Open a slide with OpenSlide, or with tifffile where it is an OME-TIFF or one that OpenSlide cannot read.
 
     Args:
-        path: SVS, NDPI, MRXS, SCN, BIF, generic or OME-TIFF, DICOM (any file of the slide, or its folder).
+        path: SVS, NDPI, MRXS, SCN, BIF, generic or OME-TIFF, DICOM (any file of the slide, or its folder), or the
+            folder of an OME-Zarr.
         mpp: µm per pixel of level 0, for a slide that does not say it.
         override: `mpp` holds, whatever the slide says.
         said_by: Where the user gave `mpp`.
@@ -35,10 +39,10 @@ def open_slide(
     Raises:
         InputError: Missing, empty, another folder, damaged, of an unknown form, or without µm per pixel.
         UsageError: `mpp` is no scanner's.
-        RuntimeMissing: OpenSlide or tifffile is not installed.
+        RuntimeMissing: OpenSlide, tifffile or zarr is not installed.
     """
     check_file(path)
-    slide = _open(slide_in(path) if path.is_dir() else path, cache_bytes)
+    slide = _open(path, cache_bytes)
     try:
         settle_mpp(slide, mpp, override=override, said_by=said_by)
     except (InputError, UsageError):
@@ -48,11 +52,12 @@ def open_slide(
 
 
 def check_file(path: Path) -> None:
-    """Raise InputError where a path is missing, empty, or a folder other than of one DICOM slide."""
+    """Raise InputError where a path is missing, empty, or a folder other than of one DICOM slide or OME-Zarr."""
     if not path.exists():
         raise InputError(f"{path} does not exist, expected a slide", hint="check the path")
     if path.is_dir():
-        slide_in(path)
+        if not is_ngff(path):
+            slide_in(path)
         return
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes), expected a slide", hint="copy the slide again")
@@ -62,6 +67,10 @@ def _open(path: Path, cache_bytes: int) -> Slide:
     from atlas_edge.slides.readers.direct import DIRECT_VENDORS, open_direct
     from atlas_edge.slides.readers.openslide import GENERIC, OpenSlideFile, detect_format
 
+    if path.is_dir():
+        if is_ngff(path):
+            return NgffSlide(path, cache_bytes=cache_bytes)
+        path = slide_in(path)
     with path.open("rb") as file:
         is_tiff = file.read(4) in _TIFF_STARTS
     if not is_tiff:
@@ -77,23 +86,24 @@ def _open(path: Path, cache_bytes: int) -> Slide:
 
         return TiffSlide(path, cache_bytes=cache_bytes)
     if form is None and _is_czi(path):
-        raise InputError(
-            f"{path} is a Zeiss CZI, which cannot be read here",
-            hint="export it as OME-TIFF from ZEN, or by bioformats2raw and raw2ometiff",
-        )
+        raise InputError(f"{path} is a Zeiss CZI, which this OpenSlide does not read", hint=_CZI_HINT)
     if form is None:
         raise InputError(
             f"{path} is of no slide form that OpenSlide knows, nor a TIFF", hint="check that the file is whole"
         )
     if is_tiff and form not in DIRECT_VENDORS:
         probe(path)
-    slide = OpenSlideFile(path, cache_bytes=cache_bytes)
+    try:
+        slide = OpenSlideFile(path, cache_bytes=cache_bytes)
+    except InputError as error:
+        # Of a CZI OpenSlide reads what is uncompressed or compressed by zstd, which few are.
+        raise InputError(error.message, hint=_CZI_HINT if _is_czi(path) else error.hint) from error
     return open_direct(slide, cache_bytes=cache_bytes) or slide
 
 
 def _is_czi(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(10) == b"ZISRAWFILE"
+        return file.read(len(_CZI_START)) == _CZI_START
 
 
 def _is_ome(path: Path) -> bool:

@@ -21,6 +21,7 @@ from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.embed.resume.plan import ABOUT
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides import TileGrid
+from atlas_edge.slides.readers.ngff import is_ngff
 from atlas_edge.system.atomic import replace_file
 
 _ROWS = 4096
@@ -74,6 +75,8 @@ def check_form(out: Path) -> Callable[[Path, Journal, NDArray[np.bool_], TileGri
     }
     if out.suffix not in forms:
         raise UsageError(f"{out} ends in {out.suffix!r}, expected one of {', '.join(forms)}", hint="use --out slide.h5")
+    if is_ngff(out):
+        raise UsageError(f"{out} is a slide, which no embeddings replace", hint="choose another --out")
     write, module, extra = forms[out.suffix]
     require_module(module, extra=extra)
     return write

@@ -40,10 +40,10 @@ def ray(
         folder: Folder with slides, with its subfolders.
         bundle: Bundle folder, or a package, whose variant is chosen on this machine.
         out: Folder for the embeddings.
-        slide_list: CSV file with the columns slide and, if wanted, mpp (µm per pixel, whatever the slide says) and id (of
-            the output), in place of a folder.
-        mask: Folder with a file of each slide's name that says where tissue is: GeoJSON from QuPath, or a PNG or TIFF of
-            the whole slide, black where none is.
+        slide_list: CSV file with the columns slide and, if wanted, mpp (µm per pixel, whatever the slide says) and id
+            (of the output), in place of a folder.
+        mask: Folder with a file of each slide's name that says where tissue is: GeoJSON from QuPath, or a PNG or TIFF
+            of the whole slide, black where none is.
         workers: Encoders at work.
         gpus_a_worker: GPUs for each of them.
         address: Ray cluster, auto for the one that this machine belongs to; a local one is started when left out.
@@ -56,11 +56,11 @@ def ray(
     screen = output.screen()
     from atlas_edge.embed.cli import result_line
     from atlas_edge.embed.jobs import FoundSlide, SlideFailure, SlideSkipped, leave_out_done, name_outputs
+    from atlas_edge.embed.mask_files import with_masks
     from atlas_edge.embed.output.files import check_form
     from atlas_edge.embed.output.tokens import check_tokens
     from atlas_edge.embed.resume.plan import plan_of
     from atlas_edge.embed.slide_files import find_slides
-    from atlas_edge.embed.mask_files import with_masks
     from atlas_edge.embed.slide_list import read_slide_list
     from atlas_edge.embed.workers import one_bundle, read_spec
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_edge.bundle import sha256_file
 from atlas_edge.embed.slide_files import SlideIdentity
 from atlas_edge.errors import UsageError
+from atlas_edge.slides.readers.ngff import is_ngff
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.system.paths import printable
 
@@ -129,6 +130,8 @@ def _hdf5(out: Path) -> dict[str, Any]:
 def _zarr(out: Path) -> dict[str, Any]:
     import zarr
 
+    if is_ngff(out):
+        raise ValueError("it is a slide")
     return dict(zarr.open_group(out, mode="r").attrs)
 
 
