@@ -1,6 +1,8 @@
 """A bundle without PyTorch: mean colours, so that its embeddings can be computed by hand."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,6 +13,17 @@ from atlas_edge.manifest import Execution, Manifest, ModelProvenance
 from atlas_edge.spec import EncoderSpec, Precision, Target
 
 CELLS = 4
+
+
+class Ran(NamedTuple):
+    """What a command returned and printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+RunHere = Callable[..., Ran]
 
 
 def make_mean_bundle(folder: Path, tile_px: int = 32) -> Path:
@@ -57,6 +70,19 @@ def mean_embeddings(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
 def mean_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("openvino")
     return make_mean_bundle(tmp_path_factory.mktemp("mean") / "bundle")
+
+
+@pytest.fixture
+def run_here(capsys: pytest.CaptureFixture[str]) -> RunHere:
+    """Run `atlas-embed` in this process: a tenth of the time that one of its own takes."""
+    from atlas_edge.cli import run_app
+    from atlas_edge.embed.cli import app
+
+    def run(*arguments: str | Path) -> Ran:
+        code = run_app(app, [str(argument) for argument in arguments])
+        return Ran(code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

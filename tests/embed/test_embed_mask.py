@@ -12,8 +12,8 @@ from atlas_edge.embed.config import SlideFacts
 from atlas_edge.embed.mask_files import masks_of, with_masks
 from atlas_edge.embed.resume.plan import differences, plan_of
 from atlas_edge.errors import InputError, UsageError
+from embed.conftest import RunHere
 from embed.test_embed import MeanEncoder
-from support import RunCommand
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("openslide")
@@ -80,17 +80,17 @@ def test_the_mask_is_part_of_the_plan_and_in_the_attributes(scan: Path, tmp_path
     assert embed_slide(scan, MeanEncoder(), tmp_path / "out.h5", config).tiles == 4
 
 
-def test_on_the_command_line(scan: Path, mean_bundle: Path, tmp_path: Path, run_command: RunCommand) -> None:
+def test_on_the_command_line(scan: Path, mean_bundle: Path, tmp_path: Path, run_here: RunHere) -> None:
     area(tmp_path / "scan.geojson", 128)
-    arguments = ["atlas-embed", scan, "--bundle", mean_bundle, "--out", tmp_path / "o.h5", "--json"]
-    done = run_command(*arguments, "--mask", tmp_path / "scan.geojson")
+    arguments = [scan, "--bundle", mean_bundle, "--out", tmp_path / "o.h5", "--json"]
+    done = run_here(*arguments, "--mask", tmp_path / "scan.geojson")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["slides"][0]["tiles"] == 8
     # Without the mask that is another plan, whose folder gives it, the same.
-    assert run_command(*arguments).returncode == 2
-    again = run_command(*arguments, "--mask", tmp_path)
+    assert run_here(*arguments).returncode == 2
+    again = run_here(*arguments, "--mask", tmp_path)
     assert again.returncode == 0 and json.loads(again.stdout)["skipped"], again.stderr
     (tmp_path / "scan.geojson").write_text("{}")
-    broken = run_command(*arguments, "--mask", tmp_path / "scan.geojson", "--re-embed")
+    broken = run_here(*arguments, "--mask", tmp_path / "scan.geojson", "--re-embed")
     assert broken.returncode == InputError.exit_code and "is no GeoJSON" in broken.stderr, broken.stderr
     assert "Traceback" not in broken.stderr

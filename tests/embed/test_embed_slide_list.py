@@ -11,9 +11,8 @@ from atlas_edge.embed.jobs import leave_out_done, one_or_many
 from atlas_edge.embed.resume.plan import plan_of
 from atlas_edge.embed.slide_list import read_slide_list
 from atlas_edge.errors import InputError
-from embed.conftest import make_scan
+from embed.conftest import RunHere, make_scan
 from embed.test_embed import MeanEncoder
-from support import RunCommand
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("openslide")
@@ -133,16 +132,16 @@ def test_a_wrong_scale_is_overridden_and_both_are_recorded(two: Path) -> None:
     assert EmbedConfig(**json.loads(json.dumps(config.as_json()))).of_slide(slide).mpp == 0.25
 
 
-def test_on_the_command_line(two: Path, mean_bundle: Path, run_command: RunCommand) -> None:
+def test_on_the_command_line(two: Path, mean_bundle: Path, run_here: RunHere, caplog: pytest.LogCaptureFixture) -> None:
     path = written(two / "list.csv", "slide,mpp,id,ward\nin/a.tif,0.25,one,7\nin/sub/a.tif,,,7\n")
     arguments = ["--bundle", mean_bundle, "--out", two / "out", "--no-tissue", "--no-overview", "--json"]
-    done = run_command("atlas-embed", "--slides", path, *arguments)
+    done = run_here("--slides", path, *arguments)
     assert done.returncode == 0, done.stderr
-    assert "columns that are not read: ward" in done.stderr
+    assert "columns that are not read: ward" in caplog.text
     assert [slide["tiles"] for slide in json.loads(done.stdout)["slides"]] == [150, 600]
     assert {file.name for file in (two / "out").iterdir()} == {"one.h5", "a.h5"}
-    again = run_command("atlas-embed", "--slides", path, *arguments)
+    again = run_here("--slides", path, *arguments)
     assert again.returncode == 0 and len(json.loads(again.stdout)["skipped"]) == 2, again.stderr
     for given in ((), (two / "in" / "a.tif", "--slides", path)):
-        refused = run_command("atlas-embed", *given, *arguments)
+        refused = run_here(*given, *arguments)
         assert refused.returncode == 2 and "--slides" in refused.stderr

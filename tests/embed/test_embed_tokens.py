@@ -15,8 +15,8 @@ from atlas_edge.embed.watch.encoder import WatchedEncoder
 from atlas_edge.errors import UsageError
 from atlas_edge.slides import TileReader
 from atlas_edge.spec import TokenGrid
+from embed.conftest import RunHere
 from embed.test_embed import MeanEncoder
-from support import RunCommand
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("openslide")
@@ -119,12 +119,12 @@ def test_what_they_take_is_said(scan: Path, tmp_path: Path) -> None:
     assert written <= plan.size_bytes < 1.3 * written + 2**15
 
 
-def test_on_the_command_line(scan: Path, mean_bundle: Path, tmp_path: Path, run_command: RunCommand) -> None:
-    arguments = ["atlas-embed", scan, "--bundle", mean_bundle, "--out", tmp_path / "o.h5", "--dry-run", "--json"]
-    refused = run_command(*arguments, "--tokens")
+def test_on_the_command_line(scan: Path, mean_bundle: Path, tmp_path: Path, run_here: RunHere) -> None:
+    arguments = [scan, "--bundle", mean_bundle, "--out", tmp_path / "o.h5", "--dry-run", "--json"]
+    refused = run_here(*arguments, "--tokens")
     assert refused.returncode == 2 and "--output tokens" in refused.stderr, refused.stderr
-    done = run_command(*arguments)
-    assert done.returncode == 0 and " MB, would go to " in done.stderr.replace("\n", " "), done.stderr
+    done = run_here(*arguments)
+    assert done.returncode == 0 and " MB, would go to " in " ".join(done.stderr.split()), done.stderr
     assert json.loads(done.stdout)["plans"][0]["size_bytes"] > 600 * 48 * 4
 
 

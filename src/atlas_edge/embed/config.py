@@ -99,8 +99,10 @@ class EmbedConfig(Options):
         facts = (self.of_slides or {}).get(path)
         if facts is None:
             return replace(self, of_slides=None) if self.of_slides else self
-        scale = {} if facts.mpp is None else {"mpp": facts.mpp, "override_mpp": True, "mpp_said_by": SLIDE_LIST}
-        return replace(self, of_slides=None, mask=facts.mask, **scale)
+        config = replace(self, of_slides=None, mask=facts.mask)
+        if facts.mpp is None:
+            return config
+        return replace(config, mpp=facts.mpp, override_mpp=True, mpp_said_by=SLIDE_LIST)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,4 +25,4 @@ def focus_of(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
     count = max(laplacian[0].size, 1)
     total = laplacian.sum(axis=(1, 2), dtype=np.int64)
     squares = np.einsum("bij,bij->b", laplacian, laplacian, dtype=np.int64)
-    return (squares / count - (total / count) ** 2).astype(np.float32)
+    return np.asarray(squares / count - (total / count) ** 2, dtype=np.float32)

@@ -180,8 +180,8 @@ def _write_parquet(
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
         for start, coords, rows in _kept_rows(journal, keep, grid):
             features = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.ravel()), dim)
-            columns = [values[start : start + len(rows)] for values in measured.values()]
-            columns = [coords[:, 0].copy(), coords[:, 1].copy(), features, *columns]
+            rest = [values[start : start + len(rows)] for values in measured.values()]
+            columns = [coords[:, 0].copy(), coords[:, 1].copy(), features, *rest]
             writer.write_table(pyarrow.table(columns, schema=schema))
 
 
