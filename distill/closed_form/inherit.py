@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atlas_edge.distill.closed_form.inheritable import check_parts, check_sizes
+from atlas_edge.distill.closed_form.inheritable import check_parts, check_sizes, neurons_and_output
 from atlas_edge.distill.closed_form.whitening import even_out
 
 if TYPE_CHECKING:
@@ -289,9 +289,8 @@ def _inherit_mlp(student: Any, teacher: Any, streams: Sequence[_Streams], basis:
     # The Gram matrix of the hidden layer is what costs: neurons are chosen on a part of the tiles.
     looked_at = set(range(0, len(streams), max(len(streams) // _NEURON_BATCHES, 1)))
     for number, (part, rows) in enumerate(zip(streams, weights, strict=True)):
-        hidden = teacher.mlp.fc1(teacher.norm2(part.teacher))
-        active = teacher.mlp.act(hidden)
-        delta = teacher.ls2(teacher.mlp.fc2(active))
+        hidden, added = neurons_and_output(teacher.mlp, teacher.norm2(part.teacher))
+        active, delta = student.mlp.act(hidden), teacher.ls2(added)
         if number in looked_at:
             written.add(part, active, delta @ basis, rows)
         read.add(part, student.norm2(part.own), hidden, rows)

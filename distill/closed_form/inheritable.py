@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def check_parts(student: nn.Module, teacher: nn.Module) -> None:
@@ -15,8 +16,28 @@ def check_parts(student: nn.Module, teacher: nn.Module) -> None:
         part = _unknown_part(vit)
         if part is not None:
             raise ValueError(f"the {role} {part}, of which the fit in closed form knows nothing")
+    gated = next((type(block.mlp).__name__ for block in student.blocks if _is_gated(block.mlp)), None)
+    if gated is not None:
+        raise ValueError(f"the student has gated MLPs ({gated}), which the fit cannot choose the products of")
     if any(layer.bias is None for layer in student.modules() if isinstance(layer, nn.Linear)):
         raise ValueError("the student has linear layers without bias, which the fit needs")
+
+
+def neurons_and_output(mlp: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """What an MLP's neurons get, `(B, tokens, neurons)`, and what it gives, `(B, tokens, width)`.
+
+    Of a gated MLP each gate and each value counts as a neuron: what their products add, other neurons make up for.
+    """
+    from timm.layers import GluMlp, SwiGLU
+
+    if isinstance(mlp, SwiGLU):
+        gate, value = mlp.fc1_g(tokens), mlp.fc1_x(tokens)
+        return torch.cat([gate, value], dim=-1), mlp.fc2(mlp.act(gate) * value)
+    hidden: Tensor = mlp.fc1(tokens)
+    if not isinstance(mlp, GluMlp):
+        return hidden, mlp.fc2(mlp.act(hidden))
+    first, second = hidden.chunk(2, dim=-1)
+    return hidden, mlp.fc2(first * mlp.act(second) if mlp.gate_last else mlp.act(first) * second)
 
 
 def check_sizes(student: Any, teacher: Any) -> None:
@@ -80,15 +101,21 @@ def _unknown_part_of_block(block: Any) -> str | None:
         return "norms its queries and keys"
     if not _is_off(getattr(attention, "norm", None)) or getattr(attention, "gate", None) is not None:
         return "norms or gates what its attention gives"
-    if type(mlp) is not Mlp:
-        return f"has MLPs of the kind {type(mlp).__name__}" + (
-            " (SwiGLU)" if "GLU" in type(mlp).__name__.upper() else ""
-        )
-    return None if _is_off(mlp.norm) and isinstance(mlp.fc1, nn.Linear) else "norms inside its MLPs"
+    if type(mlp) is not Mlp and not _is_gated(mlp):
+        return f"has MLPs of the kind {type(mlp).__name__}"
+    linear = isinstance(mlp.fc2, nn.Linear)
+    return None if _is_off(mlp.norm) and linear else "norms inside its MLPs"
+
+
+def _is_gated(mlp: nn.Module) -> bool:
+    from timm.layers import GluMlp, SwiGLU
+
+    return type(mlp) in (GluMlp, SwiGLU)
 
 
 def _neurons(vit: Any) -> int:
-    return int(vit.blocks[0].mlp.fc1.out_features)
+    mlp = vit.blocks[0].mlp
+    return int(2 * mlp.fc1_g.out_features if hasattr(mlp, "fc1_g") else mlp.fc1.out_features)
 
 
 def _is_off(part: nn.Module | None) -> bool:

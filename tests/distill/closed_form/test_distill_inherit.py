@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
 from torch.nn import functional as F
 
 from atlas_edge.distill.closed_form.inherit import inherit
@@ -24,7 +25,8 @@ def _vit(
     )
     with torch.no_grad():  # timm's initial weights are so small that every block is near nothing
         for block in model.blocks:
-            for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+            linears = [part for part in block.modules() if isinstance(part, torch.nn.Linear)]
+            for linear in linears:
                 linear.weight.mul_(5.0)
     return model.eval()
 
@@ -71,6 +73,16 @@ def test_a_deeper_teacher_gives_the_blocks_that_matter() -> None:
     # Without the two that matter least it is nearly the teacher; what a block less costs is made up for in part.
     assert cosines[0] > 0.97
     assert cosines[0] > cosines[1] > _cosine(fresh, teacher, images[64:], found) + 0.2
+
+
+@pytest.mark.parametrize("mlp", [SwiGLUPacked, GluMlp, SwiGLU])
+def test_a_teacher_with_gated_mlps_is_followed(mlp: object) -> None:
+    torch.manual_seed(2)
+    images = torch.randn(96, 3, 32, 32)
+    teacher, student, fresh = _vit(64, 2, mlp_layer=mlp), _vit(64, 2, seed=1), _vit(64, 2, seed=1)
+    found = inherit(student, teacher, images[:64].split(16), images[:64].split(16))
+    fitted = _cosine(student, teacher, images[64:], found)
+    assert fitted > 0.9 and fitted > _cosine(fresh, teacher, images[64:], found) + 0.2
 
 
 def test_layer_scale_does_not_shrink_what_was_fitted() -> None:

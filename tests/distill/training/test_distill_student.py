@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import SwiGLUPacked
 
 from atlas_edge.distill.closed_form.inherit import _choose_heads, _Moments, inherit
 from atlas_edge.distill.training.student import build_student, inherit_from, save_student
@@ -66,7 +67,6 @@ def test_a_folder_that_embeds_by_the_mean_is_no_student(tmp_path: Path) -> None:
         ("vit_tiny_patch16_224", {"scale_mlp_norm": True}, "norms inside its MLPs"),
         ("vit_tiny_patch16_224", {"pre_norm": True}, "a norm before its blocks"),
         ("vit_tiny_patch16_224", {"final_norm": False}, "does not end in a LayerNorm"),
-        ("vit_giant_patch14_reg4_dinov2", {"reg_tokens": 0, "mlp_ratio": 4}, r"MLPs of the kind .*SwiGLU"),
         ("vit_tiny_patch16_224", {"global_pool": "avg"}, "embeds by avg"),
         ("beit_base_patch16_224", {"global_pool": "token", "use_abs_pos_emb": True}, "is a Beit and no plain ViT"),
         ("resnet18", {}, "is a CNN"),
@@ -87,6 +87,8 @@ def test_a_student_whose_parts_the_fit_does_not_know_is_refused_by_name() -> Non
     teacher, student = (_vit(**more) for more in ({}, {"qk_norm": True}))
     with pytest.raises(ValueError, match="the student norms its queries and keys"):
         inherit(student, teacher, images, images)
+    with pytest.raises(ValueError, match=r"the student has gated MLPs \(GluMlp\)"):
+        inherit(_vit(mlp_layer=SwiGLUPacked), teacher, images, images)
     with pytest.raises(ValueError, match="linear layers without bias"):
         inherit(_vit(qkv_bias=False), teacher, images, images)
     with pytest.raises(ValueError, match="student is 64 wide with 512 neurons"):
