@@ -19,7 +19,7 @@ import pytest
 
 from atlas_edge.embed.slide_files import SlideIdentity
 from atlas_edge.embed.watch.journal import State, Status, WatchJournal
-from atlas_edge.embed.watch.status_page import render, status_page
+from atlas_edge.embed.watch.page.server import render, status_page
 from atlas_edge.system.process import ProcessId
 from embed.conftest import make_scan
 from embed.test_embed import KEEPS_EVERY_BATCH

@@ -1,1 +1,1 @@
-"""A scanner's drop folder: `watcher` is the loop, `scan` looks, `journal` remembers, `status_page` shows."""
+"""A scanner's drop folder: `watcher` is the loop, `scan` looks, `journal` remembers, `page` shows."""

@@ -73,7 +73,7 @@ def watch(
         watcher = Watcher(folder, out, encoder, config, options, bundle_sha256=sha256)
         address = ""
         if page:
-            from atlas_edge.embed.watch.status_page import status_page
+            from atlas_edge.embed.watch.page.server import status_page
 
             address = stack.enter_context(status_page(watcher.status, port))
             watcher.log.write("page", address=address)

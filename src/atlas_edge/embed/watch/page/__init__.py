@@ -1,0 +1,1 @@
+"""What a watcher says of itself by HTTP: pages for people, figures for whoever looks after the machine."""
