@@ -1,4 +1,4 @@
-"""The watcher through its real command line: good slides, bad ones, kills, two at once, its page."""
+"""The watcher through its real command line: good slides, bad ones, kills, two at once."""
 
 import dataclasses
 import json
@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,8 +16,8 @@ from typing import Any
 import pytest
 
 from atlas_edge.embed.slide_files import SlideIdentity
-from atlas_edge.embed.watch.journal import State, Status, WatchJournal
-from atlas_edge.embed.watch.page.server import render, status_page
+from atlas_edge.embed.watch.journal import WatchJournal
+from atlas_edge.embed.watch.schema import State
 from atlas_edge.system.process import ProcessId
 from embed.conftest import make_scan
 from embed.test_embed import KEEPS_EVERY_BATCH
@@ -297,62 +295,3 @@ def test_no_pause_outlasts_a_clock_that_is_set_back(tmp_path: Path) -> None:
     assert journal.claim(1e6 + 59, longest_pause_s=480.0) is None
     assert journal.claim(1e6 - 3600, longest_pause_s=480.0) is not None
     journal.close()
-
-
-def hostile_status() -> Status:
-    row = {
-        "path": "/scans/<img src=x onerror=alert(1)>.svs", "state": "running", "attempts": 1, "tiles_done": 5,
-        "tiles": 10, "started_at": 0.0, "finished_at": None, "error": "<script>alert(2)</script>",
-    }  # fmt: skip
-    counts = {state.value: 1 for state in State}
-    return Status(counts=counts, slides_per_hour=7, rows=[row], errors=[row], problem="<b>the disk is full</b>")
-
-
-def test_page_by_http() -> None:
-    with status_page(hostile_status, 0) as address, status_page(hostile_status, int(address.split(":")[2][:-1])) as b:
-        assert address.startswith("http://127.0.0.1:")
-        assert b != address
-        with urllib.request.urlopen(address) as answer:
-            page = answer.read().decode()
-            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-        assert "5 of 10" in page
-        assert "&lt;script&gt;alert(2)" in page
-        assert "<img" not in page
-        assert "&lt;b&gt;the disk is full" in page
-        with urllib.request.urlopen(f"{address}status.json") as answer:
-            assert json.load(answer)["slides_per_hour"] == 7
-        refused = ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "[::2]", "")
-        for path, host, code in [("", host, 403) for host in refused] + [("etc/passwd", "localhost", 404)]:
-            request = urllib.request.Request(address + path, headers={"Host": host})
-            with pytest.raises(urllib.error.HTTPError) as raised:
-                urllib.request.urlopen(request)
-            assert raised.value.code == code
-            raised.value.close()
-        # Through a tunnel from afar, which ends at a port of its own.
-        for host in ("localhost:9000", "LocalHost", "[::1]:8777", "127.0.0.1"):
-            with urllib.request.urlopen(urllib.request.Request(address, headers={"Host": host})) as answer:
-                assert answer.status == 200
-    assert render(hostile_status(), 60.0).count("1 min ago") == 1
-
-
-@pytest.mark.skipif(not Path("/usr/bin/chromium").exists(), reason="Chromium is not installed here")
-def test_page_in_a_browser(tmp_path: Path) -> None:
-    """The page as Chromium renders it, after its script has fetched the status once more."""
-    calls = []
-
-    def status() -> Status:
-        calls.append(1)
-        return hostile_status()
-
-    with status_page(status, 0) as address:
-        done = subprocess.run(
-            [
-                "/usr/bin/chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,800",
-                f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", address,
-            ],
-            capture_output=True, text=True, timeout=200, check=True,
-        )  # fmt: skip
-    assert len(calls) >= 2, "its script did not run"
-    assert "&lt;img src=x onerror=alert(1)&gt;.svs" in done.stdout
-    assert 'id="hourly">7</dd>' in done.stdout
-    assert '<li class="error">' in done.stdout

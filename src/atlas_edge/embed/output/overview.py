@@ -60,9 +60,14 @@ def write_overview(out: Path, slide: Slide, mask: TissueMask | None, grid: TileG
     ]
     buffer = io.BytesIO()
     _side_by_side(panels, _legend(grid, mask, journal)).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
-    path = out.with_suffix(".overview.jpg")
+    path = overview_of(out)
     write_atomic(path, buffer.getvalue())
     return path
+
+
+def overview_of(out: Path) -> Path:
+    """Where the picture of an output lies."""
+    return out.with_suffix(".overview.jpg")
 
 
 def component_colours(journal: Journal, count: int) -> Colours:

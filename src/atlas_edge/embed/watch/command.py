@@ -70,19 +70,19 @@ def watch(
             check_tokens(out / f"x.{options.form}", encoder.spec)
         if encoder.spec.notice:
             screen.print(f"WARNING: {encoder.spec.notice}")
-        watcher = Watcher(folder, out, encoder, config, options, bundle_sha256=sha256)
+        watcher = Watcher(folder, out, encoder, config, options, bundle=Path(bundle).name, bundle_sha256=sha256)
         address = ""
         if page:
             from atlas_edge.embed.watch.page.server import status_page
 
-            address = stack.enter_context(status_page(watcher.status, port))
+            address = stack.enter_context(status_page(watcher.view, port))
             watcher.log.write("page", address=address)
             if port and not address.endswith(f":{port}/"):
                 screen.print(f"port {port} is taken: the status page is at {address}")
-        stack.enter_context(_live_table(watcher.status, address, screen))
+        stack.enter_context(_live_table(watcher.view.status, address, screen))
         watcher.run()
     if output.json:
-        status = watcher.status()
+        status = watcher.view.status()
         print_json({"counts": status.counts, "slides": status.rows})
 
 

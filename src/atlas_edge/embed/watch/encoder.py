@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_edge.embed.watch.pace import Pace
 from atlas_edge.encoder import Capabilities, Encoder, capabilities_of
 
 
@@ -14,6 +15,7 @@ class WatchedEncoder:
 
     Attributes:
         raised: What its latest call raised; None where it succeeded.
+        pace: How fast it embeds.
 
     Args:
         encoder: What embeds.
@@ -21,6 +23,7 @@ class WatchedEncoder:
     """
 
     def __init__(self, encoder: Encoder, batch: int) -> None:
+        self.pace = Pace()
         self.spec, self.runtime = encoder.spec, encoder.runtime
         self.raised: Exception | None = None
         self._encoder, self._batch = encoder, batch
@@ -32,12 +35,12 @@ class WatchedEncoder:
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed tiles; see `Encoder.encode`."""
-        with self._noted():
+        with self._noted(len(tiles)):
             return self._encoder.encode(tiles)
 
     def encode_tokens(self, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Encoder.encode_tokens`."""
-        with self._noted():
+        with self._noted(len(tiles)):
             return self._encoder.encode_tokens(tiles)
 
     def works(self) -> bool:
@@ -54,10 +57,11 @@ class WatchedEncoder:
         self._encoder.close()
 
     @contextmanager
-    def _noted(self) -> Iterator[None]:
+    def _noted(self, tiles: int) -> Iterator[None]:
         self.raised = None
         try:
             yield
         except Exception as error:
             self.raised = error
             raise
+        self.pace.embedded(tiles)

@@ -1,6 +1,7 @@
 """What a watcher did, as JSON lines that outlive it."""
 
 import json
+import os
 import threading
 from collections import deque
 from datetime import UTC, datetime
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 _KEPT = 1000
+_READ_BYTES = 2**22
+_SHOWN = 100
 
 
 class EventLog:
@@ -32,6 +35,17 @@ class EventLog:
             except OSError:
                 return
 
+    def of_slide(self, slide: str) -> list[dict[str, Any]]:
+        """The latest events of a slide, oldest first, as far as the log reaches back."""
+        wanted = f'"slide": {json.dumps(slide)}'.encode()
+        try:
+            with self._path.open("rb") as file:
+                file.seek(max(file.seek(0, os.SEEK_END) - _READ_BYTES, 0))
+                lines = [line for line in file.read(_READ_BYTES).splitlines() if wanted in line]
+        except OSError:
+            return []
+        return list(filter(None, map(_parsed, lines[-_SHOWN:])))
+
     def _append(self, file: Any) -> None:
         while self._unwritten:
             line = self._unwritten[0].encode()
@@ -41,3 +55,11 @@ class EventLog:
                 file.truncate(file.tell() - written)
                 return
             self._unwritten.popleft()
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:  # the first line that was read may lack its beginning
+        return None
+    return found if isinstance(found, dict) else None

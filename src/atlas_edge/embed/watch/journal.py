@@ -6,28 +6,16 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from atlas_edge.embed.resume.plan import Plan, differences
 from atlas_edge.embed.slide_files import SlideIdentity
 from atlas_edge.embed.watch.owners import Owners
-from atlas_edge.embed.watch.schema import open_journal, path_of, read_plan, stored_path, write_plan
+from atlas_edge.embed.watch.schema import State, open_journal, path_of, read_plan, stored_path, write_plan
+from atlas_edge.embed.watch.status import Status, read_slide, read_status
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.system.process import ProcessId
-
-_HOUR_S = 3600.0
-
-
-class State(StrEnum):
-    """Where a slide stands."""
-
-    WAITING = "waiting"
-    QUEUED = "queued"
-    RUNNING = "running"
-    DONE = "done"
-    QUARANTINED = "quarantined"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,25 +25,6 @@ class Job:
     path: Path
     out: Path
     attempts: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """For the table and the page.
-
-    Attributes:
-        counts: Slides in each state.
-        slides_per_hour: Finished within the last hour.
-        rows: Unfinished slides, then the latest finished, at most `limit`.
-        errors: The latest errors, newest first.
-        problem: What the watcher waits for: a folder that is gone, a full disk; "" where all is well.
-    """
-
-    counts: dict[str, int]
-    slides_per_hour: int
-    rows: list[dict[str, Any]]
-    errors: list[dict[str, Any]]
-    problem: str = ""
 
 
 class WatchJournal:
@@ -290,27 +259,11 @@ class WatchJournal:
 
     def status(self, now: float, *, limit: int = 50) -> Status:
         """See `Status`."""
-        run: Callable[..., Any] = self._connection.execute
-        counts = {state.value: 0 for state in State}
-        counts.update(run("SELECT state, COUNT(*) FROM slides GROUP BY state").fetchall())
-        hourly = run(
-            "SELECT COUNT(*) FROM slides WHERE state = ? AND finished_at > ?", (State.DONE, now - _HOUR_S)
-        ).fetchone()[0]
-        rows = run(
-            "SELECT path, state, attempts, tiles_done, tiles, started_at, finished_at, error FROM slides "
-            "ORDER BY state = 'running' DESC, state = 'queued' DESC, state = 'waiting' DESC, finished_at DESC LIMIT ?",
-            (limit,),
-        )
-        errors = run(
-            "SELECT path, state, attempts, error, finished_at FROM slides WHERE error IS NOT NULL "
-            "ORDER BY finished_at DESC LIMIT 10"
-        )
-        return Status(
-            counts=counts,
-            slides_per_hour=int(hourly),
-            rows=[{**row, "path": str(path_of(row["path"]))} for row in map(dict, rows.fetchall())],
-            errors=[{**row, "path": str(path_of(row["path"]))} for row in map(dict, errors.fetchall())],
-        )
+        return read_status(self._connection, now, limit=limit)
+
+    def slide(self, number: int) -> dict[str, Any] | None:
+        """One slide by the number that `status` gives it; None where there is none."""
+        return read_slide(self._connection, number)
 
     def close(self) -> None:
         """Close the connection."""

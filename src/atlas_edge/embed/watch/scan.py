@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
+_OVERDUE_S = 60.0
 
 
 class Troubles:
@@ -66,6 +67,11 @@ class Troubles:
                     failure = RuntimeMissing if isinstance(self._errors[kind], RuntimeMissing) else InputError
                     raise failure(self._messages[kind], hint="mend it and start again: it goes on where it stopped")
 
+    def waits_for(self) -> dict[str, float]:
+        """Kinds of what has not ended, and for how long it has lasted, seconds."""
+        with self._lock:
+            return {kind: round(time.monotonic() - since, 1) for kind, since in self._since.items()}
+
     def __str__(self) -> str:
         with self._lock:
             return "; ".join(self._messages.values())
@@ -76,11 +82,14 @@ class Scanner:
 
     Attributes:
         looked: Set once all of the folder has been seen.
+        look_s: How long the latest look took, seconds.
         refusal: Why the watcher must not begin; None where it may.
     """
 
     def __init__(self, folder: Path, out: Path, options: "WatchOptions", log: EventLog, troubles: Troubles) -> None:
         self.looked = threading.Event()
+        self.look_s = 0.0
+        self._looked_at = time.monotonic()
         self.refusal: UsageError | None = None
         self._folder, self._out, self._options, self._log, self._troubles = folder, out, options, log, troubles
         # By a clock that nobody sets.
@@ -105,6 +114,7 @@ class Scanner:
             InputError: With `once`, all slides are gone: their share must be.
             sqlite3.Error: The journal cannot be written.
         """
+        begun = time.monotonic()
         unread: list[Path] = []
 
         def failed(error: OSError) -> None:
@@ -128,7 +138,19 @@ class Scanner:
         for path in journal.forget(seen, unread, all_of_them=not self._options.once):
             self._log.write("gone", slide=str(path))
         self._since = {path: since for path, since in self._since.items() if path in seen}
+        self._looked_at = time.monotonic()
+        self.look_s = self._looked_at - begun
         self.looked.set()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the folder was last looked at; since the start where it never was."""
+        return time.monotonic() - self._looked_at
+
+    @property
+    def due_s(self) -> float:
+        """An age at which the folder should have been looked at long ago."""
+        return _OVERDUE_S + 3 * (self._options.poll_s + self.look_s)
 
     def _observe(
         self,

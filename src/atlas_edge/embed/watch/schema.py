@@ -4,6 +4,7 @@ import json
 import os
 import sqlite3
 import time
+from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 
@@ -35,6 +36,16 @@ CREATE TABLE IF NOT EXISTS slides (
 );
 """
 _ADDED = {"folder": "TEXT NOT NULL DEFAULT ''", "beat": "INTEGER NOT NULL DEFAULT 0"}
+
+
+class State(StrEnum):
+    """Where a slide stands."""
+
+    WAITING = "waiting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    QUARANTINED = "quarantined"
 
 
 def open_journal(path: Path) -> sqlite3.Connection:

@@ -8,7 +8,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from atlas_edge.embed.config import EmbedConfig, WatchOptions
@@ -20,8 +19,10 @@ from atlas_edge.embed.slide import SlideResult, embed_slide
 from atlas_edge.embed.slide_files import SlideIdentity, slide_identity
 from atlas_edge.embed.watch.encoder import WatchedEncoder
 from atlas_edge.embed.watch.event_log import EventLog
-from atlas_edge.embed.watch.journal import Job, State, Status, WatchJournal
+from atlas_edge.embed.watch.journal import Job, WatchJournal
 from atlas_edge.embed.watch.scan import Scanner, Troubles
+from atlas_edge.embed.watch.schema import State
+from atlas_edge.embed.watch.view import View, about
 from atlas_edge.embed.workers import failure_of, reason_of
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, UsageError
@@ -49,7 +50,13 @@ class Watcher:
         encoder: What embeds.
         config: See `EmbedConfig`.
         options: See `WatchOptions`.
+        bundle: What it is called, for the page.
         bundle_sha256: For the attributes.
+
+    Attributes:
+        out: See above.
+        log: What happens.
+        view: For the table and the page.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class Watcher:
         config: EmbedConfig,
         options: WatchOptions,
         *,
+        bundle: str = "",
         bundle_sha256: str = "",
     ) -> None:
         if not folder.is_dir():
@@ -73,15 +81,18 @@ class Watcher:
         self._plan = plan_of(encoder.spec, config, bundle_sha256)
         self._stop = threading.Event()
         self._troubles = Troubles(self.log)
-
-    def status(self) -> Status:
-        """For the table and the page; also while the journal cannot be read."""
-        try:
-            with closing(WatchJournal(self.out / JOURNAL, self._folder)) as journal:
-                found = journal.status(time.time())
-        except (sqlite3.Error, InputError) as error:
-            return Status(counts={}, slides_per_hour=0, rows=[], errors=[], problem=str(error))
-        return replace(found, problem=str(self._troubles))
+        self._scanner = Scanner(self._folder, out.resolve(), options, self.log, self._troubles)
+        self._pace = self._encoder.pace
+        self.view = View(
+            journal=out / JOURNAL,
+            folder=self._folder,
+            out=out,
+            about=about(self._folder, out.resolve(), bundle, encoder.runtime, self._plan),
+            log=self.log,
+            scanner=self._scanner,
+            troubles=self._troubles,
+            pace=self._pace,
+        )
 
     def run(self) -> None:
         """Watch until `stop`, or, with `once`, until nothing is left.
@@ -94,17 +105,16 @@ class Watcher:
         with closing(self._open()) as journal:
             with self._explained():
                 self._check_plan(journal)
-            scanner = Scanner(self._folder, self.out.resolve(), self._options, self.log, self._troubles)
             threads = [
-                threading.Thread(target=self._scan_on, args=(scanner, journal.owner), name="scan", daemon=True),
+                threading.Thread(target=self._scan_on, args=(journal.owner,), name="scan", daemon=True),
                 threading.Thread(target=self._beat_on, args=(journal.owner,), name="beat", daemon=True),
             ]
             self.log.write("start", folder=str(self._folder), out=str(self.out), encoder=self._encoder.spec.name)
             try:
                 for thread in threads:
                     thread.start()
-                while not self._stop.is_set() and not self._is_over(journal, scanner):
-                    job = self._next(journal) if scanner.looked.is_set() else None
+                while not self._stop.is_set() and not self._is_over(journal):
+                    job = self._next(journal) if self._scanner.looked.is_set() else None
                     if job is None:
                         self._stop.wait(_IDLE_S)
                     else:
@@ -148,12 +158,12 @@ class Watcher:
             if different:
                 journal.queue_again(out)
 
-    def _scan_on(self, scanner: Scanner, owner: str) -> None:
+    def _scan_on(self, owner: str) -> None:
         while not self._stop.is_set():
             try:
                 with closing(self._open(owner)) as journal:
                     while not self._stop.is_set():
-                        scanner.look(journal, self._outs, self._holds)
+                        self._scanner.look(journal, self._outs, self._holds)
                         self._troubles.over("folder")
                         self._stop.wait(self._options.poll_s)
             except Exception as error:
@@ -167,16 +177,17 @@ class Watcher:
             with suppress(sqlite3.Error, InputError), closing(self._open(owner)) as journal:
                 journal.beat()
 
-    def _is_over(self, journal: WatchJournal, scanner: Scanner) -> bool:
-        if scanner.refusal is not None:
-            raise scanner.refusal
+    def _is_over(self, journal: WatchJournal) -> bool:
+        self._pace.sign()
+        if self._scanner.refusal is not None:
+            raise self._scanner.refusal
         if not self._options.once:
             return False
         self._troubles.give_up_after(_GIVE_UP_S)
         # A slide whose marker never comes would be waited for for ever.
         waiting = not self._options.marker_only
         try:
-            return scanner.looked.is_set() and journal.unfinished(waiting=waiting) == 0
+            return self._scanner.looked.is_set() and journal.unfinished(waiting=waiting) == 0
         except sqlite3.Error:
             return False
 
