@@ -4,6 +4,7 @@ from atlas_edge.bench.commands.accuracy import accuracy
 from atlas_edge.bench.commands.choose import choose
 from atlas_edge.bench.commands.compare import compare
 from atlas_edge.bench.commands.conformance import conformance
+from atlas_edge.bench.commands.loadgen import loadgen
 from atlas_edge.bench.commands.pace import pace
 from atlas_edge.bench.commands.selftest import selftest
 from atlas_edge.bench.commands.slide import slide
@@ -24,6 +25,7 @@ app.command(accuracy)
 app.command(compare)
 app.command(choose)
 app.command(pace)
+app.command(loadgen)
 app.command(selftest)
 app.command(conformance)
 app.command(slide)

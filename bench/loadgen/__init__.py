@@ -1,0 +1,1 @@
+"""A bundle under MLPerf's own LoadGen: `run` starts it in `child`, `logs` reads what it wrote."""
