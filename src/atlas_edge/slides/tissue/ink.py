@@ -16,6 +16,7 @@ _STAIN_SATURATION, _OTHER_SATURATION, _VIVID_SATURATION = 165, 100, 200
 _GREY_SATURATION, _GREY_DARKNESS = 60, 60
 _BLACK_DARKNESS = 195  # no channel reaches 45
 _SMALLEST_PX = 60
+_SPECK_PX = 4
 _MOST_TEXTURE = 7.0
 _RING_PX = 4
 _EDGE = 0.7  # of what is inside, at most, 3 and 4 pixels outside
@@ -77,7 +78,8 @@ def find_ink(
     texture = _texture(rgb)
     if known.foreign_hues is not None:
         first, last = known.foreign_hues
-        ink |= foreground & (hue >= first) & (hue < last) & (saturation > _OTHER_SATURATION)
+        foreign = foreground & (hue >= first) & (hue < last) & (saturation > _OTHER_SATURATION)
+        ink |= _without_specks(foreign)
     for start in range(0, 360 if known.strokes else 0, _SECTOR_STEP):
         middle = start + _SECTOR_DEGREES / 2
         least = _STAIN_SATURATION if middle >= _STAIN_HUES[0] or middle <= _STAIN_HUES[1] else _OTHER_SATURATION
@@ -98,6 +100,14 @@ def find_ink(
         ):
             ink[box] |= piece
     return ink
+
+
+def _without_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Nuclei that lie close make a pixel or two that are bluer than haematoxylin is."""
+    from scipy import ndimage
+
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    return np.asarray(mask & (np.bincount(labels.ravel())[labels] >= _SPECK_PX))
 
 
 def _hue_and_saturation(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
