@@ -1,6 +1,7 @@
 """Patch tokens in outputs: those of each tile's own row, float16, also after a kill and a fault of the share."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,10 +114,12 @@ def test_where_there_are_none_is_said_before_anything_begins(scan: Path, tmp_pat
 
 def test_what_they_take_is_said(scan: Path, tmp_path: Path) -> None:
     assert tokens_in_words(TokenEncoder.spec) == "4 x 4 patch tokens of 3 channels: 0.1 kB a tile as float16"
-    plan = plan_slide(scan, TokenEncoder.spec, CONFIG)
-    embed_slide(scan, TokenEncoder(), tmp_path / "out.h5", CONFIG)
-    written = (tmp_path / "out.h5").stat().st_size
-    assert written <= plan.size_bytes < 1.3 * written + 2**15
+    few = replace(CONFIG, tile_mpp=2.0)
+    for config in (CONFIG, few):
+        plan = plan_slide(scan, TokenEncoder.spec, config)
+        embed_slide(scan, TokenEncoder(), tmp_path / f"{plan.tiles}.h5", config)
+        written = (tmp_path / f"{plan.tiles}.h5").stat().st_size
+        assert written <= plan.size_bytes < 1.3 * written + 2**15
 
 
 def test_on_the_command_line(scan: Path, mean_bundle: Path, tmp_path: Path, run_here: RunHere) -> None:

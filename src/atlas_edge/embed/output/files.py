@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from atlas_edge.cli import require_module
 from atlas_edge.embed.output.attributes import Attributes, coords_attributes
 from atlas_edge.embed.output.slide_features import geometric_median_of, mean_of
-from atlas_edge.embed.output.tokens import create_tokens
+from atlas_edge.embed.output.tokens import write_tokens
 from atlas_edge.embed.pipeline import MEASURES
 from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.embed.resume.plan import ABOUT
@@ -141,7 +141,7 @@ def _write_hdf5(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: Til
             file.create_dataset(name, data=values)
         for name, (values, about) in _of_slide(journal, keep, grid).items():
             file.create_dataset(name, data=values).attrs.update(about)
-        create_tokens(file, journal, keep)
+        write_tokens(file.create_dataset, journal, keep)
         features = file.create_dataset("features", (int(keep.sum()), attributes["embed_dim"]), dtype="<f4")
         for start, _, rows in _kept_rows(journal, keep, grid):
             features[start : start + len(rows)] = rows
@@ -159,7 +159,7 @@ def _write_zarr(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: Til
         group.create_array(name, data=values, chunks=(max(len(values), 1),))
     for name, (values, about) in _of_slide(journal, keep, grid).items():
         group.create_array(name, data=values).update_attributes(about)
-    create_tokens(group, journal, keep)
+    write_tokens(group.create_array, journal, keep, in_chunks=True)
     features = group.create_array("features", shape=shape, chunks=(min(_ROWS, max(shape[0], 1)), shape[1]), dtype="<f4")
     for start, _, rows in _kept_rows(journal, keep, grid):
         features[start : start + len(rows)] = rows

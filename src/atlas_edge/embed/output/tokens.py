@@ -1,6 +1,6 @@
 """Patch tokens of every tile: dense features, and by far the largest part of an output."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,22 @@ def tokens_in_words(spec: EncoderSpec) -> str:
     return f"{spec.tokens}: {2 * tokens * channels / 1e3:.1f} kB a tile as float16"
 
 
-def create_tokens(file: Any, journal: Journal, keep: NDArray[np.bool_]) -> None:
-    """Write `tokens` `(N, rows * columns, C)` float16 into a file of h5py or a group of zarr, where they are kept."""
+def write_tokens(
+    create: Callable[..., Any], journal: Journal, keep: NDArray[np.bool_], *, in_chunks: bool = False
+) -> None:
+    """Write `tokens` `(N, rows * columns, C)` float16, where they are kept.
+
+    Args:
+        create: Of a file of h5py or a group of zarr, what creates an array.
+        journal: Holds them.
+        keep: Tiles to write.
+        in_chunks: Some tiles a chunk, which are one file of zarr's; HDF5 would fill the last one up.
+    """
     if journal.tokens_shape is None:
         return
     shape = (int(keep.sum()), *journal.tokens_shape)
-    create = getattr(file, "create_array", None) or file.create_dataset
-    tokens = create(TOKENS, shape=shape, chunks=(max(min(_TILES, shape[0]), 1), *shape[1:]), dtype="<f2")
+    chunks = {"chunks": (max(min(_TILES, shape[0]), 1), *shape[1:])} if in_chunks else {}
+    tokens = create(TOKENS, shape=shape, dtype="<f2", **chunks)
     for start, part in _kept(journal, keep):
         tokens[start : start + len(part)] = part
 
