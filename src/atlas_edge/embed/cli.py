@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from atlas_edge.cli import make_app, print_json, run_app
 from atlas_edge.embed.config import SLIDE_LIST, EmbedConfig
 from atlas_edge.embed.ray.command import ray
-from atlas_edge.embed.watch.command import watch
+from atlas_edge.embed.watch.command import forget, retry, watch
 from atlas_edge.errors import AtlasError, InputError, RuntimeMissing, UsageError
 from atlas_edge.options import Flag, Output, Running
 from atlas_edge.system.paths import printable
@@ -28,6 +28,8 @@ A run that was killed goes on where it stopped when the same command is given ag
 
 app = make_app("atlas-embed", HELP)
 app.command(watch)
+app.command(retry)
+app.command(forget)
 app.command(ray)
 
 

@@ -1,8 +1,9 @@
-"""`atlas-embed watch FOLDER`, registered by `embed.cli`."""
+"""`atlas-embed watch`, `retry` and `forget`, registered by `embed.cli`."""
 
+import dataclasses
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from cyclopts import Parameter, validators
 
 from atlas_edge.cli import existing_folder, print_json
 from atlas_edge.embed.config import EmbedConfig, WatchOptions
+from atlas_edge.errors import UsageError
 from atlas_edge.options import Flag, Output, Running
 
 
@@ -84,6 +86,49 @@ def watch(
     if output.json:
         status = watcher.view.status()
         print_json({"counts": status.counts, "slides": status.rows})
+
+
+def retry(out: Path, names: list[str], /, *, dry_run: Flag = False, output: Output = Output()) -> None:
+    """Try slides again that were set aside or wait for their next attempt; a watcher that runs takes them at once.
+
+    Args:
+        out: Folder of a watcher's journal: its --out.
+        names: Slides by file name or path, or patterns such as '*.svs', which mean those that have failed.
+        dry_run: Say what would be done.
+        output: What is printed.
+    """
+    from atlas_edge.embed.watch import again
+
+    _say(again.retry(out, names, dry_run=dry_run), output)
+
+
+def forget(out: Path, names: list[str], /, *, dry_run: Flag = False, output: Output = Output()) -> None:
+    """Drop slides from a watcher's journal; what is still in the drop folder is found anew.
+
+    Embeddings stay, and are not made again where they belong to the slide that is found.
+
+    Args:
+        out: Folder of a watcher's journal: its --out.
+        names: Slides by file name or path, or patterns such as '*.svs'.
+        dry_run: Say what would be done.
+        output: What is printed.
+    """
+    from atlas_edge.embed.watch import again
+
+    _say(again.forget(out, names, dry_run=dry_run), output)
+
+
+def _say(told: Sequence[Any], output: Output) -> None:
+    screen = output.screen()
+    if not told:
+        screen.print("none of these slides has failed")
+    for item in told:
+        screen.print(f"{item.slide} {item.did}", markup=False, soft_wrap=True)
+    if output.json:
+        print_json({"slides": [dataclasses.asdict(item) for item in told]})
+    refused = sum(item.refused for item in told)
+    if refused:
+        raise UsageError(f"{refused} of {len(told)} slides were left as they are", hint="see the lines above")
 
 
 def _list(folder: Path, out: Path, screen: Any, *, json: bool) -> None:

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+LOG = "atlas-embed.jsonl"
+
 _KEPT = 1000
 _READ_BYTES = 2**22
 _SHOWN = 100

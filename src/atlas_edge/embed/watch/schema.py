@@ -13,6 +13,8 @@ import psutil
 from atlas_edge.embed.resume.plan import Plan
 from atlas_edge.errors import InputError
 
+JOURNAL = "atlas-embed.sqlite"
+
 _VERSION = 1
 _BUSY_S = 60.0
 _NETWORK = ("nfs", "cifs", "smb", "sshfs", "9p", "afs", "ncpfs", "webdav", "davfs", "glusterfs", "ceph", "lustre")

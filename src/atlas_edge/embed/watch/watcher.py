@@ -1,6 +1,5 @@
 """A scanner's drop folder: every finished slide is embedded, once."""
 
-import json
 import os
 import sqlite3
 import threading
@@ -18,20 +17,15 @@ from atlas_edge.embed.resume.plan import attributes_of, differences, is_current,
 from atlas_edge.embed.slide import SlideResult, embed_slide
 from atlas_edge.embed.slide_files import SlideIdentity, slide_identity
 from atlas_edge.embed.watch.encoder import WatchedEncoder
-from atlas_edge.embed.watch.event_log import EventLog
+from atlas_edge.embed.watch.event_log import LOG, EventLog
 from atlas_edge.embed.watch.journal import Job, WatchJournal
+from atlas_edge.embed.watch.quarantine import remove_report, report_of, write_report
 from atlas_edge.embed.watch.scan import Scanner, Troubles
-from atlas_edge.embed.watch.schema import State
+from atlas_edge.embed.watch.schema import JOURNAL, State
 from atlas_edge.embed.watch.view import View, about
 from atlas_edge.embed.workers import failure_of, reason_of
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, UsageError
-from atlas_edge.system.atomic import write_atomic
-from atlas_edge.system.paths import printable
-
-JOURNAL = "atlas-embed.sqlite"
-LOG = "atlas-embed.jsonl"
-QUARANTINE = "quarantine"
 
 _PROGRESS_S = 1.0
 _IDLE_S = 0.2
@@ -227,7 +221,7 @@ class Watcher:
             before = slide_identity(job.path)
             if self._holds(job.path, before, job.out):
                 self._troubles.over("disk")
-                journal.finish(job, tiles=0, now=time.time())
+                self._done(journal, job, tiles=0)
                 self.log.write("already embedded", slide=str(job.path))
                 return
             self._check_place(job)
@@ -273,7 +267,12 @@ class Watcher:
             seconds=round(result.seconds, 3),
             unreadable=result.unreadable,
         )
-        journal.finish(job, tiles=result.tiles, now=time.time())
+        self._done(journal, job, tiles=result.tiles)
+
+    def _done(self, journal: WatchJournal, job: Job, *, tiles: int) -> None:
+        journal.finish(job, tiles=tiles, now=time.time())
+        with suppress(OSError):
+            remove_report(report_of(self.out, self._folder, job.path))
 
     def _failed(self, journal: WatchJournal, job: Job, before: SlideIdentity | None, error: Exception) -> None:
         """Count an attempt, unless it was no fault of the slide."""
@@ -283,7 +282,7 @@ class Watcher:
         if not isinstance(error, DiskFull):
             self._troubles.over("disk")
         if isinstance(error, NoTissue):
-            journal.finish(job, tiles=0, now=time.time())
+            self._done(journal, job, tiles=0)
             self.log.write("no tissue", slide=str(job.path), reason=error.message)
         elif isinstance(error, DiskFull):
             self._troubles.met("disk", error.message, error)
@@ -334,12 +333,8 @@ class Watcher:
         return progress
 
     def _report(self, path: Path, error: str, attempts: int) -> None:
-        """Say in a file of its own why a slide is set aside; the slide stays where the scanner put it."""
-        report = self.out / QUARANTINE / f"{'_'.join(path.relative_to(self._folder).parts)}.json"
-        said = {"slide": printable(path), "error": error, "attempts": attempts, "again": "replace or touch the slide"}
         try:
-            report.parent.mkdir(exist_ok=True)
-            write_atomic(report, (json.dumps(said, indent=2) + "\n").encode())
+            write_report(report_of(self.out, self._folder, path), path, error, attempts)
         except OSError as failed:
             self.log.write("no report", slide=str(path), error=reason_of(failed))
 
