@@ -6,6 +6,7 @@ from atlas_edge.bench.commands.compare import compare
 from atlas_edge.bench.commands.conformance import conformance
 from atlas_edge.bench.commands.loadgen import loadgen
 from atlas_edge.bench.commands.pace import pace
+from atlas_edge.bench.commands.probe import probe
 from atlas_edge.bench.commands.selftest import selftest
 from atlas_edge.bench.commands.slide import slide
 from atlas_edge.bench.commands.slide_check import slide_check, slide_pair
@@ -27,6 +28,7 @@ app.command(choose)
 app.command(pace)
 app.command(loadgen)
 app.command(selftest)
+app.command(probe)
 app.command(conformance)
 app.command(slide)
 app.command(slide_check)

@@ -68,19 +68,50 @@ def fit_probe(method: ProbeMethod, features: NDArray[np.float32], labels: NDArra
     scale[scale == 0] = 1.0
     model = LogisticRegression(C=LINEAR_C, class_weight="balanced", max_iter=_LINEAR_ITERATIONS)
     model.fit((features - mean) / scale, labels)
-    return _LinearProbe(classes=names, mean=mean, scale=scale, model=model)
+    return LinearProbe(classes=names, mean=mean, scale=scale, model=model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _LinearProbe:
+class LinearWeights:
+    """A linear probe as plain numbers: `logits` are largest at the class that it decides for.
+
+    Attributes:
+        mean, scale: `(D,)` by which embeddings are standardised.
+        weights: `(classes, D)`.
+        bias: `(classes,)`.
+    """
+
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """`(N, D)` embeddings -> `(N, classes)`."""
+        found: NDArray[np.float64] = (features - self.mean) / self.scale @ self.weights.T + self.bias
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearProbe:
+    """Logistic regression on standardised embeddings; see `fit_probe`."""
+
     classes: tuple[str, ...]
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
     model: Any
 
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """See `Probe`."""
         result: NDArray[np.float64] = self.model.predict_proba((features - self.mean) / self.scale)
         return result
+
+    def weights(self) -> LinearWeights:
+        """What it has learnt. Of two classes scikit-learn keeps the second one's weights alone."""
+        rows, bias = np.asarray(self.model.coef_), np.asarray(self.model.intercept_)
+        if len(self.classes) == 2:
+            rows, bias = np.concatenate([0 * rows, rows]), np.concatenate([0 * bias, bias])
+        return LinearWeights(mean=self.mean, scale=self.scale, weights=rows, bias=bias)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,5 +28,27 @@ def selftest_rows(report: SelftestReport) -> list[Rows]:
         f"Keep {report.keep}.",
     )
     title = f"Selftest of {report.bundle}: {'PASS' if report.passed else 'FAIL'}"
-    found = [Rows(title=title, headings=headings, rows=rows, notes=notes)]
+    found = [Rows(title=title, headings=headings, rows=rows, notes=notes), *_decision_rows(report)]
     return found if report.speed is None else [*found, *throughput_and_latency(report.speed)]
+
+
+def _decision_rows(report: SelftestReport) -> list[Rows]:
+    decided = [(name, case.decisions) for name, case in report.cases.items() if case.decisions is not None]
+    rows = tuple(
+        (
+            name,
+            f"{found.changed} of {found.tiles}",
+            "not recorded" if found.changed_when_made is None else f"{found.changed_when_made} of {found.tiles}",
+        )
+        for name, found in decided
+    )
+    if not rows:
+        return []
+    return [
+        Rows(
+            title="Decisions of the probe beside the bundle",
+            headings=("precision", "changed from full precision, here", "when made"),
+            rows=rows,
+            notes=("Tiles are synthetic: as many as where it was made is what to expect; none of it is judged.",),
+        )
+    ]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.accuracy.agreement import Agreement, embedding_agreement
 from atlas_edge.bench.machine import Machine, this_machine
+from atlas_edge.bench.selftest.probe import StoredProbe, read_probe
 from atlas_edge.bench.speed.timing import SpeedReport, paired_speed
 from atlas_edge.bundle import BESIDE, MANIFEST, open_bundle, read_manifest
 from atlas_edge.encoder import Encoder
@@ -44,6 +45,21 @@ _ROOM = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decisions:
+    """What the probe beside a bundle (`atlas-bench probe`) decides of the selftest tiles.
+
+    Attributes:
+        tiles: Tiles.
+        changed: So many are decided otherwise on the embeddings made here than on the full-precision ones.
+        changed_when_made: The same of the embeddings made where the bundle was made; None where those were not stored.
+    """
+
+    tiles: int
+    changed: int
+    changed_when_made: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SelftestCase:
     """One precision of a bundle, run here.
 
@@ -56,6 +72,7 @@ class SelftestCase:
         distance_when_made: The same where it was made, None where that was not recorded.
         allowed: Largest distance that passes.
         finite: Whether every number is finite.
+        decisions: Of the probe beside the bundle; None where there is none.
         passed: Finite, and no farther than allowed.
     """
 
@@ -68,6 +85,7 @@ class SelftestCase:
     allowed: float
     finite: bool
     passed: bool
+    decisions: Decisions | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +200,7 @@ def run_selftest(
         ChecksumError: A file differs from the manifest.
     """
     manifest = read_manifest(bundle)
-    stored = read_selftest(bundle)
+    stored, probe = read_selftest(bundle), read_probe(bundle)
     tiles = stored.draw(manifest.encoder)
     folders = [bundle, *(path for path in (bundle / BESIDE,) if (path / MANIFEST).is_file())]
     encoders: dict[str, Encoder] = {}
@@ -192,7 +210,7 @@ def run_selftest(
             precision = read_manifest(folder).precision
             encoders[precision.value] = open_bundle(folder, device=device, rehash=True)
             kept = stored if folder == bundle else replace(stored, deployed=None)
-            cases[precision.value] = run_case(folder, encoders[precision.value], precision, tiles, kept)
+            cases[precision.value] = run_case(folder, encoders[precision.value], precision, tiles, kept, probe)
         measured = _time(encoders, tiles, rounds, batch) if speed else None
     finally:
         for encoder in encoders.values():
@@ -255,7 +273,12 @@ def read_selftest(bundle: Path) -> StoredSelftest:
 
 
 def run_case(
-    folder: Path, encoder: Encoder, precision: Precision, tiles: NDArray[np.uint8], stored: StoredSelftest
+    folder: Path,
+    encoder: Encoder,
+    precision: Precision,
+    tiles: NDArray[np.uint8],
+    stored: StoredSelftest,
+    probe: StoredProbe | None = None,
 ) -> SelftestCase:
     """Embed the tiles, and judge how far from full precision that is.
 
@@ -265,6 +288,7 @@ def run_case(
         precision: Of the bundle.
         tiles: From `StoredSelftest.draw`.
         stored: What it is judged by.
+        probe: Beside the bundle, for decisions; None without.
     """
     found = _embed(encoder, tiles)
     finite = bool(np.isfinite(found).all())
@@ -281,6 +305,17 @@ def run_case(
         allowed=allowed,
         finite=finite,
         passed=finite and distance <= allowed,
+        decisions=None if probe is None else _decisions(probe, found, stored),
+    )
+
+
+def _decisions(probe: StoredProbe, found: NDArray[np.float32], stored: StoredSelftest) -> Decisions:
+    wanted = probe.decide(stored.reference)
+    deployed = stored.deployed
+    return Decisions(
+        tiles=len(found),
+        changed=int((probe.decide(found) != wanted).sum()),
+        changed_when_made=None if deployed is None else int((probe.decide(deployed) != wanted).sum()),
     )
 
 
