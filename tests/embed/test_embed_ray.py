@@ -1,10 +1,15 @@
 """A folder of slides over two Ray workers, through the real command line."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from atlas_edge.cli import run_app
+from atlas_edge.embed.cli import app
+from atlas_edge.embed.jobs import SlideSkipped
 from embed.conftest import make_scan
 from support import RunCommand
 
@@ -39,3 +44,17 @@ def test_two_ray_workers(mean_bundle: Path, tmp_path: Path, run_command: RunComm
     report = json.loads(rest.stdout)
     assert report["to_do"] == [str((folder / "zero.svs").resolve())]
     assert [Path(failure["slide"]).name for failure in report["failed"]] == ["b.tif"]
+
+
+def test_what_ray_says_of_dead_workers_is_no_part_of_the_json(
+    mean_bundle: Path, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def embedded(jobs: list[tuple[Path, Path]], *_: Any, **__: Any) -> Iterator[tuple[SlideSkipped, str]]:
+        print("(raylet) A worker died or was killed")
+        yield SlideSkipped(slide=str(jobs[0][0]), out=str(jobs[0][1]), why="no tissue"), "actor"
+
+    monkeypatch.setattr("atlas_edge.embed.ray.data.embed_with_ray", embedded)
+    words = ["ray", str(scan.parent), "--bundle", str(mean_bundle), "--out", str(tmp_path / "out"), "--json"]
+    assert run_app(app, words) == 0
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)["skipped"]) == 1 and "(raylet)" in said.err

@@ -1,6 +1,8 @@
 """`atlas-embed ray FOLDER`, registered by `embed.cli`."""
 
+import contextlib
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,14 +98,17 @@ def ray(
     if jobs and not dry_run:
         from atlas_edge.embed.ray.data import embed_with_ray
 
-        for item, actor in embed_with_ray(
+        items = embed_with_ray(
             jobs, str(Path(bundle).resolve()), config, workers=workers, gpus_a_worker=gpus_a_worker, address=address
-        ):
-            kept = failures if isinstance(item, SlideFailure) else results
-            if isinstance(item, SlideSkipped):
-                kept = without_tissue
-            kept.append({**dataclasses.asdict(item), "actor": actor})
-            screen.print(result_line(item), markup=False, soft_wrap=True)
+        )
+        # Ray tells on stdout of workers that died.
+        with contextlib.redirect_stdout(sys.stderr):
+            for item, actor in items:
+                kept = failures if isinstance(item, SlideFailure) else results
+                if isinstance(item, SlideSkipped):
+                    kept = without_tissue
+                kept.append({**dataclasses.asdict(item), "actor": actor})
+                screen.print(result_line(item), markup=False, soft_wrap=True)
     if output.json:
         to_do = [str(slide) for slide, _ in jobs] if dry_run else []
         print_json({"slides": results, "skipped": without_tissue, "failed": failures, "to_do": to_do})
