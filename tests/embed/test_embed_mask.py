@@ -36,8 +36,11 @@ def test_each_slide_has_the_mask_of_its_name(tmp_path: Path) -> None:
         masks_of(slides, tmp_path)
     (tmp_path / "c.mask.png").touch()
     assert [masks_of(slides, tmp_path)[slide].name for slide in slides] == ["a.geojson", "b.ome.png", "c.mask.png"]
+    # What a person has drawn comes before what an earlier run has found.
     (tmp_path / "c.tif").touch()
-    with pytest.raises(InputError, match=r"holds c\.tif and c\.mask\.png of one slide"):
+    assert masks_of(slides, tmp_path)[slides[2]].name == "c.tif"
+    (tmp_path / "c.png").touch()
+    with pytest.raises(InputError, match=r"holds c\.png and c\.tif of one slide"):
         masks_of(slides, tmp_path)
     # A slide is not its own mask.
     assert masks_of(slides[:1], tmp_path)[slides[0]].name == "a.geojson"
@@ -57,8 +60,9 @@ def test_masks_join_what_a_list_says(tmp_path: Path) -> None:
     assert found == {slide: SlideFacts(mpp=0.25, mask=mask)}
     config = EmbedConfig(of_slides=found).of_slide(slide)
     assert (config.mpp, config.mask, config.of_slides) == (0.25, mask, None)
-    with pytest.raises(UsageError, match="--no-tissue"):
-        with_masks(jobs, mask, facts, EmbedConfig(tissue=False))
+    for other, option in ((EmbedConfig(tissue=False), "--no-tissue"), (EmbedConfig(stain="he"), "--stain he")):
+        with pytest.raises(UsageError, match=option):
+            with_masks(jobs, mask, facts, other)
 
 
 def test_the_mask_is_part_of_the_plan_and_in_the_attributes(scan: Path, tmp_path: Path) -> None:

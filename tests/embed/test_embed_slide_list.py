@@ -142,6 +142,16 @@ def test_on_the_command_line(two: Path, mean_bundle: Path, run_here: RunHere, ca
     assert {file.name for file in (two / "out").iterdir()} == {"one.h5", "a.h5"}
     again = run_here("--slides", path, *arguments)
     assert again.returncode == 0 and len(json.loads(again.stdout)["skipped"]) == 2, again.stderr
-    for given in ((), (two / "in" / "a.tif", "--slides", path)):
-        refused = run_here(*given, *arguments)
+    for given in ((), (two / "in" / "a.tif", "--slides", path), ("ray",), ("ray", two / "in", "--slides", path)):
+        refused = run_here(*given, "--bundle", mean_bundle, "--out", two / "out")
         assert refused.returncode == 2 and "--slides" in refused.stderr
+
+
+def test_a_cluster_takes_the_list_and_masks(two: Path, mean_bundle: Path, run_here: RunHere) -> None:
+    path = written(two / "list.csv", "slide,mpp,id\nin/a.tif,0.25,one\nin/sub/a.tif,,\n")
+    arguments = ["ray", "--slides", path, "--bundle", mean_bundle, "--out", two / "out", "--dry-run", "--json"]
+    done = run_here(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["to_do"] == [str(two / "in" / name) for name in ("a.tif", "sub/a.tif")]
+    lacking = run_here(*arguments, "--mask", two)
+    assert lacking.returncode == 5 and "holds no mask of a.tif, a.tif" in lacking.stderr

@@ -10,7 +10,8 @@ from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides.tissue.given import AREA_SUFFIXES, PICTURE_SUFFIXES
 from atlas_edge.system.paths import printable
 
-_SUFFIXES = (*AREA_SUFFIXES, *PICTURE_SUFFIXES, ".mask.png")
+_SUFFIXES = (*AREA_SUFFIXES, *PICTURE_SUFFIXES)
+_OWN_SUFFIX = ".mask.png"
 _MOST_LISTED = 5
 
 
@@ -26,13 +27,14 @@ def with_masks(
         config: What holds for all.
 
     Raises:
-        UsageError: Tissue is not to be looked for; see also `masks_of`.
+        UsageError: Other options say where tissue is, too; see also `masks_of`.
         InputError: See `masks_of`.
     """
     if given is None:
         return facts
-    if not config.tissue:
-        raise UsageError("--mask says where tissue is, --no-tissue that nobody asks", hint="leave one of them out")
+    for option, is_given in (("--no-tissue", not config.tissue), (f"--stain {config.stain}", config.stain is not None)):
+        if is_given:
+            raise UsageError(f"--mask says where tissue is, {option} how to look for it", hint="leave one of them out")
     masks = masks_of([slide for slide, _ in jobs], given)
     return {slide: replace((facts or {}).get(slide, SlideFacts()), mask=mask) for slide, mask in masks.items()}
 
@@ -42,7 +44,8 @@ def masks_of(slides: Sequence[Path], given: Path) -> dict[Path, Path]:
 
     Args:
         slides: Slides.
-        given: A mask, or a folder with `STEM.geojson`, `STEM.png` or `STEM.tif` of each slide.
+        given: A mask, or a folder with `STEM.geojson`, `STEM.png` or `STEM.tif` of each slide, or else the
+            `STEM.mask.png` that an earlier run has written.
 
     Raises:
         UsageError: One mask for several slides.
@@ -75,4 +78,6 @@ def masks_of(slides: Sequence[Path], given: Path) -> dict[Path, Path]:
 
 def _masks_in(folder: Path, slide: Path) -> list[Path]:
     places = [folder / f"{slide_stem(slide)}{suffix}" for suffix in _SUFFIXES]
-    return [place for place in places if place.is_file() and place.absolute() != slide.absolute()]
+    found = [place for place in places if place.is_file() and place.absolute() != slide.absolute()]
+    own = folder / f"{slide_stem(slide)}{_OWN_SUFFIX}"
+    return found or [own] * own.is_file()
