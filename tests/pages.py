@@ -56,6 +56,10 @@ def misfit(words: list[str], *, whole: bool = True) -> str | None:
     """
     import cyclopts
 
+    if "--config" in words:
+        # A file of the reader's own says the rest.
+        where = words.index("--config")
+        words, whole = [*words[:where], *words[where + 2 :]], False
     # Tests find the modules of tools by their names.
     tool = re.fullmatch(r"tools/(\w+)\.py", words[0])
     app = import_module(tool[1] if tool else f"atlas_edge.{words[0].removeprefix('atlas-')}.cli").app

@@ -1,5 +1,6 @@
 """What the five commands share: exit codes, errors without tracebacks, `--json`, verbosity, configuration."""
 
+import difflib
 import io
 import json
 import logging
@@ -16,6 +17,9 @@ from atlas_edge.system.paths import printable
 if TYPE_CHECKING:
     import cyclopts
     from rich.console import Console
+
+CONFIG = "--config"
+"""Option of those commands that take theirs from a file, too."""
 
 EXIT_BUG = 1
 EXIT_USAGE = 2
@@ -57,6 +61,12 @@ def make_app(name: str, summary: str) -> "cyclopts.App":
             lambda app, commands, arguments: _check_table(app, commands, arguments, toml.config.get(table)),
         ],
     )
+
+
+def take_file(app: "cyclopts.App", command: str) -> None:
+    """Have a command take values from the file that its `--config` names, next after those of the environment."""
+    environment, *tables = app.config
+    app[command].config = (environment, _apply_file, *tables)
 
 
 def run_app(app: "cyclopts.App", argv: Sequence[str] | None = None) -> int:
@@ -152,6 +162,30 @@ def _never_fail_to_print() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _apply_file(app: "cyclopts.App", commands: tuple[str, ...], arguments: "cyclopts.ArgumentCollection") -> None:
+    """Options from the file that `--config` names, by the names that they have on the command line."""
+    import cyclopts
+
+    named = [token.value for argument in arguments if CONFIG in argument.names for token in argument.tokens]
+    if not named:
+        return
+    path = Path(named[-1])
+    if not path.is_file():
+        raise UsageError(f"{CONFIG} {path} is not a file, expected options in TOML", hint="check the path")
+    file = cyclopts.config.Toml(path, use_commands_as_keys=False)
+    tables = [key for key, value in file.config.items() if isinstance(value, dict)]
+    if tables:
+        raise UsageError(f"{path}: [{tables[0]}] is a table, expected options only", hint="leave that line out")
+    try:
+        file(app, commands, arguments)
+    except cyclopts.UnknownOptionError as error:
+        key = str(error.token.keyword).strip("[]")
+        names = [name.removeprefix("--") for argument in arguments if argument.parse for name in argument.names]
+        near = difflib.get_close_matches(key, names, n=1)
+        hint = f"write {near[0]}" if near else f"see {app.name[0]} --help"
+        raise UsageError(f"{path}: {key} is no option of this command", hint=hint) from error
 
 
 def _check_table(

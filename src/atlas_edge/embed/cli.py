@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from atlas_edge.cli import make_app, print_json, run_app
+from atlas_edge.cli import make_app, print_json, run_app, take_file
 from atlas_edge.embed.config import SLIDE_LIST, EmbedConfig
 from atlas_edge.embed.ray.command import ray
 from atlas_edge.embed.watch.command import forget, retry, watch
@@ -28,6 +28,7 @@ A run that was killed goes on where it stopped when the same command is given ag
 
 app = make_app("atlas-embed", HELP)
 app.command(watch)
+take_file(app, "watch")
 app.command(retry)
 app.command(forget)
 app.command(ray)

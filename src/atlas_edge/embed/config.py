@@ -11,6 +11,8 @@ from cyclopts import Parameter
 from atlas_edge.errors import UsageError
 from atlas_edge.options import Flag, NotTyped, Options, Stain
 
+Patterns = Annotated[tuple[str, ...], Parameter(negative="")]
+
 MAGNIFICATION_MPP = 10.0
 """µm per pixel at 1x: how TRIDENT turns magnifications into µm per pixel and back."""
 
@@ -117,6 +119,13 @@ class WatchOptions(Options):
         most_attempts: After so many failures a slide is quarantined: left alone until it changes.
         retry_s: Pause before the second attempt; it doubles each time.
         re_embed: Embed again what another bundle, scale or tissue limit embedded; refused when left out.
+        include: Only slides whose name, or path below the folder, fits one of these patterns; may be repeated.
+        exclude: No slides whose name, or path below the folder, fits one of these patterns; may be repeated.
+        on_quarantine: Command to run for each slide that is quarantined, with the path of its report as last argument
+            and in ATLAS_EMBED_REPORT; without a shell, for at most a minute.
+        min_free_gb: Wait while less is left on the disk of --out or --state, GB.
+        log_mb: Size at which the log begins a new file, MB.
+        log_files: Full files of the log that are kept.
         once: End when every slide is embedded or quarantined; after a minute without folder or room, too.
     """
 
@@ -127,4 +136,10 @@ class WatchOptions(Options):
     most_attempts: Annotated[int, Ge(1), Parameter(name="--attempts")] = 3
     retry_s: Annotated[float, Ge(0), Parameter(name="--retry-seconds")] = 60.0
     re_embed: Flag = False
+    include: Patterns = ()
+    exclude: Patterns = ()
+    on_quarantine: str = ""
+    min_free_gb: Annotated[float, Ge(0), Parameter(name="--min-free")] = 0.0
+    log_mb: Annotated[float, Gt(0), Parameter(name="--log-mb")] = 16.0
+    log_files: Annotated[int, Ge(0)] = 5
     once: Flag = False

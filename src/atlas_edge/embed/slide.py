@@ -118,6 +118,7 @@ def embed_slide(
     *,
     bundle_sha256: str = "",
     progress: Callable[[int, int], None] | None = None,
+    work: Path | None = None,
 ) -> SlideResult:
     """Embed a slide's tissue into one file, going on where a killed run of the same plan stopped.
 
@@ -128,6 +129,7 @@ def embed_slide(
         config: See `EmbedConfig`.
         bundle_sha256: SHA-256 of the bundle's manifest, for the attributes.
         progress: Called with tiles done and tiles in all.
+        work: Folder for what is kept of an unfinished slide; beside `out` when None.
 
     Raises:
         InputError: The slide is damaged, has no tissue, too many unreadable tiles, or changed while it was read; or
@@ -135,7 +137,7 @@ def embed_slide(
         UsageError: Nobody said how many µm per pixel the encoder wants, or another process writes `out`.
     """
     with explained_disk_full(out), output_lock(out):
-        return _embed_locked(path, encoder, out, config.of_slide(path), bundle_sha256, progress)
+        return _embed_locked(path, encoder, out, config.of_slide(path), bundle_sha256, progress, work or out.parent)
 
 
 def _embed_locked(
@@ -145,6 +147,7 @@ def _embed_locked(
     config: EmbedConfig,
     bundle_sha256: str,
     progress: Callable[[int, int], None] | None,
+    work: Path,
 ) -> SlideResult:
     begun, clock = time.perf_counter(), StageClock()
     check_form(out)
@@ -162,11 +165,14 @@ def _embed_locked(
             raise NoTissue(f"{path} has no tissue", hint="look at the mask beside the output, or add --no-tissue")
         plan = _plan_of(before, encoder, grid, config, bundle_sha256)
         tokens = tokens_shape(encoder.spec) if config.tokens else None
-        journal = Journal(out, plan, encoder.spec.embed_dim, len(MEASURES), tokens)
+        journal = Journal(work / out.name, plan, encoder.spec.embed_dim, len(MEASURES), tokens)
         resumed = journal.rows
         try:
-            check_room(out, rows=len(grid.coords), journal_rows=resumed, row_bytes=journal.row_bytes)
-            _run(TileReader(slide, grid, _colours_of(slide, config)), encoder, journal, config, clock, progress)
+            for place in {out, work / out.name}:
+                check_room(place, rows=len(grid.coords), journal_rows=resumed, row_bytes=journal.row_bytes)
+            reader = TileReader(slide, grid, _colours_of(slide, config))
+            with explained_disk_full(work / out.name):
+                _run(reader, encoder, journal, config, clock, progress)
             if slide_identity(path) != before:
                 journal.remove()
                 raise InputError(f"{path} changed while it was read", hint="wait until the scanner has finished it")

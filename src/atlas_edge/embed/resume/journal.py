@@ -22,7 +22,7 @@ class Journal:
     """Rows in raw files beside the output, and how many of them are safely on disk.
 
     Args:
-        out: Final output file; the journal is the folder `.NAME.work` beside it.
+        out: File beside which the journal is, the folder `.NAME.work`: the final output, or one of its name elsewhere.
         plan: What the rows depend on: a journal of another plan is dropped.
         embed_dim: Values of an embedding.
         measures: Further values a row, which follow it.

@@ -10,18 +10,21 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, validators
 
-from atlas_edge.cli import existing_folder, print_json
+from atlas_edge.cli import CONFIG, existing_folder, print_json
 from atlas_edge.embed.config import EmbedConfig, WatchOptions
 from atlas_edge.errors import UsageError
 from atlas_edge.options import Flag, Output, Running
 
+Settings = Annotated[Path | None, Parameter(name=CONFIG)]
+
 
 def watch(
     folder: Path,
-    /,
     *,
     bundle: str,
     out: Path,
+    state: Path | None = None,
+    settings: Settings = None,
     options: WatchOptions = WatchOptions(),
     config: EmbedConfig = EmbedConfig(),
     streams: int | None = None,
@@ -41,7 +44,10 @@ def watch(
     Args:
         folder: Drop folder, with its subfolders. Nothing is written there.
         bundle: Bundle folder, or a package of several.
-        out: Folder for the embeddings, the journal (SQLite), the log (JSON lines) and the quarantine's reports.
+        out: Folder for the embeddings.
+        state: Folder for the journal (SQLite), the log (JSON lines), the quarantine's reports and unfinished slides, on
+            a disk of this machine; --out when left out.
+        settings: TOML file with options by their names, `settle-seconds = 60`; those that are typed win.
         options: How the folder is watched.
         config: How slides are embedded.
         streams: Calls side by side in OpenVINO; chosen by the cores when left out.
@@ -59,7 +65,7 @@ def watch(
 
     check_form(out / f"x.{options.form}")
     if dry_run:
-        _list(folder, out, screen, json=output.json)
+        _list(folder, out, options, screen, json=output.json)
         return
     existing_folder(folder, "the scanner's drop folder")
 
@@ -72,7 +78,9 @@ def watch(
             check_tokens(out / f"x.{options.form}", encoder.spec)
         if encoder.spec.notice:
             screen.print(f"WARNING: {encoder.spec.notice}")
-        watcher = Watcher(folder, out, encoder, config, options, bundle=Path(bundle).name, bundle_sha256=sha256)
+        watcher = Watcher(
+            folder, out, encoder, config, options, bundle=Path(bundle).name, bundle_sha256=sha256, state=state
+        )
         address = ""
         if page:
             from atlas_edge.embed.watch.page.server import status_page
@@ -92,7 +100,7 @@ def retry(out: Path, names: list[str], /, *, dry_run: Flag = False, output: Outp
     """Try slides again that were set aside or wait for their next attempt; a watcher that runs takes them at once.
 
     Args:
-        out: Folder of a watcher's journal: its --out.
+        out: Folder of a watcher's journal: its --out, or its --state.
         names: Slides by file name or path, or patterns such as '*.svs', which mean those that have failed.
         dry_run: Say what would be done.
         output: What is printed.
@@ -108,7 +116,7 @@ def forget(out: Path, names: list[str], /, *, dry_run: Flag = False, output: Out
     Embeddings stay, and are not made again where they belong to the slide that is found.
 
     Args:
-        out: Folder of a watcher's journal: its --out.
+        out: Folder of a watcher's journal: its --out, or its --state.
         names: Slides by file name or path, or patterns such as '*.svs'.
         dry_run: Say what would be done.
         output: What is printed.
@@ -131,12 +139,15 @@ def _say(told: Sequence[Any], output: Output) -> None:
         raise UsageError(f"{refused} of {len(told)} slides were left as they are", hint="see the lines above")
 
 
-def _list(folder: Path, out: Path, screen: Any, *, json: bool) -> None:
+def _list(folder: Path, out: Path, options: WatchOptions, screen: Any, *, json: bool) -> None:
     from atlas_edge.embed.slide_files import find_slides
+    from atlas_edge.embed.watch.scan import is_wanted
     from atlas_edge.system.paths import printable
 
     existing_folder(folder, "the scanner's drop folder")
-    found = [str(path) for path in find_slides(folder.resolve(), out.resolve())]
+    folder = folder.resolve()
+    slides = find_slides(folder, out.resolve())
+    found = [str(path) for path in slides if is_wanted(path.relative_to(folder), options)]
     for path in found:
         screen.print(printable(path), markup=False, soft_wrap=True)
     if json:

@@ -5,6 +5,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,7 +123,12 @@ class Scanner:
             self._tell("unread", unread[-1], reason_of(error))
 
         seen: set[Path] = set()
+        left_out = 0
         for path in find_slides(self._folder, self._out, self._ignore, failed):
+            if not is_wanted(path.relative_to(self._folder), self._options):
+                left_out += 1
+                self._tell("left out", path, "by --include and --exclude")
+                continue
             seen.add(path)
             try:
                 self._observe(journal, path, outs, holds)
@@ -135,7 +141,7 @@ class Scanner:
                 raise
             except Exception as error:
                 self._tell("unread", path, reason_of(error))
-        for path in journal.forget(seen, unread, all_of_them=not self._options.once):
+        for path in journal.forget(seen, unread, all_of_them=left_out > 0 or not self._options.once):
             self._log.write("gone", slide=str(path))
         self._since = {path: since for path, since in self._since.items() if path in seen}
         self._looked_at = time.monotonic()
@@ -200,3 +206,12 @@ class Scanner:
         if (event, path) not in self._told:
             self._told.add((event, path))
             self._log.write(event, slide=str(path), reason=reason)
+
+
+def is_wanted(below: Path, options: "WatchOptions") -> bool:
+    """Whether a slide, by its path below the drop folder, is one to embed."""
+
+    def fits(patterns: tuple[str, ...]) -> bool:
+        return any(fnmatch(text, pattern) for pattern in patterns for text in (below.name, below.as_posix()))
+
+    return (not options.include or fits(options.include)) and not fits(options.exclude)

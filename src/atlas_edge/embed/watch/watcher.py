@@ -1,6 +1,7 @@
 """A scanner's drop folder: every finished slide is embedded, once."""
 
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -19,6 +20,7 @@ from atlas_edge.embed.slide_files import SlideIdentity, slide_identity
 from atlas_edge.embed.watch.encoder import WatchedEncoder
 from atlas_edge.embed.watch.event_log import LOG, EventLog
 from atlas_edge.embed.watch.journal import Job, WatchJournal
+from atlas_edge.embed.watch.on_quarantine import OnQuarantine
 from atlas_edge.embed.watch.quarantine import remove_report, report_of, write_report
 from atlas_edge.embed.watch.scan import Scanner, Troubles
 from atlas_edge.embed.watch.schema import JOURNAL, State
@@ -40,12 +42,13 @@ class Watcher:
 
     Args:
         folder: Drop folder; looked at with its subfolders, never written to.
-        out: Folder for embeddings, journal, log and quarantine reports.
+        out: Folder for embeddings.
         encoder: What embeds.
         config: See `EmbedConfig`.
         options: See `WatchOptions`.
         bundle: What it is called, for the page.
         bundle_sha256: For the attributes.
+        state: Folder for journal, log, quarantine reports and unfinished slides; `out` when None.
 
     Attributes:
         out: See above.
@@ -63,22 +66,25 @@ class Watcher:
         *,
         bundle: str = "",
         bundle_sha256: str = "",
+        state: Path | None = None,
     ) -> None:
         if not folder.is_dir():
             raise UsageError(f"{folder} is not a folder, expected the scanner's drop folder")
-        out.mkdir(parents=True, exist_ok=True)
-        self.out = out
-        self.log = EventLog(out / LOG)
+        self.out, self._state = out, state or out
+        for place in (out, self._state):
+            place.mkdir(parents=True, exist_ok=True)
+        self.log = EventLog(self._state / LOG, most_bytes=options.log_mb * 1e6, files=options.log_files)
         self._folder = folder.resolve()
         self._encoder = WatchedEncoder(encoder, config.batch)
         self._config, self._options, self._sha256 = config, options, bundle_sha256
         self._plan = plan_of(encoder.spec, config, bundle_sha256)
         self._stop = threading.Event()
         self._troubles = Troubles(self.log)
+        self._on_quarantine = OnQuarantine(options.on_quarantine, self.log)
         self._scanner = Scanner(self._folder, out.resolve(), options, self.log, self._troubles)
         self._pace = self._encoder.pace
         self.view = View(
-            journal=out / JOURNAL,
+            journal=self._state / JOURNAL,
             folder=self._folder,
             out=out,
             about=about(self._folder, out.resolve(), bundle, encoder.runtime, self._plan),
@@ -118,6 +124,7 @@ class Watcher:
                 for thread in threads:
                     # A share that hangs must not keep the watcher from its end.
                     thread.join(timeout=_JOIN_S)
+                self._on_quarantine.close()
                 self.log.write("stop")
 
     def stop(self) -> None:
@@ -126,7 +133,7 @@ class Watcher:
 
     def _open(self, owner: str | None = None) -> WatchJournal:
         with self._explained():
-            return WatchJournal(self.out / JOURNAL, self._folder, owner=owner)
+            return WatchJournal(self._state / JOURNAL, self._folder, owner=owner)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -134,7 +141,8 @@ class Watcher:
             yield
         except sqlite3.Error as error:
             raise InputError(
-                f"{self.out / JOURNAL} cannot be written: {error}", hint="make room there, or choose another --out"
+                f"{self._state / JOURNAL} cannot be written: {error}",
+                hint="make room there, or choose another --out or --state",
             ) from error
 
     def _check_plan(self, journal: WatchJournal) -> None:
@@ -187,6 +195,8 @@ class Watcher:
 
     def _next(self, journal: WatchJournal) -> Job | None:
         options = self._options
+        if self._lacks_room():
+            return None
         try:
             for path, state in journal.reclaim(most_attempts=options.most_attempts):
                 self.log.write("reclaimed", slide=str(path), state=state)
@@ -194,10 +204,30 @@ class Watcher:
                     self._report(path, "the process that embedded it ended each time", options.most_attempts)
             job = journal.claim(time.time(), longest_pause_s=options.retry_s * 2**options.most_attempts)
         except sqlite3.Error as error:
-            self._stop.wait(self._troubles.met("journal", f"{self.out / JOURNAL} cannot be written: {error}", error))
+            self._stop.wait(self._troubles.met("journal", f"{self._state / JOURNAL} cannot be written: {error}", error))
             return None
         self._troubles.over("journal")
         return job
+
+    def _lacks_room(self) -> bool:
+        least = self._options.min_free_gb
+        for place in (self.out, self._state) if least else ():
+            lack: OSError | InputError
+            try:
+                if shutil.disk_usage(place).free >= least * 1e9:
+                    continue
+                lack = InputError(f"less than --min-free {least:g} GB are left on its disk")
+            except OSError as error:
+                lack = error
+            self._stop.wait(self._troubles.met("room", f"{place} cannot be written: {reason_of(lack)}", lack))
+            return True
+        self._troubles.over("room")
+        return False
+
+    def _work_of(self, out: Path) -> Path | None:
+        if self._state == self.out:
+            return None
+        return self._state / "work" / (out.relative_to(self.out).parent if self.out in out.parents else "")
 
     def _outs(self, path: Path) -> Iterator[Path]:
         for place in output_names(path, self._folder, self.out, self._options.form):
@@ -233,11 +263,12 @@ class Watcher:
                 self._config,
                 bundle_sha256=self._sha256,
                 progress=self._progress_of(journal, job),
+                work=self._work_of(job.out),
             )
             self._finish(journal, job, result)
         except sqlite3.Error as error:
             # What became of the slide could not be written down: it is reclaimed, and seen to be embedded.
-            self._stop.wait(self._troubles.met("journal", f"{self.out / JOURNAL} cannot be written: {error}", error))
+            self._stop.wait(self._troubles.met("journal", f"{self._state / JOURNAL} cannot be written: {error}", error))
         except Exception as error:
             with suppress(sqlite3.Error):
                 self._failed(journal, job, before, error)
@@ -272,7 +303,7 @@ class Watcher:
     def _done(self, journal: WatchJournal, job: Job, *, tiles: int) -> None:
         journal.finish(job, tiles=tiles, now=time.time())
         with suppress(OSError):
-            remove_report(report_of(self.out, self._folder, job.path))
+            remove_report(report_of(self._state, self._folder, job.path))
 
     def _failed(self, journal: WatchJournal, job: Job, before: SlideIdentity | None, error: Exception) -> None:
         """Count an attempt, unless it was no fault of the slide."""
@@ -333,10 +364,13 @@ class Watcher:
         return progress
 
     def _report(self, path: Path, error: str, attempts: int) -> None:
+        report = report_of(self._state, self._folder, path)
         try:
-            write_report(report_of(self.out, self._folder, path), path, error, attempts)
+            write_report(report, path, error, attempts)
         except OSError as failed:
             self.log.write("no report", slide=str(path), error=reason_of(failed))
+        else:
+            self._on_quarantine.told(report)
 
 
 def _look(path: Path) -> SlideIdentity | None:
