@@ -66,7 +66,31 @@ def make_app(name: str, summary: str) -> "cyclopts.App":
 def take_file(app: "cyclopts.App", command: str) -> None:
     """Have a command take values from the file that its `--config` names, next after those of the environment."""
     environment, *tables = app.config
-    app[command].config = (environment, _apply_file, *tables)
+    app[command].config = (environment, apply_file, *tables)
+
+
+def apply_file(app: "cyclopts.App", commands: tuple[str, ...], arguments: "cyclopts.ArgumentCollection") -> None:
+    """Options from the file that `--config` names, by the names that they have on the command line."""
+    import cyclopts
+
+    named = [token.value for argument in arguments if CONFIG in argument.names for token in argument.tokens]
+    if not named:
+        return
+    path = Path(named[-1])
+    if not path.is_file():
+        raise UsageError(f"{CONFIG} {path} is not a file, expected options in TOML", hint="check the path")
+    file = cyclopts.config.Toml(path, use_commands_as_keys=False)
+    tables = [key for key, value in file.config.items() if isinstance(value, dict)]
+    if tables:
+        raise UsageError(f"{path}: [{tables[0]}] is a table, expected options only", hint="leave that line out")
+    try:
+        file(app, commands, arguments)
+    except cyclopts.UnknownOptionError as error:
+        key = str(error.token.keyword).strip("[]")
+        names = [name.removeprefix("--") for argument in arguments if argument.parse for name in argument.names]
+        near = difflib.get_close_matches(key, names, n=1)
+        hint = f"write {near[0]}" if near else "see the command's --help"
+        raise UsageError(f"{path}: {key} is no option of this command", hint=hint) from error
 
 
 def run_app(app: "cyclopts.App", argv: Sequence[str] | None = None) -> int:
@@ -162,30 +186,6 @@ def _never_fail_to_print() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-def _apply_file(app: "cyclopts.App", commands: tuple[str, ...], arguments: "cyclopts.ArgumentCollection") -> None:
-    """Options from the file that `--config` names, by the names that they have on the command line."""
-    import cyclopts
-
-    named = [token.value for argument in arguments if CONFIG in argument.names for token in argument.tokens]
-    if not named:
-        return
-    path = Path(named[-1])
-    if not path.is_file():
-        raise UsageError(f"{CONFIG} {path} is not a file, expected options in TOML", hint="check the path")
-    file = cyclopts.config.Toml(path, use_commands_as_keys=False)
-    tables = [key for key, value in file.config.items() if isinstance(value, dict)]
-    if tables:
-        raise UsageError(f"{path}: [{tables[0]}] is a table, expected options only", hint="leave that line out")
-    try:
-        file(app, commands, arguments)
-    except cyclopts.UnknownOptionError as error:
-        key = str(error.token.keyword).strip("[]")
-        names = [name.removeprefix("--") for argument in arguments if argument.parse for name in argument.names]
-        near = difflib.get_close_matches(key, names, n=1)
-        hint = f"write {near[0]}" if near else f"see {app.name[0]} --help"
-        raise UsageError(f"{path}: {key} is no option of this command", hint=hint) from error
 
 
 def _check_table(

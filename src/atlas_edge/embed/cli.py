@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from atlas_edge.cli import make_app, print_json, run_app, take_file
 from atlas_edge.embed.config import SLIDE_LIST, EmbedConfig
 from atlas_edge.embed.ray.command import ray
+from atlas_edge.embed.service.command import service
 from atlas_edge.embed.watch.command import forget, retry, watch
 from atlas_edge.errors import AtlasError, InputError, RuntimeMissing, UsageError
 from atlas_edge.options import Flag, Output, Running
@@ -31,6 +32,7 @@ app.command(watch)
 take_file(app, "watch")
 app.command(retry)
 app.command(forget)
+app.command(service)
 app.command(ray)
 
 
