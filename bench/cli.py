@@ -7,6 +7,7 @@ from atlas_edge.bench.commands.conformance import conformance
 from atlas_edge.bench.commands.loadgen import loadgen
 from atlas_edge.bench.commands.pace import pace
 from atlas_edge.bench.commands.probe import probe
+from atlas_edge.bench.commands.robustness import robustness
 from atlas_edge.bench.commands.selftest import selftest
 from atlas_edge.bench.commands.slide import slide
 from atlas_edge.bench.commands.slide_check import slide_check, slide_pair
@@ -23,6 +24,7 @@ Example, a gate on what a bundle costs:
 app = make_app("atlas-bench", HELP)
 app.command(speed)
 app.command(accuracy)
+app.command(robustness)
 app.command(compare)
 app.command(choose)
 app.command(pace)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.bench.accuracy.agreement import Agreement, embedding_agreement, linear_cka, tile_cosines
+from atlas_edge.bench.accuracy.croma import CromaMargins, CromaScores, croma_margins, margin_drop
 from atlas_edge.bench.accuracy.drop import AccuracyDrop, balanced_accuracy, calibration_error, drop_with_probes
 from atlas_edge.bench.accuracy.plism import PlismBench, plism_bench
 from atlas_edge.bench.accuracy.probe import Probe, ProbeMethod, fit_probe
@@ -17,7 +18,7 @@ from atlas_edge.bench.accuracy.robustness import (
     pathorob_tiles,
     robustness_counts,
 )
-from atlas_edge.bench.accuracy.stress import STRESSES, StressResult, stress_result
+from atlas_edge.bench.accuracy.stress import STRESSES, Shift, StressResult, stress_result
 from atlas_edge.bench.accuracy.tileset import TileSet, embed_tiles
 from atlas_edge.bench.interval import Interval, share_difference_interval
 from atlas_edge.bench.options import AccuracyOptions
@@ -40,6 +41,7 @@ class EncoderScores:
         calibration_error: Expected calibration error of the linear probe, 0-1; None without labels.
         robustness: PathoROB's index; None without classes, slides and two centres.
         plism: plismbench; None without positions on two scans.
+        croma: By croma's own code; None where it is not installed, or as `robustness`.
     """
 
     linear: float | None
@@ -47,6 +49,7 @@ class EncoderScores:
     calibration_error: float | None
     robustness: RobustnessIndex | None
     plism: PlismBench | None
+    croma: CromaScores | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,7 @@ class CandidateAccuracy:
         drops: Accuracy drops: linear and kNN with the reference's probe, then both refitted; empty without labels.
         robustness_drop: Robustness index lost, 0-1, with its interval; None where the index is.
         stress: Stress test, one entry a shift; empty where left out.
+        croma_drop: Mean margin of croma's that was lost, with its interval; None where there are none.
     """
 
     agreement: Agreement | None
@@ -70,6 +74,7 @@ class CandidateAccuracy:
     drops: tuple[AccuracyDrop, ...]
     robustness_drop: Interval | None
     stress: tuple[StressResult, ...]
+    croma_drop: Interval | None = None
 
     def drop(self, method: ProbeMethod, *, refitted: bool = False) -> AccuracyDrop | None:
         """One of the drops, or None where it was not measured."""
@@ -105,6 +110,7 @@ def accuracy_report(
     evaluation: TileSet,
     fit: TileSet | None = None,
     options: AccuracyOptions | None = None,
+    stresses: Mapping[str, Shift] = STRESSES,
     progress: Progress | None = None,
 ) -> AccuracyReport:
     """Embed the tiles with every encoder and compare.
@@ -115,6 +121,7 @@ def accuracy_report(
         evaluation: Tiles tested. Without labels there are agreement, retrieval and stress, but no scores.
         fit: Labelled tiles to fit probes on, disjoint from `evaluation`.
         options: What to measure.
+        stresses: Name -> shift of tiles under which encoders are compared, too.
         progress: Called with what is being done, embeddings done and embeddings in all.
 
     Raises:
@@ -130,7 +137,7 @@ def accuracy_report(
     if labelled:
         assert fit is not None
         fitted = embed_tiles(encoders, fit, progress=_tell(progress, "embedding to fit on", len(encoders), fit))
-    stressed = _embed_stressed(encoders, evaluation, options, progress) if reference is not None else {}
+    stressed = _embed_stressed(encoders, evaluation, options, stresses, progress) if reference is not None else {}
     encoding_s = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -160,6 +167,7 @@ class _Work:
     stressed: dict[str, dict[str, NDArray[np.float32]]]
     options: AccuracyOptions
     _probes: dict[tuple[str, ProbeMethod], Probe] = field(default_factory=dict)
+    _margins: dict[str, CromaMargins | None] = field(default_factory=dict)
 
     def probe(self, name: str, method: ProbeMethod) -> Probe:
         """The probe on one encoder's embeddings; fitted once, whoever asks for it."""
@@ -167,6 +175,25 @@ class _Work:
         if (name, method) not in self._probes:
             self._probes[name, method] = fit_probe(method, self.fitted[name], np.asarray(self.fit.labels))
         return self._probes[name, method]
+
+    def margins(self, name: str) -> CromaMargins | None:
+        """Margins of one encoder by croma; asked for once."""
+        if name not in self._margins:
+            tiles = self.evaluation
+            known = None not in (tiles.labels, tiles.centers, tiles.groups) and _has_two_of_each(tiles)
+            self._margins[name] = _margins(tiles, self.embedded[name], self.options.robustness_k) if known else None
+        return self._margins[name]
+
+
+def _margins(tiles: TileSet, x: NDArray[np.float32], k: int) -> CromaMargins | None:
+    assert tiles.labels is not None and tiles.centers is not None and tiles.groups is not None
+    return croma_margins(x, tiles.labels, tiles.centers, tiles.groups, k=k, subsets=tiles.subsets)
+
+
+def _has_two_of_each(tiles: TileSet) -> bool:
+    """Whether there are two classes and two centres among the tiles that PathoROB's index uses."""
+    used = pathorob_tiles(tiles.subsets, len(tiles.records))
+    return all(len(np.unique(np.asarray(column)[used])) >= 2 for column in (tiles.labels, tiles.centers))
 
 
 def _notes(evaluation: TileSet, fit: TileSet | None) -> tuple[str, ...]:
@@ -212,20 +239,24 @@ def _tell(progress: Progress | None, what: str, encoders: int, tiles: TileSet) -
 
 
 def _embed_stressed(
-    encoders: Mapping[str, Encoder], evaluation: TileSet, options: AccuracyOptions, progress: Progress | None
+    encoders: Mapping[str, Encoder],
+    evaluation: TileSet,
+    options: AccuracyOptions,
+    stresses: Mapping[str, Shift],
+    progress: Progress | None,
 ) -> dict[str, dict[str, NDArray[np.float32]]]:
     if options.stress_tiles < 2:
         return {}
     tiles = evaluation.head(options.stress_tiles)
     found = {"": embed_tiles(encoders, tiles)}
-    for name, shift in STRESSES.items():
+    for name, shift in stresses.items():
         tell = _tell(progress, f"stress: {name}", len(encoders), tiles)
         found[name] = embed_tiles(encoders, tiles, shift=shift, progress=tell)
     return found
 
 
 def _scores(work: _Work, name: str) -> EncoderScores:
-    x, tiles = work.embedded[name], work.evaluation
+    x, tiles, margins = work.embedded[name], work.evaluation, work.margins(name)
     neighbours = _neighbours(work, x)
     linear = knn = error = None
     if work.fitted is not None:
@@ -241,6 +272,7 @@ def _scores(work: _Work, name: str) -> EncoderScores:
         calibration_error=error,
         robustness=None if neighbours is None else neighbours.index,
         plism=None if tiles.positions is None or tiles.scans is None else plism_bench(x, tiles.positions, tiles.scans),
+        croma=None if margins is None else margins.scores,
     )
 
 
@@ -248,8 +280,7 @@ def _neighbours(work: _Work, x: NDArray[np.float32]) -> NeighbourCounts | None:
     tiles, options = work.evaluation, work.options
     if tiles.labels is None or tiles.centers is None or tiles.groups is None:
         return None
-    used = pathorob_tiles(tiles.subsets, len(tiles.records))
-    if min(len(np.unique(np.asarray(column)[used])) for column in (tiles.labels, tiles.centers)) < 2:
+    if not _has_two_of_each(tiles):
         return None
     return robustness_counts(
         x,
@@ -275,6 +306,7 @@ def _candidate(work: _Work, reference: str, name: str) -> CandidateAccuracy:
         drops=_drops(work, reference, name, comparable=comparable),
         robustness_drop=_robustness_drop(work, reference, name),
         stress=_stress(work, reference, name) if comparable else (),
+        croma_drop=_croma_drop(work, reference, name),
     )
 
 
@@ -306,6 +338,13 @@ def _robustness_drop(work: _Work, reference: str, name: str) -> Interval | None:
         return None
     first, second = ((found.so, found.so + found.os) for found in (one, two))
     return share_difference_interval(first, second, work.evaluation.group_numbers, seed=work.options.seed)
+
+
+def _croma_drop(work: _Work, reference: str, name: str) -> Interval | None:
+    one, two = work.margins(reference), work.margins(name)
+    if one is None or two is None:
+        return None
+    return margin_drop(one, two, work.evaluation.group_numbers, seed=work.options.seed)
 
 
 def _stress(work: _Work, reference: str, name: str) -> tuple[StressResult, ...]:

@@ -71,7 +71,7 @@ def accuracy(
     if not limits.empty and reference is None:
         raise UsageError("a budget needs a full-precision encoder to compare with", hint="give --reference MODEL")
     check_report_folder(report.report, overwrite=report.overwrite)
-    evaluation, fitted = _tile_sets(tiles)
+    evaluation, fitted = tile_sets(tiles)
     with open_encoders(candidates, reference, threads=threads, device=device) as opened:
         if dry_run:
             screen.print(_plan(list(opened.encoders), evaluation, fitted), markup=False)
@@ -136,7 +136,8 @@ def _budgets(path: Path | None, options: Budget) -> "Budgets":
     return (Budgets() if path is None else read_budgets(path)).overridden(options)
 
 
-def _tile_sets(tiles: AccuracyTiles) -> "tuple[TileSet, TileSet | None]":
+def tile_sets(tiles: AccuracyTiles) -> "tuple[TileSet, TileSet | None]":
+    """The tiles to compare on, and those to fit probes on; None where there are none of their own."""
     from atlas_edge.bench.accuracy.tileset import pick_tiles
     from atlas_edge.tiles import open_tiles, without_split
 

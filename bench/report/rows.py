@@ -13,6 +13,7 @@ from atlas_edge.bench.judge.budgets import GateCheck
 from atlas_edge.bench.report.schema import Report
 
 Cells = tuple[str, ...]
+_CROMA = {"ri": "RI", "mari": "MaRI", "croma": "CRoMa", "ltm10": "LTM10"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,7 @@ def accuracy_rows(report: Report) -> list[Rows]:
     found = []
     if accuracy.candidates:
         found += [_agreement(accuracy.candidates), *_drops(accuracy.candidates)]
-    found.append(_scores(accuracy.scores))
+    found += [*_robustness(accuracy.candidates), _scores(accuracy.scores)]
     found += _stress(accuracy.candidates)
     return found
 
@@ -175,6 +176,7 @@ def _scores(scores: dict[str, EncoderScores]) -> Rows:
         ("median cosine", lambda found: "" if found.plism is None else _number(found.plism.cosine_median)),
         *[(f"median top-10 {kind}", _median(kind)) for kind in KINDS],
         ("plismbench leaderboard", lambda found: "" if found.plism is None else _number(found.plism.leaderboard)),
+        *[(f"croma {title}", _croma(name)) for name, title in _CROMA.items()],
     ]
     kept = [(name, cell) for name, cell in columns if any(cell(found) for found in scores.values())]
     rows = tuple((name, *(cell(found) for _, cell in kept)) for name, found in scores.items())
@@ -208,12 +210,29 @@ def _top(k: int) -> Callable[[EncoderScores], str]:
     return lambda found: "" if found.plism is None else f"{found.plism.top_k[k]:.1%}"
 
 
+def _croma(name: str) -> Callable[[EncoderScores], str]:
+    return lambda found: "" if found.croma is None else _number(getattr(found.croma, name))
+
+
 def _median(kind: str) -> Callable[[EncoderScores], str]:
     return lambda found: "" if found.plism is None else _number(found.plism.top_10_medians.get(kind))
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def _robustness(candidates: dict[str, CandidateAccuracy]) -> list[Rows]:
+    rows = tuple(
+        (name, interval_text(found.robustness_drop, "+.4f"), interval_text(found.croma_drop, "+.4f"))
+        for name, found in candidates.items()
+        if found.robustness_drop is not None or found.croma_drop is not None
+    )
+    if not rows:
+        return []
+    headings = ("candidate", "robustness index lost, 95 %", "croma's margin lost, 95 %")
+    notes = ("Reference minus candidate on the same tiles; intervals: paired bootstrap by slide.",)
+    return [Rows(title="Robustness lost", headings=headings, rows=rows, notes=notes)]
 
 
 def _stress(candidates: dict[str, CandidateAccuracy]) -> list[Rows]:

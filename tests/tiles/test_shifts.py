@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from atlas_edge.tiles.shifts import SCANNERS, as_scanner, blur, recompress, shift_colour, shift_hed
+from atlas_edge.tiles.shifts import SCANNERS, as_scanner, blur, magnify, recompress, shift_colour, shift_hed
 
 TILE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 PURPLE = np.full((8, 8, 3), (120, 70, 150), np.uint8)
@@ -55,3 +55,17 @@ def test_jpeg_and_blur_change_detail_and_keep_shape() -> None:
         assert changed.shape == TILE.shape and changed.dtype == np.uint8
         assert not np.array_equal(changed, TILE)
     assert blur(TILE, radius_px=2).std() < TILE.std() / 2
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.71, 1.41, 2])
+def test_magnified_a_tile_shows_its_middle_at_another_scale(factor: float) -> None:
+    side = 64
+    # Brightness rises along a line: at another scale it rises by another amount a pixel, and the middle stays.
+    ramp = np.linspace(60, 190, side)
+    tile = np.repeat(np.broadcast_to(ramp, (side, side))[..., None], 3, axis=2).astype(np.uint8)
+    found = magnify(tile, factor=factor)
+    assert found.shape == tile.shape and found.dtype == np.uint8
+    row = found[side // 2, :, 0].astype(float)
+    middle = slice(side // 2 - 8, side // 2 + 8)
+    assert np.polyfit(np.arange(16), row[middle], 1)[0] == pytest.approx(factor * 130 / 63, rel=0.06)
+    assert row[middle].mean() == pytest.approx(tile[side // 2, middle, 0].mean(), abs=2)

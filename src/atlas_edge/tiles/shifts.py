@@ -106,6 +106,25 @@ def blur(tile: Tile, *, radius_px: float) -> Tile:
     return np.asarray(blurred, dtype=np.uint8)
 
 
+def magnify(tile: Tile, *, factor: float) -> Tile:
+    """The tile as if it had been cut at `factor` times its µm per pixel, about the same centre.
+
+    Below 1 the middle is enlarged; above 1 the tile is made smaller, and what lies outside it is its own mirror image.
+    """
+    height, width = tile.shape[:2]
+    rows, columns = (round(side * factor) for side in (height, width))
+    if factor < 1:
+        top, left = (height - rows) // 2, (width - columns) // 2
+        seen = tile[top : top + rows, left : left + columns]
+    else:
+        beside = [
+            ((size - side) // 2, size - side - (size - side) // 2) for size, side in ((rows, height), (columns, width))
+        ]
+        seen = np.pad(tile, (*beside, (0, 0)), mode="symmetric")
+    resized = Image.fromarray(seen).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=None)
+    return np.asarray(resized, dtype=np.uint8)
+
+
 def _to_density(tile: Tile) -> NDArray[np.float64]:
     """Optical density, 0 for white, base 10."""
     scale = 255.0 + _BLACK
