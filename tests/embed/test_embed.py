@@ -131,7 +131,7 @@ def test_no_thread_reads_a_slide_that_is_closed(
         inside.append([thread.name for thread in threading.enumerate() if thread.name.startswith("decode")])
         genuine(self)
 
-    def fails(self: Journal, *_: object) -> None:
+    def fails(self: Journal, *_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("atlas_edge.slides.readers.direct.open_direct", lambda slide, cache_bytes: None)

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,10 @@ from atlas_edge.slides.focus import focus_of
 from atlas_edge.slides.reader import ReadTiles
 
 MEASURES = ("focus",)
-"""What a row of the journal holds after the embedding."""
+"""What is measured of each tile, a float32 each."""
 
 Tokens = NDArray[np.float16]
+Besides = dict[str, NDArray[Any]]
 
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 _Ready = tuple[ReadTiles, NDArray[np.float32]]
@@ -103,9 +105,9 @@ class EmbeddedBatch:
     unreadable: dict[int, str]
 
     @property
-    def rows(self) -> NDArray[np.float32]:
-        """`(B, D + 1)`: each embedding, and the tile's focus."""
-        return np.column_stack([self.features, self.focus])
+    def besides(self) -> Besides:
+        """What the journal keeps of each tile beside its embedding."""
+        return _besides(self.focus, self.tokens)
 
 
 def embedded(
@@ -146,8 +148,12 @@ def embedded(
 
 def read_again(
     reader: TileReader, encoder: Encoder, waiting: list[int], *, batch: int, tokens: bool = False
-) -> Iterator[tuple[list[int], NDArray[np.float32], Tokens | None]]:
-    """Embed the tiles of a list, by their index in the grid, that can be read now: their indices, rows and tokens."""
+) -> Iterator[tuple[list[int], NDArray[np.float32], Besides]]:
+    """Embed the tiles of a list, by their index in the grid, that can be read now.
+
+    Yields:
+        Their indices and features, and what else the journal keeps.
+    """
     for start in range(0, len(waiting), batch):
         part = waiting[start : start + batch]
         tiles = reader.read(reader.grid.coords[part])
@@ -155,7 +161,11 @@ def read_again(
         if whole:
             pixels = tiles.pixels[whole]
             features, dense = _encode(encoder, pixels, tokens)
-            yield [part[index] for index in whole], np.column_stack([features, focus_of(pixels)]), dense
+            yield [part[index] for index in whole], features, _besides(focus_of(pixels), dense)
+
+
+def _besides(focus: NDArray[np.float32], tokens: Tokens | None) -> Besides:
+    return {"focus": focus} | ({} if tokens is None else {"tokens": tokens})
 
 
 def _encode(encoder: Encoder, pixels: NDArray[np.uint8], tokens: bool) -> tuple[NDArray[np.float32], Tokens | None]:

@@ -20,7 +20,7 @@ from atlas_edge.embed.output.files import check_form, check_room, explained_disk
 from atlas_edge.embed.output.geojson import write_geojson
 from atlas_edge.embed.output.lock import output_lock
 from atlas_edge.embed.output.overview import write_overview
-from atlas_edge.embed.output.tokens import check_tokens, tokens_shape
+from atlas_edge.embed.output.tokens import TOKENS, check_tokens, tokens_shape
 from atlas_edge.embed.pipeline import MEASURES, StageClock, StageSeconds, embedded, read_again
 from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.embed.resume.plan import plan_of
@@ -164,8 +164,7 @@ def _embed_locked(
         if len(grid.coords) == 0:
             raise NoTissue(f"{path} has no tissue", hint="look at the mask beside the output, or add --no-tissue")
         plan = _plan_of(before, encoder, grid, config, bundle_sha256)
-        tokens = tokens_shape(encoder.spec) if config.tokens else None
-        journal = Journal(work / out.name, plan, encoder.spec.embed_dim, len(MEASURES), tokens)
+        journal = Journal(work / out.name, plan, encoder.spec.embed_dim, _besides(encoder.spec, config))
         resumed = journal.rows
         try:
             for place in {out, work / out.name}:
@@ -246,7 +245,7 @@ def _write_beside(
     """What is for people takes no embeddings with it where it cannot be written."""
     wanted: list[Callable[[], object]] = []
     if config.geojson:
-        focus = journal.read_measures(0, len(grid.coords))[:, MEASURES.index("focus")]
+        focus = journal.read(0, len(grid.coords), "focus")
         wanted.append(lambda: write_geojson(out, slide, mask, grid, journal.unreadable.keys(), focus))
     if config.overview:
         wanted.append(lambda: write_overview(out, slide, mask, grid, journal))
@@ -280,7 +279,7 @@ def _run(
     with closing(batches):
         for done in batches:
             with clock.stage("write"):
-                journal.append(done.rows, done.unreadable, done.tokens)
+                journal.append(done.features, done.unreadable, **done.besides)
                 _check_readable(journal, reader, encoder, config, limit)
                 if time.monotonic() - saved > _CHECKPOINT_S:
                     journal.checkpoint()
@@ -303,8 +302,9 @@ def _check_readable(
     """Try unreadable tiles once more before they are given up, be it by this run or the one before."""
     if at_the_end or len(journal.unreadable) > limit:
         waiting = sorted(journal.unreadable)
-        for again in read_again(reader, encoder, waiting, batch=config.batch, tokens=config.tokens):
-            journal.replace(*again)
+        again = read_again(reader, encoder, waiting, batch=config.batch, tokens=config.tokens)
+        for indices, features, besides in again:
+            journal.replace(indices, features, **besides)
     if len(journal.unreadable) > limit:
         raise _too_many_unreadable(journal, limit, reader)
 
@@ -322,6 +322,12 @@ def _too_many_unreadable(journal: Journal, limit: int, reader: TileReader) -> In
         f"{len(journal.unreadable)} of {total} tiles are unreadable, at most {limit} may be: {listed}",
         hint="copy the slide again, or add --max-unreadable 0.05",
     )
+
+
+def _besides(spec: EncoderSpec, config: EmbedConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What the journal keeps of each tile beside its embedding."""
+    measures: dict[str, tuple[str, tuple[int, ...]]] = {name: ("<f4", ()) for name in MEASURES}
+    return measures | ({TOKENS: ("<f2", tokens_shape(spec))} if config.tokens else {})
 
 
 def _row_bytes(spec: EncoderSpec, config: EmbedConfig) -> int:

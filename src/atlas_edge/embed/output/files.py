@@ -204,8 +204,7 @@ def _write_pt(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: TileG
 
 def _of_tiles(journal: Journal, keep: NDArray[np.bool_], grid: TileGrid) -> dict[str, NDArray[np.float32]]:
     """What is known of each readable tile beside its embedding, `(N,)` float32 each."""
-    measured = journal.read_measures(0, len(keep))[keep]
-    found = {name: np.ascontiguousarray(measured[:, place]) for place, name in enumerate(MEASURES)}
+    found = {name: journal.read(0, len(keep), name)[keep] for name in MEASURES}
     return found if grid.tissue_share is None else {"tissue_share": grid.tissue_share[keep], **found}
 
 

@@ -52,9 +52,10 @@ def write_tokens(
         keep: Tiles to write.
         in_chunks: Some tiles a chunk, which are one file of zarr's; HDF5 would fill the last one up.
     """
-    if journal.tokens_shape is None:
+    shape_of_one = journal.shape_of(TOKENS)
+    if shape_of_one is None:
         return
-    shape = (int(keep.sum()), *journal.tokens_shape)
+    shape = (int(keep.sum()), *shape_of_one)
     chunks = {"chunks": (max(min(_TILES, shape[0]), 1), *shape[1:])} if in_chunks else {}
     tokens = create(TOKENS, shape=shape, dtype="<f2", **chunks)
     for start, part in _kept(journal, keep):
@@ -66,7 +67,7 @@ def _kept(journal: Journal, keep: NDArray[np.bool_]) -> Iterator[tuple[int, NDAr
     done = 0
     for start in range(0, len(keep), _TILES):
         stop = min(start + _TILES, len(keep))
-        part = journal.read_tokens(start, stop)[keep[start:stop]]
+        part = journal.read(start, stop, TOKENS)[keep[start:stop]]
         if len(part):
             yield done, part
         done += len(part)

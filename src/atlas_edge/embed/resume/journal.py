@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from atlas_edge.system.atomic import write_atomic
 
+Shape = tuple[int, ...]
+
+_FEATURES = "features"
 _LOGGER = logging.getLogger("atlas_edge")
 
 
@@ -25,8 +28,7 @@ class Journal:
         out: File beside which the journal is, the folder `.NAME.work`: the final output, or one of its name elsewhere.
         plan: What the rows depend on: a journal of another plan is dropped.
         embed_dim: Values of an embedding.
-        measures: Further values a row, which follow it.
-        tokens: Shape of a tile's patch tokens, where they are kept, too.
+        besides: What else is kept of a tile, each with numpy's name of its type and its shape.
 
     Attributes:
         rows: Tiles so far.
@@ -35,83 +37,60 @@ class Journal:
     """
 
     def __init__(
-        self,
-        out: Path,
-        plan: dict[str, Any],
-        embed_dim: int,
-        measures: int = 0,
-        tokens: tuple[int, int] | None = None,
+        self, out: Path, plan: dict[str, Any], embed_dim: int, besides: Mapping[str, tuple[str, Shape]] | None = None
     ) -> None:
         self.folder = out.parent / f".{out.name}.work"
         self.rows = 0
         self.unreadable: dict[int, str] = {}
         self.begun = datetime.now(UTC).isoformat(timespec="seconds")
-        self._embed_dim = embed_dim
         self._progress = self.folder / "progress.json"
-        self._values = _RowFile(self.folder / "features.f32", "<f4", (embed_dim + measures,))
-        self._tokens = None if tokens is None else _RowFile(self.folder / "tokens.f16", "<f2", tokens)
-        self._files = [self._values] if self._tokens is None else [self._values, self._tokens]
+        kept = {_FEATURES: ("<f4", (embed_dim,)), **(besides or {})}
+        self._files = {name: _RowFile(self.folder / f"{name}.raw", *form) for name, form in kept.items()}
         self._plan = plan
         if not self._resume():
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-        for file in self._files:
+        for file in self._files.values():
             file.open(self.rows)
         self.checkpoint()
 
     @property
     def row_bytes(self) -> int:
         """Of all that is kept of a tile."""
-        return sum(file.row_bytes for file in self._files)
+        return sum(file.row_bytes for file in self._files.values())
 
-    @property
-    def tokens_shape(self) -> tuple[int, ...] | None:
-        """Of a tile's patch tokens; None where they are not kept."""
-        return None if self._tokens is None else self._tokens.shape
+    def shape_of(self, name: str) -> Shape | None:
+        """Of what is kept of a tile under a name; None where nothing is."""
+        return self._files[name].shape if name in self._files else None
 
-    def append(
-        self, rows: NDArray[np.float32], unreadable: dict[int, str], tokens: NDArray[np.float16] | None = None
-    ) -> None:
-        """Add rows, each an embedding and what was measured; `unreadable` counts from the slide's first tile."""
-        self._values.append(rows)
-        if self._tokens is not None and tokens is not None:
-            self._tokens.append(tokens)
-        self.rows += len(rows)
+    def append(self, features: NDArray[np.float32], unreadable: dict[int, str], **besides: NDArray[Any]) -> None:
+        """Add rows; `unreadable` counts from the slide's first tile."""
+        for name, values in self._all(features, besides).items():
+            self._files[name].append(values)
+        self.rows += len(features)
         self.unreadable.update(unreadable)
 
-    def replace(
-        self, indices: Sequence[int], rows: NDArray[np.float32], tokens: NDArray[np.float16] | None = None
-    ) -> None:
+    def replace(self, indices: Sequence[int], features: NDArray[np.float32], **besides: NDArray[Any]) -> None:
         """Put the rows of tiles that could be read after all where those of white tiles are."""
-        self._values.replace(indices, rows)
-        if self._tokens is not None and tokens is not None:
-            self._tokens.replace(indices, tokens)
+        for name, values in self._all(features, besides).items():
+            self._files[name].replace(indices, values)
         for index in indices:
             del self.unreadable[index]
 
     def checkpoint(self) -> None:
         """Make what was appended survive a kill or a power cut."""
-        for file in self._files:
+        for file in self._files.values():
             file.sync()
         state = {"plan": self._plan, "rows": self.rows, "unreadable": self.unreadable, "begun": self.begun}
         write_atomic(self._progress, json.dumps(state).encode())
 
-    def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Embeddings that were checkpointed, `(stop - start, D)` float32."""
-        return self._values.read(start, stop)[:, : self._embed_dim]
-
-    def read_measures(self, start: int, stop: int) -> NDArray[np.float32]:
-        """What was measured of the same tiles, `(stop - start, measures)` float32."""
-        return self._values.read(start, stop)[:, self._embed_dim :]
-
-    def read_tokens(self, start: int, stop: int) -> NDArray[np.float16]:
-        """Patch tokens of the same tiles, `(stop - start, N, C)` float16; only where they are kept."""
-        assert self._tokens is not None
-        return self._tokens.read(start, stop)
+    def read(self, start: int, stop: int, name: str = _FEATURES) -> NDArray[Any]:
+        """Embeddings that were checkpointed, `(stop - start, D)` float32, or what else is kept under a name."""
+        return self._files[name].read(start, stop)
 
     def close(self) -> None:
         """Close the files; what is on disk stays for the next run."""
-        for file in self._files:
+        for file in self._files.values():
             file.close()
 
     def remove(self) -> None:
@@ -119,11 +98,16 @@ class Journal:
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _all(self, features: NDArray[np.float32], besides: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        found = {_FEATURES: features, **besides}
+        assert found.keys() == self._files.keys()
+        return found
+
     def _resume(self) -> bool:
         try:
             state = json.loads(self._progress.read_bytes())
             rows, begun = int(state["rows"]), str(state["begun"])
-            whole = all(file.holds(rows) for file in self._files)
+            whole = all(file.holds(rows) for file in self._files.values())
         except (OSError, ValueError, KeyError, TypeError):
             return False
         if state["plan"] != self._plan or not whole:
@@ -137,7 +121,7 @@ class Journal:
 class _RowFile:
     """Rows of one shape in a raw file."""
 
-    def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+    def __init__(self, path: Path, dtype: str, shape: Shape) -> None:
         self.shape, self._path, self._dtype = shape, path, np.dtype(dtype)
         self.row_bytes = self._dtype.itemsize * math.prod(shape)
 
