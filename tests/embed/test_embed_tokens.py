@@ -65,7 +65,7 @@ def test_a_run_that_goes_on_has_the_same_tokens(scan: Path, tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         embed_slide(scan, TokenEncoder(20), tmp_path / "resumed.h5", CONFIG)
     # A power cut may leave more than was said to be there.
-    with (tmp_path / ".resumed.h5.work" / "tokens.raw").open("ab") as file:
+    with (tmp_path / ".resumed.h5.work" / "tokens.f16").open("ab") as file:
         file.write(b"half a row")
     genuine, calls = TileReader.read, []
 

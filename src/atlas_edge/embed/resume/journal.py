@@ -45,7 +45,7 @@ class Journal:
         self.begun = datetime.now(UTC).isoformat(timespec="seconds")
         self._progress = self.folder / "progress.json"
         kept = {_FEATURES: ("<f4", (embed_dim,)), **(besides or {})}
-        self._files = {name: _RowFile(self.folder / f"{name}.raw", *form) for name, form in kept.items()}
+        self._files = {name: _RowFile(self.folder, name, *form) for name, form in kept.items()}
         self._plan = plan
         if not self._resume():
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -121,8 +121,9 @@ class Journal:
 class _RowFile:
     """Rows of one shape in a raw file."""
 
-    def __init__(self, path: Path, dtype: str, shape: Shape) -> None:
-        self.shape, self._path, self._dtype = shape, path, np.dtype(dtype)
+    def __init__(self, folder: Path, name: str, dtype: str, shape: Shape) -> None:
+        self.shape, self._dtype = shape, np.dtype(dtype)
+        self._path = folder / f"{name}.f{8 * self._dtype.itemsize}"
         self.row_bytes = self._dtype.itemsize * math.prod(shape)
 
     def holds(self, rows: int) -> bool:
