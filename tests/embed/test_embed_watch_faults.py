@@ -42,7 +42,7 @@ def watch(folder: Path, config: EmbedConfig | None = None, *, bundle: str = "", 
     out = folder.parent / "out"
     before = len(events(out))
     watcher = Watcher(
-        folder,
+        [folder],
         out,
         MeanEncoder(),
         config or EmbedConfig(),

@@ -120,7 +120,7 @@ def test_unfinished_slides_are_kept_in_the_state(drop: Path, monkeypatch: pytest
 
     monkeypatch.setattr(module, "embed_slide", embed)
     options = WatchOptions(**{**QUICK, "once": True})
-    Watcher(drop, out, MeanEncoder(), EmbedConfig(), options, state=state).run()
+    Watcher([drop], out, MeanEncoder(), EmbedConfig(), options, state=state).run()
     assert set(kept) == {"state/work/.a.h5.work/features.f32", "state/work/.c.h5.work/features.f32"}
 
 
@@ -230,5 +230,33 @@ def test_the_file_that_the_documentation_shows_is_one(tmp_path: Path) -> None:
     file = tmp_path / "watch.toml"
     file.write_text(shown)
     _, bound, _ = app.parse_args(["watch", "--config", str(file)], exit_on_error=False, print_error=False)
-    assert bound.arguments["folder"] == Path("/scans")
+    assert bound.arguments["folders"] == [Path("/scans/one"), Path("/scans/two")]
     assert bound.arguments["options"].min_free_gb == 20
+
+
+def test_several_folders_what_came_first_first(drop: Path) -> None:
+    """Each with its own waiting; of one name in both, both are embedded."""
+    other = drop.parent / "other"
+    (other / "sub").mkdir(parents=True)
+    make_scan(other / "a.tif", 7)
+    (other / "sub" / "zero.svs").touch()
+    watcher = Watcher(
+        [drop, other], drop.parent / "out", MeanEncoder(), EmbedConfig(), WatchOptions(**{**QUICK, "once": True})
+    )
+    watcher.run()
+    said = events(drop.parent / "out")
+    assert names(said, "done") == ["a.tif", "a.tif", "c.tif"]
+    assert sorted(path.name for path in (drop.parent / "out").glob("*.h5")) == ["a.h5", "a.tif.h5", "c.h5"]
+    assert [path.name for path in (drop.parent / "out" / "quarantine").iterdir()] == ["sub_zero.svs.json"]
+    assert watcher.view.status().live.about["folder"] == f"{drop.resolve()}, {other.resolve()}"
+    # Each may have a watcher of its own again, on the same embeddings.
+    assert names(watch(drop), "begin") == [] and names(watch(other), "begin") == []
+
+
+def test_folders_that_hold_the_same_slides_are_refused(drop: Path) -> None:
+    (drop / "sub").mkdir()
+    for folders in ([drop, drop / "sub"], [drop / "sub", drop], [drop, drop]):
+        with pytest.raises(UsageError, match="hold the same slides"):
+            Watcher(folders, drop.parent / "out", MeanEncoder(), EmbedConfig(), WatchOptions())
+    with pytest.raises(UsageError, match="no drop folder is named"):
+        Watcher([], drop.parent / "out", MeanEncoder(), EmbedConfig(), WatchOptions())

@@ -224,7 +224,7 @@ def test_a_watcher_shows_what_it_did(drop: Path) -> None:
     out = drop.parent / "out"
     (drop / "zero.svs").touch()
     options = WatchOptions(**{**QUICK, "once": True})
-    watcher = Watcher(drop, out, MeanEncoder(), EmbedConfig(), options, bundle="some-bundle")
+    watcher = Watcher([drop], out, MeanEncoder(), EmbedConfig(), options, bundle="some-bundle")
     with status_page(watcher.view, 0) as address:
         watcher.run()
         page = get(address)[1]
@@ -273,7 +273,9 @@ def test_a_watcher_that_waits_is_not_healthy(drop: Path, monkeypatch: pytest.Mon
         return genuine(*arguments, **options)
 
     monkeypatch.setattr(module, "embed_slide", embed)
-    watcher = Watcher(drop, drop.parent / "out", MeanEncoder(), EmbedConfig(), WatchOptions(**{**QUICK, "once": True}))
+    watcher = Watcher(
+        [drop], drop.parent / "out", MeanEncoder(), EmbedConfig(), WatchOptions(**{**QUICK, "once": True})
+    )
     with status_page(watcher.view, 0) as address:
         watcher.run()
         codes.append(get(f"{address}healthz")[0])

@@ -70,7 +70,7 @@ def plan_of(settings: Path, *, name: str, windows: bool) -> ServicePlan:
     plan = ServicePlan(
         name=name,
         arguments=[sys.executable, "-P", "-m", "atlas_edge.embed", "watch", CONFIG, str(settings)],
-        reads=_whole([given["folder"], *bundle], settings, windows),
+        reads=_whole([*given["folders"], *bundle], settings, windows),
         writes=_whole([path for path in writes if path is not None], settings, windows),
         talks=bool(options.on_quarantine),
     )

@@ -19,7 +19,7 @@ Settings = Annotated[Path | None, Parameter(name=CONFIG)]
 
 
 def watch(
-    folder: Path,
+    folders: Annotated[list[Path], Parameter(name="--folder", negative="")],
     *,
     bundle: str,
     out: Path,
@@ -36,13 +36,13 @@ def watch(
 ) -> None:
     """Embed every slide that a scanner puts into a folder, once.
 
-    Several watchers may share a folder and --out, one a GPU (`CUDA_VISIBLE_DEVICES`), on one machine. Stopped or
+    Several watchers may share folders and --out, one a GPU (`CUDA_VISIBLE_DEVICES`), on one machine. Stopped or
     killed, it goes on where it was when it is started again. Example:
 
         atlas-embed watch /scans --bundle atlas2-s-openvino-int8 --out /embeddings
 
     Args:
-        folder: Drop folder, with its subfolders. Nothing is written there.
+        folders: Drop folders, with their subfolders. Nothing is written there.
         bundle: Bundle folder, or a package of several.
         out: Folder for the embeddings.
         state: Folder for the journal (SQLite), the log (JSON lines), the quarantine's reports and unfinished slides, on
@@ -65,9 +65,10 @@ def watch(
 
     check_form(out / f"x.{options.form}")
     if dry_run:
-        _list(folder, out, options, screen, json=output.json)
+        _list(folders, out, options, screen, json=output.json)
         return
-    existing_folder(folder, "the scanner's drop folder")
+    for folder in folders:
+        existing_folder(folder, "the scanner's drop folder")
 
     with ExitStack() as stack:
         stack.enter_context(_terminated_like_interrupted())
@@ -79,7 +80,7 @@ def watch(
         if encoder.spec.notice:
             screen.print(f"WARNING: {encoder.spec.notice}")
         watcher = Watcher(
-            folder, out, encoder, config, options, bundle=Path(bundle).name, bundle_sha256=sha256, state=state
+            folders, out, encoder, config, options, bundle=Path(bundle).name, bundle_sha256=sha256, state=state
         )
         address = ""
         if page:
@@ -139,15 +140,15 @@ def _say(told: Sequence[Any], output: Output) -> None:
         raise UsageError(f"{refused} of {len(told)} slides were left as they are", hint="see the lines above")
 
 
-def _list(folder: Path, out: Path, options: WatchOptions, screen: Any, *, json: bool) -> None:
+def _list(folders: list[Path], out: Path, options: WatchOptions, screen: Any, *, json: bool) -> None:
     from atlas_edge.embed.slide_files import find_slides
     from atlas_edge.embed.watch.scan import is_wanted
     from atlas_edge.system.paths import printable
 
-    existing_folder(folder, "the scanner's drop folder")
-    folder = folder.resolve()
-    slides = find_slides(folder, out.resolve())
-    found = [str(path) for path in slides if is_wanted(path.relative_to(folder), options)]
+    found = []
+    for folder in (existing_folder(folder, "the scanner's drop folder").resolve() for folder in folders):
+        slides = find_slides(folder, out.resolve())
+        found += [str(path) for path in slides if is_wanted(path.relative_to(folder), options)]
     for path in found:
         screen.print(printable(path), markup=False, soft_wrap=True)
     if json:

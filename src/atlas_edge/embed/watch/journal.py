@@ -32,13 +32,15 @@ class WatchJournal:
 
     Args:
         path: SQLite file.
-        folder: The drop folder whose slides are claimed.
+        folders: The drop folders whose slides are claimed; it is in the first that slides are observed.
         owner: Of another connection of this watcher; a new one when None.
     """
 
-    def __init__(self, path: Path, folder: Path = Path(), *, owner: str | None = None) -> None:
+    def __init__(self, path: Path, *folders: Path, owner: str | None = None) -> None:
         self._connection = open_journal(path)
-        self._folder = stored_path(folder)
+        self._folders = [stored_path(folder) for folder in folders or (Path(),)]
+        self._folder = self._folders[0]
+        self._ours = f"folder IN ({', '.join('?' * len(self._folders))})"
         self.owner = owner or f"{socket.gethostname()}/{ProcessId.current()}/{secrets.token_hex(4)}"
         self._plan: Plan | None = None
         self._owners = Owners(self.owner)
@@ -174,9 +176,9 @@ class WatchJournal:
         Raises:
             UsageError: The folder of embeddings has been given another plan.
         """
-        due = (State.QUEUED, self._folder, now, now + longest_pause_s)
+        due = (State.QUEUED, *self._folders, now, now + longest_pause_s)
         query = (
-            "SELECT * FROM slides WHERE state = ? AND folder = ? AND (next_try_at <= ? OR next_try_at > ?) "
+            f"SELECT * FROM slides WHERE state = ? AND {self._ours} AND (next_try_at <= ? OR next_try_at > ?) "
             "ORDER BY seen_at, path LIMIT 1"
         )
         if self._connection.execute(query, due).fetchone() is None:
@@ -234,8 +236,8 @@ class WatchJournal:
         What this very watcher had claimed is queued, too, and counts as no attempt: it asks only when it does
         nothing, so that a full disk must have kept it from saying what became of the slide.
         """
-        query = "SELECT path, owner, attempts, beat FROM slides WHERE state = ? AND folder = ?"
-        running = (State.RUNNING, self._folder)
+        query = f"SELECT path, owner, attempts, beat FROM slides WHERE state = ? AND {self._ours}"
+        running = (State.RUNNING, *self._folders)
         if not self._owners.orphans(self._connection.execute(query, running).fetchall()):
             return []
         with self._transaction() as sql:
@@ -254,8 +256,8 @@ class WatchJournal:
     def unfinished(self, *, waiting: bool = True) -> int:
         """Slides that still have to be embedded, by whomever; without those that wait to be finished if asked to."""
         states = (State.QUEUED, State.RUNNING, State.WAITING if waiting else State.QUEUED)
-        query = "SELECT COUNT(*) FROM slides WHERE folder = ? AND state IN (?, ?, ?)"
-        return int(self._connection.execute(query, (self._folder, *states)).fetchone()[0])
+        query = f"SELECT COUNT(*) FROM slides WHERE {self._ours} AND state IN (?, ?, ?)"
+        return int(self._connection.execute(query, (*self._folders, *states)).fetchone()[0])
 
     def status(self, now: float, *, limit: int = 50) -> Status:
         """See `Status`."""

@@ -4,7 +4,7 @@ import sqlite3
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,17 +82,19 @@ class Scanner:
     """Looks at a folder.
 
     Attributes:
+        folder: The folder.
         looked: Set once all of the folder has been seen.
         look_s: How long the latest look took, seconds.
         refusal: Why the watcher must not begin; None where it may.
     """
 
     def __init__(self, folder: Path, out: Path, options: "WatchOptions", log: EventLog, troubles: Troubles) -> None:
+        self.folder = folder
         self.looked = threading.Event()
         self.look_s = 0.0
         self._looked_at = time.monotonic()
         self.refusal: UsageError | None = None
-        self._folder, self._out, self._options, self._log, self._troubles = folder, out, options, log, troubles
+        self._out, self._options, self._log, self._troubles = out, options, log, troubles
         # By a clock that nobody sets.
         self._since: dict[Path, tuple[SlideIdentity, float]] = {}
         self._told: set[tuple[str, Path]] = set()
@@ -119,13 +121,13 @@ class Scanner:
         unread: list[Path] = []
 
         def failed(error: OSError) -> None:
-            unread.append(Path(error.filename or self._folder))
+            unread.append(Path(error.filename or self.folder))
             self._tell("unread", unread[-1], reason_of(error))
 
         seen: set[Path] = set()
         left_out = 0
-        for path in find_slides(self._folder, self._out, self._ignore, failed):
-            if not is_wanted(path.relative_to(self._folder), self._options):
+        for path in find_slides(self.folder, self._out, self._ignore, failed):
+            if not is_wanted(path.relative_to(self.folder), self._options):
                 left_out += 1
                 self._tell("left out", path, "by --include and --exclude")
                 continue
@@ -215,3 +217,23 @@ def is_wanted(below: Path, options: "WatchOptions") -> bool:
         return any(fnmatch(text, pattern) for pattern in patterns for text in (below.name, below.as_posix()))
 
     return (not options.include or fits(options.include)) and not fits(options.exclude)
+
+
+def apart(folders: Sequence[Path]) -> list[Path]:
+    """Whole paths of drop folders.
+
+    Raises:
+        UsageError: One is no folder, or lies in another; or there is none.
+    """
+    if not folders:
+        raise UsageError("no drop folder is named", hint="name one")
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder, expected the scanner's drop folder")
+        path = folder.resolve()
+        for other in found:
+            if path == other or path in other.parents or other in path.parents:
+                raise UsageError(f"{path} and {other} hold the same slides", hint="give the one above only")
+        found.append(path)
+    return found

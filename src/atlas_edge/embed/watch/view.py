@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,28 +42,26 @@ class View:
 
     Attributes:
         journal: SQLite file.
-        folder: Drop folder.
         out: Folder of embeddings.
         about: What runs; see `Live`.
         log: Events.
-        scanner: Looks at the folder.
+        scanners: They look at the folders.
         troubles: What is waited for.
         pace: Of the encoder.
     """
 
     journal: Path
-    folder: Path
     out: Path
     about: dict[str, str]
     log: EventLog
-    scanner: Scanner
+    scanners: Sequence[Scanner]
     troubles: Troubles
     pace: Pace
 
     def status(self) -> Status:
         """How it stands; also while the journal cannot be read."""
         try:
-            with closing(WatchJournal(self.journal, self.folder)) as journal:
+            with closing(WatchJournal(self.journal)) as journal:
                 found = replace(journal.status(time.time()), problem=str(self.troubles))
         except (sqlite3.Error, InputError) as error:
             found = Status(counts={}, slides_per_hour=0, rows=[], errors=[], problem=str(error))
@@ -71,7 +70,7 @@ class View:
     def slide(self, number: int) -> SlideView | None:
         """One slide by its number; None where there is none, or the journal cannot be read."""
         try:
-            with closing(WatchJournal(self.journal, self.folder)) as journal:
+            with closing(WatchJournal(self.journal)) as journal:
                 row = journal.slide(number)
         except (sqlite3.Error, InputError):
             return None
@@ -91,24 +90,26 @@ class View:
             free = shutil.disk_usage(self.out).free
         except OSError:
             free = None
+        # The one that is late, if one is.
+        scanner = max(self.scanners, key=lambda scanner: scanner.age_s - scanner.due_s)
         return Live(
             about=self.about,
             tiles=self.pace.tiles,
             tiles_per_s=self.pace.tiles_per_s,
-            look_age_s=self.scanner.age_s,
-            look_s=self.scanner.look_s,
-            look_due_s=self.scanner.due_s,
+            look_age_s=scanner.age_s,
+            look_s=scanner.look_s,
+            look_due_s=scanner.due_s,
             sign_age_s=self.pace.sign_age_s,
             free_bytes=free,
             waits_for=self.troubles.waits_for(),
         )
 
 
-def about(folder: Path, out: Path, bundle: str, runtime: str, plan: Plan) -> dict[str, str]:
+def about(folders: Sequence[Path], out: Path, bundle: str, runtime: str, plan: Plan) -> dict[str, str]:
     """What runs, in the words of the page."""
     scale = f" at {plan['tile_mpp']:g} µm per pixel" if plan["tile_mpp"] else ""
     return {
-        "folder": str(folder),
+        "folder": ", ".join(map(str, folders)),
         "embeddings": str(out),
         "bundle": f"{bundle or plan['encoder']} {plan['bundle_sha256'][:12]}".strip(),
         "runs on": runtime,

@@ -6,7 +6,7 @@ import sqlite3
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from atlas_edge.embed.watch.event_log import LOG, EventLog
 from atlas_edge.embed.watch.journal import Job, WatchJournal
 from atlas_edge.embed.watch.on_quarantine import OnQuarantine
 from atlas_edge.embed.watch.quarantine import remove_report, report_of, write_report
-from atlas_edge.embed.watch.scan import Scanner, Troubles
+from atlas_edge.embed.watch.scan import Scanner, Troubles, apart
 from atlas_edge.embed.watch.schema import JOURNAL, State
 from atlas_edge.embed.watch.view import View, about
 from atlas_edge.embed.workers import failure_of, reason_of
@@ -38,10 +38,10 @@ _GIVE_UP_S = 60.0
 
 
 class Watcher:
-    """Embeds what appears in a folder.
+    """Embeds what appears in folders, what came first first.
 
     Args:
-        folder: Drop folder; looked at with its subfolders, never written to.
+        folders: Drop folders; looked at with their subfolders, never written to.
         out: Folder for embeddings.
         encoder: What embeds.
         config: See `EmbedConfig`.
@@ -58,7 +58,7 @@ class Watcher:
 
     def __init__(
         self,
-        folder: Path,
+        folders: Sequence[Path],
         out: Path,
         encoder: Encoder,
         config: EmbedConfig,
@@ -68,28 +68,25 @@ class Watcher:
         bundle_sha256: str = "",
         state: Path | None = None,
     ) -> None:
-        if not folder.is_dir():
-            raise UsageError(f"{folder} is not a folder, expected the scanner's drop folder")
+        self._folders = apart(folders)
         self.out, self._state = out, state or out
         for place in (out, self._state):
             place.mkdir(parents=True, exist_ok=True)
         self.log = EventLog(self._state / LOG, most_bytes=options.log_mb * 1e6, files=options.log_files)
-        self._folder = folder.resolve()
         self._encoder = WatchedEncoder(encoder, config.batch)
         self._config, self._options, self._sha256 = config, options, bundle_sha256
         self._plan = plan_of(encoder.spec, config, bundle_sha256)
         self._stop = threading.Event()
         self._troubles = Troubles(self.log)
         self._on_quarantine = OnQuarantine(options.on_quarantine, self.log)
-        self._scanner = Scanner(self._folder, out.resolve(), options, self.log, self._troubles)
+        self._scanners = [Scanner(folder, out.resolve(), options, self.log, self._troubles) for folder in self._folders]
         self._pace = self._encoder.pace
         self.view = View(
             journal=self._state / JOURNAL,
-            folder=self._folder,
             out=out,
-            about=about(self._folder, out.resolve(), bundle, encoder.runtime, self._plan),
+            about=about(self._folders, out.resolve(), bundle, encoder.runtime, self._plan),
             log=self.log,
-            scanner=self._scanner,
+            scanners=self._scanners,
             troubles=self._troubles,
             pace=self._pace,
         )
@@ -106,15 +103,20 @@ class Watcher:
             with self._explained():
                 self._check_plan(journal)
             threads = [
-                threading.Thread(target=self._scan_on, args=(journal.owner,), name="scan", daemon=True),
+                *(
+                    threading.Thread(target=self._scan_on, args=(scanner, journal.owner), name="scan", daemon=True)
+                    for scanner in self._scanners
+                ),
                 threading.Thread(target=self._beat_on, args=(journal.owner,), name="beat", daemon=True),
             ]
-            self.log.write("start", folder=str(self._folder), out=str(self.out), encoder=self._encoder.spec.name)
+            self.log.write(
+                "start", folder=", ".join(map(str, self._folders)), out=str(self.out), encoder=self._encoder.spec.name
+            )
             try:
                 for thread in threads:
                     thread.start()
                 while not self._stop.is_set() and not self._is_over(journal):
-                    job = self._next(journal) if self._scanner.looked.is_set() else None
+                    job = self._next(journal) if self._have_looked() else None
                     if job is None:
                         self._stop.wait(_IDLE_S)
                     else:
@@ -131,9 +133,9 @@ class Watcher:
         """End after the slide that is being embedded."""
         self._stop.set()
 
-    def _open(self, owner: str | None = None) -> WatchJournal:
+    def _open(self, *folders: Path, owner: str | None = None) -> WatchJournal:
         with self._explained():
-            return WatchJournal(self._state / JOURNAL, self._folder, owner=owner)
+            return WatchJournal(self._state / JOURNAL, *(folders or self._folders), owner=owner)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -160,38 +162,44 @@ class Watcher:
             if different:
                 journal.queue_again(out)
 
-    def _scan_on(self, owner: str) -> None:
+    def _scan_on(self, scanner: Scanner, owner: str) -> None:
+        # One that can be looked at ends no trouble of another.
+        kind = f"folder {scanner.folder}" if len(self._scanners) > 1 else "folder"
         while not self._stop.is_set():
             try:
-                with closing(self._open(owner)) as journal:
+                with closing(self._open(scanner.folder, owner=owner)) as journal:
                     while not self._stop.is_set():
-                        self._scanner.look(journal, self._outs, self._holds)
-                        self._troubles.over("folder")
+                        scanner.look(journal, self._outs, self._holds)
+                        self._troubles.over(kind)
                         self._stop.wait(self._options.poll_s)
             except Exception as error:
                 # Whatever it was, a watcher that is alive looks: the journal may have been locked, the share gone.
-                pause = self._troubles.met("folder", f"{self._folder} cannot be looked at: {reason_of(error)}", error)
+                pause = self._troubles.met(kind, f"{scanner.folder} cannot be looked at: {reason_of(error)}", error)
                 self._stop.wait(max(pause, min(self._options.poll_s, 1.0)))
 
     def _beat_on(self, owner: str) -> None:
         while not self._stop.wait(_BEAT_S):
             # Nobody on this machine asks for it.
-            with suppress(sqlite3.Error, InputError), closing(self._open(owner)) as journal:
+            with suppress(sqlite3.Error, InputError), closing(self._open(owner=owner)) as journal:
                 journal.beat()
 
     def _is_over(self, journal: WatchJournal) -> bool:
         self._pace.sign()
-        if self._scanner.refusal is not None:
-            raise self._scanner.refusal
+        for scanner in self._scanners:
+            if scanner.refusal is not None:
+                raise scanner.refusal
         if not self._options.once:
             return False
         self._troubles.give_up_after(_GIVE_UP_S)
         # A slide whose marker never comes would be waited for for ever.
         waiting = not self._options.marker_only
         try:
-            return self._scanner.looked.is_set() and journal.unfinished(waiting=waiting) == 0
+            return self._have_looked() and journal.unfinished(waiting=waiting) == 0
         except sqlite3.Error:
             return False
+
+    def _have_looked(self) -> bool:
+        return all(scanner.looked.is_set() for scanner in self._scanners)
 
     def _next(self, journal: WatchJournal) -> Job | None:
         options = self._options
@@ -229,8 +237,11 @@ class Watcher:
             return None
         return self._state / "work" / (out.relative_to(self.out).parent if self.out in out.parents else "")
 
+    def _folder_of(self, path: Path) -> Path:
+        return next(folder for folder in self._folders if folder in path.parents)
+
     def _outs(self, path: Path) -> Iterator[Path]:
-        for place in output_names(path, self._folder, self.out, self._options.form):
+        for place in output_names(path, self._folder_of(path), self.out, self._options.form):
             said = attributes_of(place) if place.exists() else None
             if said is None or is_of_slide(said, path):
                 yield place
@@ -303,7 +314,7 @@ class Watcher:
     def _done(self, journal: WatchJournal, job: Job, *, tiles: int) -> None:
         journal.finish(job, tiles=tiles, now=time.time())
         with suppress(OSError):
-            remove_report(report_of(self._state, self._folder, job.path))
+            remove_report(report_of(self._state, self._folder_of(job.path), job.path))
 
     def _failed(self, journal: WatchJournal, job: Job, before: SlideIdentity | None, error: Exception) -> None:
         """Count an attempt, unless it was no fault of the slide."""
@@ -364,7 +375,7 @@ class Watcher:
         return progress
 
     def _report(self, path: Path, error: str, attempts: int) -> None:
-        report = report_of(self._state, self._folder, path)
+        report = report_of(self._state, self._folder_of(path), path)
         try:
             write_report(report, path, error, attempts)
         except OSError as failed:
