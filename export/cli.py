@@ -338,7 +338,7 @@ def _check_signature(bundle: Path, public_key: Path | None, signature: Path | No
         if signature is not None:
             raise UsageError("a signature needs the public key that it is checked by", hint="give --public-key")
         return
-    from atlas_edge.signature import check_signature
+    from atlas_edge.package.signature import check_signature
 
     check_signature(bundle, public_key, signature)
     console().print(f"signed by the holder of {public_key}", soft_wrap=True)

@@ -27,8 +27,8 @@ def sign(bundle: Path, /, *, key: Path, out: Path | None = None, overwrite: Flag
     """
     from atlas_edge.bundle import check_outside, verify_bundle
     from atlas_edge.package.manifest import is_package
+    from atlas_edge.package.signature import sign_folder, signature_beside
     from atlas_edge.package.verify import verify_package
-    from atlas_edge.signature import sign_folder, signature_beside
 
     out = signature_beside(bundle) if out is None else out
     if out.exists() and not overwrite:

@@ -11,8 +11,8 @@ from atlas_edge.errors import ChecksumError, InputError, UsageError
 from atlas_edge.manifest import READABLE, BundleFile, Manifest
 from atlas_edge.package.choice import chosen_bundle
 from atlas_edge.package.manifest import OWN_FILES, Place, is_package, place_in_package, read_package
+from atlas_edge.package.signature import check_signature
 from atlas_edge.runtimes.registry import runtime_of
-from atlas_edge.signature import check_signature
 from atlas_edge.system.paths import stays_inside
 from atlas_edge.system.remembered import remembered_sha256
 

@@ -10,7 +10,7 @@ from atlas_edge import open_bundle
 from atlas_edge.cli import run_app
 from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing, UsageError
 from atlas_edge.export.cli import app
-from atlas_edge.signature import check_signature, sign_folder, signature_beside
+from atlas_edge.package.signature import check_signature, sign_folder, signature_beside
 from atlas_edge.system import hardware
 
 
