@@ -66,6 +66,12 @@ def test_parts_holes_and_collections(tmp_path: Path) -> None:
         assert np.array_equal(tissue_of(tmp_path, said), expected)
 
 
+def test_holes_reach_past_their_outline_and_the_slide(tmp_path: Path) -> None:
+    said = feature(box(-20, 10, 60, 60), box(40, 40, 90, 90), box(-10, 20, 10, 30), box(400, 20, 500, 30))
+    expected = boxes(np.s_[10:60, 0:60]) & ~boxes(np.s_[40:60, 40:60], np.s_[20:30, 0:10])
+    assert np.array_equal(tissue_of(tmp_path, said), expected)
+
+
 def test_what_is_ignored_is_cut_out_and_cells_and_lines_are_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -173,17 +173,24 @@ def _ring(points: Any) -> Ring:
 
 def _fill(onto: NDArray[np.bool_], rings: list[Ring], path: Path) -> None:
     """Set the pixels whose middles lie in a polygon, in pixels of `onto`."""
-    height, width = onto.shape
-    limits = np.array([width, height])
-    first = np.clip(np.floor(rings[0].min(axis=0)), 0, limits).astype(int)
-    last = np.clip(np.ceil(rings[0].max(axis=0)), 0, limits).astype(int)
+    place, inside = _covered(rings[0], onto.shape, path)
+    corner = np.array([place[1].start, place[0].start])
+    for hole in rings[1:]:
+        # Each in a window of its own: fat has thousands of them.
+        within, gap = _covered(hole - corner, inside.shape, path)
+        inside[within] &= ~gap
+    onto[place] |= inside
+
+
+def _covered(ring: Ring, shape: tuple[int, ...], path: Path) -> tuple[tuple[slice, slice], NDArray[np.bool_]]:
+    """A window of an array of this shape, and which of its pixels lie in a ring."""
+    limits = np.array(shape[::-1])
+    first = np.clip(np.floor(ring.min(axis=0)), 0, limits).astype(int)
+    last = np.clip(np.ceil(ring.max(axis=0)), 0, limits).astype(int)
+    place = np.s_[first[1] : last[1], first[0] : last[0]]
     if (first >= last).any():
-        return
-    window = np.s_[first[1] : last[1], first[0] : last[0]]
-    outline, *holes = (_inside(ring - first, (last - first)[::-1], path) for ring in rings)
-    for hole in holes:
-        outline &= ~hole
-    onto[window] |= outline
+        return place, np.zeros((last - first)[::-1], dtype=bool)
+    return place, _inside(ring - first, (last - first)[::-1], path)
 
 
 def _inside(ring: Ring, shape: NDArray[np.int64], path: Path) -> NDArray[np.bool_]:
