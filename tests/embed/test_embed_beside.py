@@ -173,3 +173,59 @@ def test_scale_and_overlap_are_part_of_the_plan(halves: Path, tmp_path: Path) ->
         EmbedConfig(magnification=40, tile_mpp=0.5)
     with pytest.raises(UsageError, match="--overlap 32: tiles have 32 px"):
         embed_slide(halves, MeanEncoder(), tmp_path / "out.h5", EmbedConfig(overlap=32))
+
+
+# RFC 7946, of what QuPath reads: sections 3.1.6, 3.1.7, 3.2 and 3.3.
+_POSITION = {"type": "array", "prefixItems": [{"type": "number"}] * 2, "items": False, "minItems": 2}
+_POLYGON = {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 4, "items": _POSITION}}
+_GEOMETRY = [
+    {"properties": {"type": {"const": "Polygon"}, "coordinates": _POLYGON}},
+    {"properties": {"type": {"const": "MultiPolygon"}, "coordinates": {"type": "array", "items": _POLYGON}}},
+]
+_ABOUT = {
+    "type": "object",
+    "required": ["objectType"],
+    "properties": {
+        "objectType": {"enum": ["annotation", "tile"]},
+        "classification": {"required": ["name", "color"]},
+        "measurements": {"type": "object", "additionalProperties": {"type": "number"}},
+    },
+    "additionalProperties": False,
+}
+GEOJSON = {
+    "type": "object",
+    "required": ["type", "features"],
+    "properties": {
+        "type": {"const": "FeatureCollection"},
+        "features": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["type", "geometry", "properties"],
+                "properties": {
+                    "type": {"const": "Feature"},
+                    "geometry": {"required": ["type", "coordinates"], "oneOf": _GEOMETRY},
+                    "properties": _ABOUT,
+                },
+            },
+        },
+    },
+}
+
+
+def test_geojson_fits_its_schema_and_can_be_given_back_as_a_mask(halves: Path, tmp_path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    embed_slide(halves, MeanEncoder(), tmp_path / "out.h5", EmbedConfig(geojson=True, overview=False))
+    collection = json.loads((tmp_path / "out.geojson").read_text())
+    checked = jsonschema.Draft202012Validator(GEOJSON)
+    assert list(checked.iter_errors(collection)) == []
+    collection["features"][1]["geometry"]["coordinates"][0][0].append("0")
+    assert len(list(checked.iter_errors(collection))) == 1
+    config = EmbedConfig(mask=tmp_path / "out.geojson", overview=False)
+    with h5py.File(tmp_path / "out.h5") as file:
+        found = set(map(tuple, file["coords"][:].tolist()))
+    embed_slide(halves, MeanEncoder(), tmp_path / "again.h5", config)
+    with h5py.File(tmp_path / "again.h5") as file:
+        again = set(map(tuple, file["coords"][:].tolist()))
+    # The outline is drawn through the middles of the mask's pixels: tiles that hardly touch tissue differ.
+    assert len(found & again) > 0.95 * len(found | again)
