@@ -280,7 +280,7 @@ class Hour:
 
     def journal_lost(self) -> None:
         assert self.process is not None
-        self.until(lambda: all(self.said("done", path) for path in self.good))
+        self.until(lambda: all(map(self.is_embedded, self.good)))
         self.process.send_signal(signal.SIGTERM)
         self.process.wait()
         before = len(self.events())
@@ -293,7 +293,11 @@ class Hour:
         self.note("journal lost", f"{len(embedded) - 1} embedded again; {did}")
 
     def _became(self, path: Path, seconds: float = 180) -> str:
-        return "embedded" if self.until(lambda: self.said("done", path), seconds) else "NOT EMBEDDED"
+        return "embedded" if self.until(lambda: self.is_embedded(path), seconds) else "NOT EMBEDDED"
+
+    def is_embedded(self, path: Path) -> bool:
+        # One that was killed after its output was written is found to be embedded by the next.
+        return self.said("done", path) or self.said("already embedded", path)
 
     def judge(self) -> list[str]:
         """What is wrong at the end; nothing is best."""
@@ -301,9 +305,11 @@ class Hour:
         from atlas_edge.embed.workers import open_encoder
 
         wrong: list[str] = []
-        self.until(lambda: all(self.said("done", path) for path in self.good), 120)
+        self.until(lambda: all(map(self.is_embedded, self.good)), 120)
         done = Counter(line["slide"] for line in self.events() if line["event"] == "done")
-        outs = {line["slide"]: line["out"] for line in self.events() if line["event"] == "done"}
+        done.update({str(path) for path in self.good if self.is_embedded(path) and not done[str(path)]})
+        outs = {str(path): str(self.out / f"{path.stem}.h5") for path in self.good}
+        outs |= {line["slide"]: line["out"] for line in self.events() if line["event"] == "done"}
         encoder, _ = open_encoder(str(self.bundle), batch=16)
         for path, seed in self.good.items():
             if not done[str(path)]:
