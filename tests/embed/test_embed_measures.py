@@ -77,10 +77,10 @@ def test_a_run_that_goes_on_and_tiles_that_are_read_again_keep_their_focus(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("atlas_edge.embed.slide._CHECKPOINT_S", 0.0)
-    config = EmbedConfig(tissue=False, batch=7, overview=False)
+    config = EmbedConfig(tissue=False, batch=25, overview=False)
     embed_slide(scan, MeanEncoder(), tmp_path / "whole.h5", config)
     with pytest.raises(KeyboardInterrupt):
-        embed_slide(scan, FailsLate(20), tmp_path / "resumed.h5", config)
+        embed_slide(scan, FailsLate(12), tmp_path / "resumed.h5", config)
     genuine, calls = TileReader.read, []
 
     def read(self: TileReader, coords: NDArray[np.int64]) -> object:

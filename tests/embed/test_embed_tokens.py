@@ -42,7 +42,7 @@ class TokenEncoder(MeanEncoder):
         return features, features.reshape(-1, 16, 3) * np.array([1e4, 1, 1], np.float32)
 
 
-CONFIG = EmbedConfig(tissue=False, tokens=True, batch=7, overview=False)
+CONFIG = EmbedConfig(tissue=False, tokens=True, batch=25, overview=False)
 
 
 def test_tokens_are_of_their_rows_in_both_forms(scan: Path, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_run_that_goes_on_has_the_same_tokens(scan: Path, tmp_path: Path, monk
     monkeypatch.setattr("atlas_edge.embed.slide._CHECKPOINT_S", 0.0)
     embed_slide(scan, TokenEncoder(), tmp_path / "whole.h5", CONFIG)
     with pytest.raises(KeyboardInterrupt):
-        embed_slide(scan, TokenEncoder(20), tmp_path / "resumed.h5", CONFIG)
+        embed_slide(scan, TokenEncoder(12), tmp_path / "resumed.h5", CONFIG)
     # A power cut may leave more than was said to be there.
     with (tmp_path / ".resumed.h5.work" / "tokens.f16").open("ab") as file:
         file.write(b"half a row")

@@ -1,6 +1,5 @@
 """ICC profiles: colours become sRGB, through the readers and in what is embedded."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -8,14 +7,13 @@ import numpy as np
 import pytest
 from PIL import ImageCms
 
+from atlas_edge.bench.slides.check import check_slides, read_features
 from atlas_edge.embed import EmbedConfig, embed_slide
 from atlas_edge.embed.resume.plan import differences, plan_of
 from atlas_edge.errors import InputError
 from atlas_edge.slides import open_slide
 from atlas_edge.slides.colour import to_srgb
-from embed.conftest import make_mean_bundle
 from embed.test_embed import MeanEncoder
-from support import RunCommand
 
 pytest.importorskip("openslide")
 h5py = pytest.importorskip("h5py")
@@ -100,12 +98,11 @@ def test_ome_tiffs_profile_is_read(tmp_path: Path) -> None:
     assert slide.icc_profile == swapped_profile()
 
 
-def test_a_check_of_the_slide_applies_it_too(tmp_path: Path, run_command: RunCommand) -> None:
-    bundle = make_mean_bundle(tmp_path / "bundle")
+def test_a_check_of_the_slide_applies_it_too(tmp_path: Path) -> None:
     make_slide(tmp_path / "a.tif", swapped_profile())
-    out = tmp_path / "a.h5"
-    done = run_command("atlas-embed", tmp_path / "a.tif", "--bundle", bundle, "--no-tissue", "--icc", "--out", out)
-    assert done.returncode == 0, done.stderr
-    done = run_command("atlas-bench", "slide-check", out, "--slides", tmp_path, "--reference", bundle, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["cosine_median"]["a.h5"] == pytest.approx(1, abs=1e-6)
+    config = EmbedConfig(tissue=False, icc=True, overview=False)
+    embed_slide(tmp_path / "a.tif", MeanEncoder(), tmp_path / "a.h5", config)
+    found = check_slides(
+        [read_features(tmp_path / "a.h5")], tmp_path, MeanEncoder(), most_tiles=8, min_cosine=None, outlines=None
+    )
+    assert found.cosine_median["a.h5"] == pytest.approx(1, abs=1e-6)

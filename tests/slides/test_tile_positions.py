@@ -78,18 +78,18 @@ def shifts(plan: TileGrid, reader: TileReader) -> tuple[Values, Values]:
     return across, down
 
 
-@pytest.mark.parametrize("ome", [False, True], ids=["openslide", "ome-tiff"])
 @pytest.mark.parametrize(
-    ("mpp", "downs", "tile_mpp", "overlap"),
+    ("mpp", "downs", "tile_mpp", "overlap", "ome"),
     [
-        (0.5, (1,), 0.5, 0),
-        (0.5, (1,), 0.5, 56),
-        (0.25, (1,), 0.5, 0),
-        (0.25, (1, 2, 4), 0.5, 0),
-        (0.2201, (1,), 0.5, 0),
-        (0.2201, (1, 2), 0.5, 37),
-        (0.37, (1,), 0.5, 0),
-        (0.5, (1,), 0.37, 0),
+        (0.5, (1,), 0.5, 0, False),
+        (0.5, (1,), 0.5, 56, True),
+        (0.25, (1,), 0.5, 0, False),
+        (0.25, (1, 2, 4), 0.5, 0, False),
+        (0.25, (1, 2, 4), 0.5, 0, True),
+        (0.2201, (1,), 0.5, 0, False),
+        (0.2201, (1, 2), 0.5, 37, True),
+        (0.37, (1,), 0.5, 0, False),
+        (0.5, (1,), 0.37, 0, False),
     ],
 )
 def test_tiles_show_what_lies_at_their_coordinates(
