@@ -140,7 +140,10 @@ def test_on_the_command_line(two: Path, mean_bundle: Path, run_here: RunHere, ca
     assert "columns that are not read: ward" in caplog.text
     assert [slide["tiles"] for slide in json.loads(done.stdout)["slides"]] == [150, 600]
     assert {file.name for file in (two / "out").iterdir()} == {"one.h5", "a.h5"}
-    again = run_here("--slides", path, *arguments)
+    # As a service has it: the option's own variable, which names no slides beside it.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATLAS_EMBED_SLIDES", str(path))
+        again = run_here(*arguments)
     assert again.returncode == 0 and len(json.loads(again.stdout)["skipped"]) == 2, again.stderr
     for given in ((), (two / "in" / "a.tif", "--slides", path), ("ray",), ("ray", two / "in", "--slides", path)):
         refused = run_here(*given, "--bundle", mean_bundle, "--out", two / "out")

@@ -38,7 +38,7 @@ app.command(ray)
 
 @app.default
 def embed(
-    slides: list[Path] | None = None,
+    slide: list[Path] | None = None,
     /,
     *,
     bundle: str,
@@ -58,11 +58,11 @@ def embed(
     """Embed slides.
 
     Args:
-        slides: Slide files, patterns such as '*.svs', or folders with their subfolders.
+        slide: Slide files, patterns such as '*.svs', or folders with their subfolders.
         bundle: Bundle folder, or a package of several (or a model, which then runs in PyTorch).
         out: For one slide the file: .h5, .parquet, .pt, or .zarr, a folder. For several a folder.
         slide_list: CSV file with the columns slide and, if wanted, mpp (µm per pixel, whatever the slide says) and id
-            (of the output), in place of slides.
+            (of the output), in place of names.
         mask: Where tissue is, in place of a search: GeoJSON from QuPath, or a PNG or TIFF of the whole slide, black
             where none is; for several slides a folder with such files of their names.
         form: Form of the files in that folder: h5, zarr, parquet, or pt (tensors for CLAM, by PyTorch).
@@ -88,15 +88,15 @@ def embed(
     from atlas_edge.embed.slide_list import read_slide_list
     from atlas_edge.embed.workers import one_bundle, read_spec
 
-    if bool(slides) == (slide_list is not None):
+    if bool(slide) == (slide_list is not None):
         raise UsageError(
-            f"{'no slide is named' if not slides else f'slides are named, and by {SLIDE_LIST}, too'}",
+            f"slides are named, and by {SLIDE_LIST}, too" if slide else "no slide is named",
             hint=f"name slides, or a CSV file of them with {SLIDE_LIST}",
         )
-    named = slides or []
+    named = slide or []
     found, facts = read_slide_list(slide_list) if slide_list else (expand(named, out), None)
     jobs = one_or_many(found, named, out, form)
-    alone = len(jobs) == 1 and [slide for slide, _ in jobs] == named
+    alone = len(jobs) == 1 and [path for path, _ in jobs] == named
     config = dataclasses.replace(config, override_mpp=alone, of_slides=with_masks(jobs, mask, facts, config))
     for _, target in jobs:
         check_form(target)
@@ -107,7 +107,7 @@ def embed(
             check_tokens(target, spec)
         screen.print(tokens_in_words(spec))
     to_do, skipped, failures = leave_out_done(
-        jobs, lambda slide: plan_of(spec, config.of_slide(slide), sha256), overwrite=overwrite, re_embed=re_embed
+        jobs, lambda path: plan_of(spec, config.of_slide(path), sha256), overwrite=overwrite, re_embed=re_embed
     )
     for item in (*skipped, *(failures if len(jobs) > 1 else ())):
         screen.print(result_line(item), markup=False, soft_wrap=not screen.is_terminal)
