@@ -13,14 +13,15 @@ def conformance(
     *,
     report: Path | None = None,
     test_data: Path | None = None,
+    public_key: Path | None = None,
     overwrite: Flag = False,
     output: Output = Output(),
 ) -> None:
     """Ask programs that others wrote what they say of a bundle's files, each with its own defaults.
 
     ONNX's checker, shape inference and reference evaluator, plain ONNX Runtime and OpenVINO, Polygraphy, the parsers of
-    TensorRT: PASS, FAIL, or SKIPPED where one is not installed or has nothing to say. Exit 3 where one refuses a file,
-    or computes something else of it; the report is written all the same. Example:
+    TensorRT, OpenSlide, model signing: PASS, FAIL, or SKIPPED where one is not installed or has nothing to say. Exit 3
+    where one refuses a file, or computes something else of it; the report is written all the same. Example:
 
         atlas-bench conformance bundles/atlas2-s-onnx-int8 --report reports/conformance
 
@@ -28,6 +29,7 @@ def conformance(
         bundle: Bundle folder, of any target.
         report: Folder to write conformance.html and conformance.json into.
         test_data: Folder to write the ONNX graph and test_data_set_0 into, as onnx_test_runner takes them.
+        public_key: Of whoever should have signed the bundle (BUNDLE.sig beside it).
         overwrite: Replace those folders where they exist.
         output: What is printed.
     """
@@ -39,7 +41,7 @@ def conformance(
     from atlas_edge.bench.report.terminal import print_rows
 
     screen = output.screen()
-    subject = read_subject(bundle)
+    subject = read_subject(bundle, public_key=public_key)
     check_folders(subject, report, test_data, overwrite=overwrite)
     found = run_conformance(subject, progress=lambda what: screen.print(what, style="dim", soft_wrap=True))
     print_rows(screen, [terminal_rows(found)])

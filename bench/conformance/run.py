@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from atlas_edge.bench.conformance.checks import metadata, onnx, polygraphy, runtimes, slides, tensorrt
+from atlas_edge.bench.conformance.checks import metadata, onnx, polygraphy, runtimes, signing, slides, tensorrt
 from atlas_edge.bench.conformance.finding import Check, Finding, Outcome, Skip
 from atlas_edge.bench.conformance.subject import Subject
 from atlas_edge.bench.machine import Machine, this_machine
@@ -23,6 +23,7 @@ CHECKS: tuple[Check, ...] = (
     *polygraphy.CHECKS,
     *tensorrt.CHECKS,
     *slides.CHECKS,
+    *signing.CHECKS,
 )
 # How ONNX Runtime says that it has no code for an operator in some number format: nothing is wrong with the file.
 _NO_KERNEL = "NOT_IMPLEMENTED"

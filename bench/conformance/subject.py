@@ -64,6 +64,7 @@ class Subject:
         onnx: An ONNX graph: `model`, or the graph that an engine was built from; None for OpenVINO.
         tiles: `(N, tile_px, tile_px, 3)` uint8.
         stored: What is stored of those tiles.
+        public_key: Of whoever should have signed the bundle; None where nobody is named.
     """
 
     bundle: Path
@@ -73,6 +74,7 @@ class Subject:
     onnx: Path | None
     tiles: NDArray[np.uint8]
     stored: StoredSelftest
+    public_key: Path | None = None
 
     def embed(
         self, infer: Callable[[NDArray[np.uint8]], NDArray[np.float32]], *, count: int | None = None
@@ -106,8 +108,12 @@ class Subject:
         )
 
 
-def read_subject(bundle: Path) -> Subject:
+def read_subject(bundle: Path, *, public_key: Path | None = None) -> Subject:
     """Verify a bundle, and draw its selftest tiles.
+
+    Args:
+        bundle: Its folder.
+        public_key: See `Subject`.
 
     Raises:
         InputError: It is damaged, a package, carries no selftest, or its tiles cannot be drawn here.
@@ -125,4 +131,5 @@ def read_subject(bundle: Path) -> Subject:
         onnx=folder / graphs[0] if graphs else None,
         tiles=stored.draw(manifest.encoder),
         stored=stored,
+        public_key=public_key,
     )

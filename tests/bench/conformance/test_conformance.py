@@ -193,3 +193,31 @@ def test_int8_in_a_plain_runtime_is_shown_as_what_it_is(bundle: Path, monkeypatc
     assert ask(asked["embeddings, its defaults"], subject).said == "this bundle holds no ONNX graph"
     monkeypatch.setattr(runtimes, "saturates_here", lambda: False)
     assert ask(asked["embeddings, sums in float"], subject).outcome is Outcome.SKIPPED
+
+
+def test_a_signature_is_asked_about_where_there_is_one(sound: Path, tmp_path: Path) -> None:
+    pytest.importorskip("model_signing")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from atlas_edge.bench.conformance.checks.signing import CHECKS as SIGNING
+    from atlas_edge.package.signature import sign_folder, signature_beside
+
+    folder = changed(sound, tmp_path / "bundle", lambda model: None)
+    key, public = ec.generate_private_key(ec.SECP256R1()), tmp_path / "key.pub"
+    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(*plain))
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    public.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, form))
+    (check,) = SIGNING
+    subject = read_subject(folder, public_key=public)
+    assert "no bundle.sig beside" in ask(check, subject).said
+    sign_folder(folder, signature_beside(folder), private_key=tmp_path / "key.pem")
+    assert ask(check, read_subject(folder)).outcome is Outcome.SKIPPED
+    assert ask(check, subject).outcome is Outcome.PASS
+    # Changed together with the manifest: hashes match, and the signature does not.
+    (folder / MANIFEST).unlink()
+    (folder / "model.onnx").write_bytes((sound / "model.onnx").read_bytes() + b"\0\0")
+    write_manifest(folder, read_manifest(sound))
+    forged = ask(check, read_subject(folder, public_key=public))
+    assert forged.outcome is Outcome.FAIL and "key.pub signed" in forged.said
