@@ -96,7 +96,7 @@ def _open(path: Path, cache_bytes: int) -> Slide:
     try:
         slide = OpenSlideFile(path, cache_bytes=cache_bytes)
     except InputError as error:
-        # Of a CZI OpenSlide reads what is uncompressed or compressed by zstd, which few are.
+        # OpenSlide reads few forms of CZI, and what it says of the others is no damage.
         raise InputError(error.message, hint=_CZI_HINT if _is_czi(path) else error.hint) from error
     return open_direct(slide, cache_bytes=cache_bytes) or slide
 
