@@ -295,3 +295,21 @@ def test_no_pause_outlasts_a_clock_that_is_set_back(tmp_path: Path) -> None:
     assert journal.claim(1e6 + 59, longest_pause_s=480.0) is None
     assert journal.claim(1e6 - 3600, longest_pause_s=480.0) is not None
     journal.close()
+
+
+def test_no_question_that_is_asked_all_the_time_reads_every_slide(tmp_path: Path) -> None:
+    journal, _ = journal_with(tmp_path)
+    sql, asked = journal._connection, []
+    sql.set_trace_callback(asked.append)
+    journal.status(10.0)
+    journal.unfinished()
+    journal.reclaim(most_attempts=3)
+    for _ in range(2):
+        journal.claim(10.0, longest_pause_s=60.0)
+    sql.set_trace_callback(None)
+    questions = [text for text in asked if text.startswith("SELECT") and "slides" in text]
+    assert len(questions) >= 10
+    for text in questions:
+        for step in sql.execute(f"EXPLAIN QUERY PLAN {text}").fetchall():
+            assert step["detail"] != "SCAN slides", text
+    journal.close()

@@ -37,6 +37,12 @@ CREATE TABLE IF NOT EXISTS slides (
     error TEXT
 );
 """
+# Watchers and pages ask several times a second, of a hundred thousand slides, too.
+_INDEXES = {
+    "slides_by_state": "slides (state, finished_at)",
+    "slides_by_arrival": "slides (seen_at)",
+    "slides_by_error": "slides (finished_at) WHERE error IS NOT NULL",
+}
 _ADDED = {"folder": "TEXT NOT NULL DEFAULT ''", "beat": "INTEGER NOT NULL DEFAULT 0"}
 
 
@@ -66,7 +72,7 @@ def open_journal(path: Path) -> sqlite3.Connection:
                 f"{path} was written by a newer atlas-edge (version {version} of the journal, expected {_VERSION})",
                 hint="update atlas-edge, or choose another --out",
             )
-        if version < _VERSION:
+        if version < _VERSION or not _has_indexes(connection):
             _upgrade(connection)
     except sqlite3.DatabaseError as error:
         connection.close()
@@ -116,12 +122,19 @@ def _upgrade(connection: sqlite3.Connection) -> None:
         for name, kind in _ADDED.items():
             if name not in columns:
                 connection.execute(f"ALTER TABLE slides ADD COLUMN {name} {kind}")
+        for name, what in _INDEXES.items():
+            connection.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {what}")
         connection.execute(f"PRAGMA user_version = {_VERSION}")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _has_indexes(connection: sqlite3.Connection) -> bool:
+    found = {row["name"] for row in connection.execute("PRAGMA index_list(slides)")}
+    return found >= _INDEXES.keys()
 
 
 def _set_mode(connection: sqlite3.Connection, mode: str) -> None:

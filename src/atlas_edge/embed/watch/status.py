@@ -1,7 +1,6 @@
 """How the watcher stands: what its journal says, and what only the process itself knows."""
 
 import sqlite3
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +12,9 @@ _LATEST = 20
 _COLUMNS = (
     "rowid AS number, path, out, folder, state, attempts, tiles_done, tiles, seen_at, started_at, finished_at, error"
 )
+_UNFINISHED = "state IN ('waiting', 'queued', 'running')"
+# What was there already when the journal was made neither came nor was embedded.
+_CAME = "seen_at > ? AND (state != 'done' OR finished_at IS NOT NULL)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,37 +98,31 @@ class Status:
 
 def read_status(sql: sqlite3.Connection, now: float, *, limit: int) -> Status:
     """What a journal says; see `Status`."""
-    run: Callable[..., sqlite3.Cursor] = sql.execute
     counts = {state.value: 0 for state in State}
-    counts.update(run("SELECT state, COUNT(*) FROM slides GROUP BY state").fetchall())
-    done, arrived, finished = run(
-        # What was there already when the journal was made neither came nor was embedded.
-        "SELECT SUM(state = 'done' AND finished_at > :since), "
-        "SUM(seen_at > :since AND (state != 'done' OR finished_at IS NOT NULL)), "
-        "SUM(state IN ('done', 'quarantined') AND finished_at > :since) FROM slides",
-        {"since": now - _HOUR_S},
-    ).fetchone()
-    left, workers = run(
-        "SELECT COUNT(*), COUNT(DISTINCT owner) FROM slides WHERE state IN ('waiting', 'queued', 'running')"
-    ).fetchone()
-    work = _work(sql, now)
-    rows = run(
-        f"SELECT {_COLUMNS} FROM slides ORDER BY state = 'running' DESC, state = 'queued' DESC, "
-        "state = 'waiting' DESC, finished_at DESC LIMIT ?",
-        (limit,),
+    counts.update(sql.execute("SELECT state, COUNT(*) FROM slides GROUP BY state").fetchall())
+    since = now - _HOUR_S
+    finished = dict(
+        sql.execute(
+            "SELECT state, COUNT(*) FROM slides WHERE state IN ('done', 'quarantined') AND finished_at > ? "
+            "GROUP BY state",
+            (since,),
+        ).fetchall()
     )
-    errors = run(f"SELECT {_COLUMNS} FROM slides WHERE error IS NOT NULL ORDER BY finished_at DESC LIMIT 10")
+    (arrived,) = sql.execute(f"SELECT COUNT(*) FROM slides WHERE {_CAME}", (since,)).fetchone()
+    left, workers = sql.execute(f"SELECT COUNT(*), COUNT(DISTINCT owner) FROM slides WHERE {_UNFINISHED}").fetchone()
+    work_left_s, work_arrived_s = _work(sql, now)
+    errors = sql.execute(f"SELECT {_COLUMNS} FROM slides WHERE error IS NOT NULL ORDER BY finished_at DESC LIMIT 10")
     return Status(
         counts=counts,
-        slides_per_hour=int(done or 0),
-        rows=[_readable(row) for row in rows.fetchall()],
+        slides_per_hour=finished.get(State.DONE, 0),
+        rows=_rows(sql, limit),
         errors=[_readable(row) for row in errors.fetchall()],
-        arrived=int(arrived or 0),
-        finished=int(finished or 0),
-        slides_left=int(left),
-        work_left_s=work[0],
-        work_arrived_s=work[1],
-        workers=int(workers),
+        arrived=arrived,
+        finished=sum(finished.values()),
+        slides_left=left,
+        work_left_s=work_left_s,
+        work_arrived_s=work_arrived_s,
+        workers=workers,
     )
 
 
@@ -136,25 +132,47 @@ def read_slide(sql: sqlite3.Connection, number: int) -> dict[str, Any] | None:
     return None if row is None else _readable(row)
 
 
+def _rows(sql: sqlite3.Connection, limit: int) -> list[dict[str, Any]]:
+    rows = sql.execute(
+        f"SELECT {_COLUMNS} FROM slides WHERE {_UNFINISHED} "
+        "ORDER BY state = 'running' DESC, state = 'queued' DESC, seen_at, path LIMIT ?",
+        (limit,),
+    ).fetchall()
+    latest = [
+        row
+        for state in (State.DONE, State.QUARANTINED)
+        for row in sql.execute(
+            f"SELECT {_COLUMNS} FROM slides WHERE state = ? ORDER BY finished_at DESC LIMIT ?", (state, limit)
+        ).fetchall()
+    ]
+    latest.sort(key=lambda row: row["finished_at"] or 0.0, reverse=True)
+    return [_readable(row) for row in [*rows, *latest][:limit]]
+
+
 def _work(sql: sqlite3.Connection, now: float) -> tuple[float, float] | tuple[None, None]:
     """Seconds of work that is left, and that came within the last hour."""
     tiles, size_bytes, done, seconds = sql.execute(
-        "SELECT SUM(tiles), SUM(size_bytes), SUM(tiles_done), SUM(seconds) FROM (SELECT tiles, size_bytes, tiles_done, "
-        "CASE state WHEN 'running' THEN ? ELSE finished_at END - started_at AS seconds FROM slides "
-        "WHERE state IN ('running', 'done') AND tiles > 0 AND started_at IS NOT NULL "
-        "ORDER BY state = 'running' DESC, finished_at DESC LIMIT ?)",
+        "SELECT SUM(tiles), SUM(size_bytes), SUM(tiles_done), SUM(until - started_at) FROM ("
+        "SELECT tiles, size_bytes, tiles_done, started_at, ? AS until FROM slides "
+        "WHERE state = 'running' AND tiles > 0 UNION ALL SELECT * FROM ("
+        "SELECT tiles, size_bytes, tiles_done, started_at, finished_at FROM slides "
+        "WHERE state = 'done' AND tiles > 0 AND started_at IS NOT NULL ORDER BY finished_at DESC LIMIT ?))",
         (now, _LATEST),
     ).fetchone()
     if not (tiles and size_bytes and done and seconds > 0):
         return None, None
-    left, arrived = sql.execute(
-        "SELECT SUM(unfinished * (tiles - tiles_done)), SUM((seen_at > :since) * tiles) FROM ("
-        "SELECT seen_at, tiles_done, state IN ('waiting', 'queued', 'running') AS unfinished, "
-        "CASE WHEN tiles > 0 THEN tiles WHEN state IN ('waiting', 'queued', 'running') THEN :share * size_bytes "
-        "ELSE 0 END AS tiles FROM slides)",
-        {"since": now - _HOUR_S, "share": tiles / size_bytes},
+    share, pace = tiles / size_bytes, done / seconds
+    (left,) = sql.execute(
+        "SELECT TOTAL(CASE WHEN tiles > 0 THEN tiles - tiles_done ELSE ? * size_bytes END) FROM slides "
+        f"WHERE {_UNFINISHED}",
+        (share,),
     ).fetchone()
-    return left * seconds / done, arrived * seconds / done
+    (arrived,) = sql.execute(
+        f"SELECT TOTAL(CASE WHEN tiles > 0 THEN tiles WHEN {_UNFINISHED} THEN ? * size_bytes ELSE 0 END) FROM slides "
+        f"WHERE {_CAME}",
+        (share, now - _HOUR_S),
+    ).fetchone()
+    return left / pace, arrived / pace
 
 
 def _readable(row: sqlite3.Row) -> dict[str, Any]:
