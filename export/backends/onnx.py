@@ -59,7 +59,11 @@ class OnnxBackend(ExportBackend):
     def quantize(self, job: Job, scratch: Path) -> Quantized:
         out = scratch / "quantized.onnx"
         if job.recipe is not None:
-            return Quantized(model=out, quantization=_quantize_int8(job, job.recipe, out))
+            from atlas_edge.quantize.onnx.engine_graph import fold_weights
+
+            details, stored = _quantize_int8(job, job.recipe, out), scratch / "stored.onnx"
+            fold_weights(out, stored)
+            return Quantized(model=stored, quantization=details)
         full = job.full_graph(scratch)
         if job.precision is Precision.FP32:
             return Quantized(model=full)

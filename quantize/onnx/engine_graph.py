@@ -86,6 +86,23 @@ def engine_graph(
     return None
 
 
+def fold_weights(path: Path, out: Path) -> None:
+    """Write a Q/DQ graph that stores its constant weights as the integers that they are rounded to.
+
+    What it computes stays.
+
+    Args:
+        path: From `quantize_onnx`.
+        out: File to write.
+    """
+    model = load_onnx(path)
+    inline_constants(model.graph)
+    graph = _Graph(model.graph)
+    graph.fold_weights()
+    graph.drop_unused()
+    save_onnx(model, out)
+
+
 class _Graph:
     """Edits of one graph. Tensors keep their names, so edits can follow each other."""
 

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from atlas_edge.errors import InputError
 from atlas_edge.export.graph.rules import check_graph
-from atlas_edge.quantize.onnx.engine_graph import engine_graph
+from atlas_edge.quantize.onnx.engine_graph import engine_graph, fold_weights
 from atlas_edge.spec import Precision
 
 rng = np.random.default_rng(0)
@@ -142,3 +142,17 @@ def test_a_graph_without_quantized_products_is_refused(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "plain.onnx")
     with pytest.raises(InputError, match="no matrix product or convolution behind the first"):
         engine_graph(tmp_path / "plain.onnx", tmp_path / "out.onnx", precision=Precision.INT8)
+
+
+def test_weights_are_stored_as_the_integers_that_they_are_rounded_to(tmp_path: Path) -> None:
+    source, out = save(tmp_path / "int8.onnx"), tmp_path / "stored.onnx"
+    fold_weights(source, out)
+    model = onnx.load(out)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    kinds = {name: tensor.data_type for name, tensor in tensors.items() if name.startswith(("weight", "filter"))}
+    assert {name: kinds.get(name) for name in ("weight_quantized", "filter_quantized")} == dict.fromkeys(
+        ("weight_quantized", "filter_quantized"), TensorProto.INT8
+    )
+    assert not {"weight", "filter"} & kinds.keys()
+    tiles = rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    np.testing.assert_allclose(run(out, tiles), run(source, tiles), rtol=1e-5)
