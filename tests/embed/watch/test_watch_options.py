@@ -16,7 +16,7 @@ import pytest
 from atlas_edge.cli import run_app
 from atlas_edge.embed import EmbedConfig, embed_slide
 from atlas_edge.embed.cli import app
-from atlas_edge.embed.watch import scan
+from atlas_edge.embed.watch import on_quarantine, scan
 from atlas_edge.embed.watch import watcher as module
 from atlas_edge.embed.watch.event_log import EventLog
 from atlas_edge.embed.watch.on_quarantine import OnQuarantine, arguments_of
@@ -215,6 +215,25 @@ def test_a_command_that_fails_or_hangs_stops_nobody(tmp_path: Path) -> None:
     told = [line for line in events_of(tmp_path / "log.jsonl")]
     assert [line["error"] for line in told] == ["ended after 0.5 s", "ended after 0.5 s", "no mail today"]
     assert told[2]["exit_code"] == 3
+
+
+def test_a_watcher_that_is_interrupted_waits_for_no_command(drop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (drop / "b.svs").touch()
+    genuine = module.embed_slide
+
+    def embed(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "c.tif":
+            raise KeyboardInterrupt
+        return genuine(path, *arguments, **options)
+
+    monkeypatch.setattr(module, "embed_slide", embed)
+    monkeypatch.setattr(on_quarantine, "_END_S", 0.1)
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        watch(drop, most_attempts=1, on_quarantine=f"{sys.executable} -c 'import time; time.sleep(20)'")
+    assert time.monotonic() - begun < 15
+    (told,) = [line for line in events(drop.parent / "out") if line["event"] == "on quarantine"]
+    assert told["error"] == "the watcher ended before it did"
 
 
 def test_a_command_that_cannot_be_run_is_refused_at_the_start(drop: Path) -> None:

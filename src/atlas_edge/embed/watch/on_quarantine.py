@@ -68,11 +68,14 @@ class OnQuarantine:
             self._thread = threading.Thread(target=self._run_on, name="on quarantine", daemon=True)
             self._thread.start()
 
-    def close(self) -> None:
-        """Wait for what was told, for as long as one command may take."""
-        if self._thread is not None:
-            self._reports.put(None)
-            self._thread.join(timeout=self._limit_s + _END_S)
+    def close(self, *, at_once: bool = False) -> None:
+        """Wait for what was told, for as long as one command may take; for a moment only if `at_once`."""
+        if self._thread is None:
+            return
+        self._reports.put(None)
+        self._thread.join(timeout=_END_S if at_once else self._limit_s + _END_S)
+        if self._thread.is_alive():
+            self._log.write("on quarantine", error="the watcher ended before it did")
 
     def _run_on(self) -> None:
         while (report := self._reports.get()) is not None:

@@ -29,7 +29,7 @@ class Live:
         look_s: How long that took.
         look_due_s: An age at which something is wrong.
         sign_age_s: Since the watcher last embedded a batch, or asked for work.
-        free_bytes: Left on the disk of --out; None where that cannot be said.
+        free_bytes: Left on the disk of --out or --state, whichever is fuller; None where that cannot be said.
         waits_for: Kinds of what it waits for, such as `disk`, and since when, seconds.
     """
 

@@ -87,7 +87,7 @@ class View:
 
     def _live(self) -> Live:
         try:
-            free = shutil.disk_usage(self.out).free
+            free = min(shutil.disk_usage(place).free for place in (self.out, self.journal.parent))
         except OSError:
             free = None
         # The one that is late, if one is.

@@ -112,6 +112,7 @@ class Watcher:
             self.log.write(
                 "start", folder=", ".join(map(str, self._folders)), out=str(self.out), encoder=self._encoder.spec.name
             )
+            ended = False
             try:
                 for thread in threads:
                     thread.start()
@@ -121,12 +122,13 @@ class Watcher:
                         self._stop.wait(_IDLE_S)
                     else:
                         self._embed(journal, job)
+                ended = True
             finally:
                 self._stop.set()
                 for thread in threads:
                     # A share that hangs must not keep the watcher from its end.
                     thread.join(timeout=_JOIN_S)
-                self._on_quarantine.close()
+                self._on_quarantine.close(at_once=not ended)
                 self.log.write("stop")
 
     def stop(self) -> None:
