@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,10 @@ class Journal:
 
     def close(self) -> None:
         """Close the files; what is on disk stays for the next run."""
-        for file in self._files.values():
-            file.close()
+        with ExitStack() as stack:
+            # All of them, also where a full disk refuses what the first one held back.
+            for file in self._files.values():
+                stack.callback(file.close)
 
     def remove(self) -> None:
         """Forget everything, once the output is whole."""
