@@ -98,6 +98,7 @@ class Scanner:
         # By a clock that nobody sets.
         self._since: dict[Path, tuple[SlideIdentity, float]] = {}
         self._told: set[tuple[str, Path]] = set()
+        self._left_out = 0
 
     def look(
         self,
@@ -129,7 +130,6 @@ class Scanner:
         for path in find_slides(self.folder, self._out, self._ignore, failed):
             if not is_wanted(path.relative_to(self.folder), self._options):
                 left_out += 1
-                self._tell("left out", path, "by --include and --exclude")
                 continue
             seen.add(path)
             try:
@@ -146,6 +146,10 @@ class Scanner:
         for path in journal.forget(seen, unread, all_of_them=left_out > 0 or not self._options.once):
             self._log.write("gone", slide=str(path))
         self._since = {path: since for path, since in self._since.items() if path in seen}
+        if left_out != self._left_out:
+            # Not each of them: there may be a hundred thousand.
+            self._log.write("left out", slides=left_out, folder=str(self.folder))
+            self._left_out = left_out
         self._looked_at = time.monotonic()
         self.look_s = self._looked_at - begun
         self.looked.set()
