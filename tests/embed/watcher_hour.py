@@ -56,7 +56,7 @@ class Hour:
         self.scans, self.out = work / "share", work / "disk"
         self.scans.mkdir(parents=True)
         self.out.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m", "tmpfs", str(self.out)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(self.out)], check=True)
         self.bundle = make_mean_bundle(work / "bundle")
         self.other_bundle = make_mean_bundle(work / "other" / "bundle", tile_px=64)
         self.good: dict[Path, int] = {}
