@@ -49,7 +49,8 @@ def _openvino(subject: Subject) -> Answer:
 
 
 def _openvino_in_float(subject: Subject) -> Answer:
-    if saturation(subject, Target.OPENVINO) is None:
+    known = saturation(subject, Target.OPENVINO)
+    if known is None:
         raise Skip("nothing in this file saturates on this processor")
     figures = subject.figures(_in_openvino(subject.onnx or subject.model, subject, _IN_FLOAT))
     return Answer(passed=figures.passed, figures=figures)
