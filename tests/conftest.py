@@ -27,9 +27,29 @@ _LONGEST = (
     "test_measure_faults.py",
 )
 
+# Left out by `make fast` beside them, tools, and commands in processes of their own: what trains, simulates or fuzzes.
+_SLOW = (
+    "test_bench_interval.py",
+    "test_bench_selftest.py",
+    "test_distill_rotary.py",
+    "test_distill_train.py",
+    "test_embed_watch.py",
+    "test_embed_watch_faults.py",
+    "test_packaging.py",
+    "test_quantize_openvino.py",
+    "test_site.py",
+    "test_slide_fuzz.py",
+    "test_tile_fuzz.py",
+    "test_tile_streaming.py",
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in _LONGEST)
+    for item in items:
+        apart = {"run_command", "warm", "wheel"} & set(getattr(item, "fixturenames", ()))
+        if apart or item.path.parent.name == "tools" or item.path.name in _LONGEST + _SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
