@@ -27,6 +27,8 @@ _LARGEST_HALF = float(np.finfo(np.float16).max)
 _Ready = tuple[ReadTiles, NDArray[np.float32]]
 _MOST_THREADS = 16
 _WAITING_SHARE = 0.05
+# Twice as many threads stay where they bring so much more.
+_GAIN = 1.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +186,7 @@ def _decoded(
     pool = ThreadPoolExecutor(crew.most, thread_name_prefix="decode")
 
     def read(part: NDArray[np.int64]) -> _Ready:
-        with crew.places:
+        with crew.place():
             if ended.is_set():
                 raise CancelledError
             return _measured(reader.read(part))
@@ -210,29 +212,59 @@ def _measured(tiles: ReadTiles) -> _Ready:
 
 
 class _Crew:
-    """The decode threads of a slide: so many, or one, and more each time that the encoder waits for them.
+    """The decode threads of a slide: so many, or one, and more while the encoder waits for them and more bring more.
 
     Args:
-        threads: How many; chosen by what the encoder waits for when None.
+        threads: How many; chosen when None.
     """
 
     def __init__(self, threads: int | None) -> None:
         self.size, self.most = threads or 1, threads or _MOST_THREADS
-        self.places = threading.Semaphore(self.size)
+        self._working, self._changed = 0, threading.Condition()
+        self._settled = threads is not None
+        self._before = (self.size, 0.0)
         self._waited_s, self._batches, self._since = 0.0, 0, time.perf_counter()
 
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A thread's place in the crew, once one is free."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._working < self.size)
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._changed.notify_all()
+
     def result(self, future: "Future[_Ready]") -> _Ready:
-        """A batch, and one more thread where waiting for the last few took its share, or twice as many where most."""
+        """A batch, after which the crew may be of another size."""
         begun = time.perf_counter()
         found = future.result()
         now = time.perf_counter()
         self._waited_s, self._batches = self._waited_s + now - begun, self._batches + 1
-        # A larger crew is judged once each of its threads has brought something.
-        if self.size < self.most and self._batches > self.size:
-            share = self._waited_s / max(now - self._since, 1e-9)
-            if share > _WAITING_SHARE:
-                more = min(self.size if share > 0.5 else 1, self.most - self.size)
-                self.size += more
-                self.places.release(more)
+        # Each thread has brought something.
+        if not self._settled and self._batches > self.size:
+            self._judge(now - self._since)
             self._waited_s, self._batches, self._since = 0.0, 0, now
         return found
+
+    def _judge(self, elapsed_s: float) -> None:
+        rate = self._batches / max(elapsed_s, 1e-9)
+        size, rate_before = self._before
+        if rate < _GAIN * rate_before:
+            # The disk, the processor or the interpreter gives no more.
+            self._resize(size)
+            self._settled = True
+        elif self._waited_s > _WAITING_SHARE * elapsed_s and self.size < self.most:
+            self._before = (self.size, rate)
+            self._resize(min(2 * self.size, self.most))
+        else:
+            # The encoder is what takes the time, as long as it does.
+            self._before = (self.size, 0.0)
+
+    def _resize(self, size: int) -> None:
+        with self._changed:
+            self.size = size
+            self._changed.notify_all()
