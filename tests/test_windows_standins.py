@@ -94,9 +94,9 @@ def test_bench(bundle: Path, tiny_model: Path, tiles: Path, tmp_path: Path, monk
             bench, "accuracy", bundle, "--reference", tiny_model, "--eval", tiles, "--limit", 16,
             "--stress-tiles", 0, "--report", report,
         )  # fmt: skip
-        run(bench, "selftest", bundle, "--no-speed")
+        run(bench, "selftest", bundle, "--no-speed", "--out", tmp_path / "selftest")
     assert json.loads((report / "report.json").read_text())
-    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report", "selftest.json", "selftest.md"]
 
 
 def test_faces_and_servers_folders_are_replaced(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
