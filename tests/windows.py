@@ -3,11 +3,12 @@
 import builtins
 import errno
 import fcntl
+import importlib
 import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -39,6 +40,9 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     - The console is cp1252, and what it lacks is an error unless somebody said otherwise.
     - Our modules read `sys.platform == "win32"`. Child processes run as they are.
     """
+    # Imported here, it would ask the registry for the time zone; matplotlib and pandas import it.
+    with suppress(ImportError):
+        importlib.import_module("dateutil.tz")
     with monkeypatch.context() as patch:
         _flush(patch)
         _renames(patch)
