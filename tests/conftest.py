@@ -35,12 +35,18 @@ _SLOW = (
     "test_distill_train.py",
     "test_embed_watch.py",
     "test_embed_watch_faults.py",
+    "test_engine_bundle.py",
+    "test_export_engine.py",
+    "test_given_mask.py",
+    "test_large_graphs.py",
+    "test_openvino_calls.py",
     "test_packaging.py",
     "test_quantize_openvino.py",
     "test_site.py",
     "test_slide_fuzz.py",
     "test_tile_fuzz.py",
     "test_tile_streaming.py",
+    "test_tissue.py",
 )
 
 
