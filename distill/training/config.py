@@ -66,7 +66,8 @@ class TrainOptions(FitOptions):
         fit_heads: Begin with heads fitted on some 2,000 views, where the student's weights are not random.
         steps: Optimiser steps.
         batch: Views a step, over all processes.
-        accumulate: Parts that a step is computed in, one after the other, for a batch that the memory does not hold.
+        accumulate: Parts that a step is computed in, one after the other, for a batch that the memory does not hold;
+            --relational-weight compares the views of a part.
         lr: Peak learning rate.
         warmup: Steps of linear warm-up; a cosine follows, down to a hundredth of --lr.
         weight_decay: AdamW's weight decay, on matrices only.

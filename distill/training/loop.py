@@ -121,7 +121,8 @@ def _run(
     """All steps."""
     clock = _Clock()
     for batch in clock.waiting_for(_explained(config, batches)):
-        with memory_explained(f"at step {batch.step} with --batch {config.batch}", hint=more_parts(config)):
+        hint = more_parts(config, len(batch.pixels))
+        with memory_explained(f"at step {batch.step} with --batch {config.batch}", hint=hint):
             row = train_step(config, state, accelerator, batch)
             clock.images += config.batch
             if reporter is not None:

@@ -32,9 +32,9 @@ def memory_explained(where: str, *, hint: str) -> Iterator[None]:
         raise RuntimeMissing(f"memory ran out {where}", hint=hint) from error
 
 
-def more_parts(config: TrainConfig) -> str:
-    """The hint for what a step needs: more parts, or a smaller batch where a part is one view already."""
-    if 2 * config.accumulate > config.batch:
+def more_parts(config: TrainConfig, views: int) -> str:
+    """The hint for a step of so many views: more parts, or a smaller batch where a part is one view already."""
+    if 2 * config.accumulate > views:
         return smaller_batch(config)
     return f"use --accumulate {2 * config.accumulate}: the same steps in more parts; a run that has begun goes on"
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -74,7 +75,8 @@ def killed(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def sharded(configure: Configure, killed: Path, stopped: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two sharded processes made of a run from the start (`whole`), and of the runs `killed` and `stopped`.
+    """What two sharded processes made of a run from the start (`whole`), and of the runs `killed` and, each step in two
+    parts, `stopped`.
 
     One of them sees other features before the first step, as on a machine that rounds differently.
     """
@@ -82,6 +84,7 @@ def sharded(configure: Configure, killed: Path, stopped: Path, tmp_path_factory:
     _copy_run(killed, folder / "killed")
     _copy_run(stopped, folder / "stopped")
     configs = [configure(folder / name) for name in ("whole", "killed", "stopped")]
+    configs[2] = replace(configs[2], accumulate=2)
     for process in run_two(*configs, TINY_HELD=str(folder), TINY_FAULT="differs", **SHARDED):
         assert process.status == 0, process.complaint
     return folder
@@ -127,7 +130,7 @@ def test_a_killed_sharded_run_goes_on_in_one_process(
     _assert_same_run(out, alone, tiny_student)
 
 
-def test_a_stopped_run_of_one_process_goes_on_sharded(sharded: Path, alone: Path, tiny_student: Path) -> None:
+def test_a_stopped_run_goes_on_sharded_and_in_parts(sharded: Path, alone: Path, tiny_student: Path) -> None:
     assert _resumed_from(sharded / "stopped") == 5
     _assert_same_run(sharded / "stopped", alone, tiny_student)
 

@@ -9,6 +9,7 @@ from tiny_runs import losses_of, tiny_config
 
 from atlas_edge.distill.training import loop
 from atlas_edge.distill.training.checkpoint import load_extra
+from atlas_edge.distill.training.out_of_memory import more_parts
 from atlas_edge.distill.training.run import distill, run_folder
 from atlas_edge.errors import UsageError
 
@@ -72,3 +73,11 @@ def test_a_scaled_run_that_was_killed_goes_on_to_the_same_losses(
     assert distill(killed).resumed_from == 5
     losses = losses_of(whole.out)
     assert losses_of(killed.out) == losses and losses[12] < losses[5]
+
+
+def test_a_step_that_needs_less_memory_is_one_that_there_can_be() -> None:
+    config = tiny_config(Path("teacher"), Path("tiles"), Path("start"), Path("student"), batch=8, accumulate=2)
+    assert "--accumulate 4" in more_parts(config, 8)
+    # Of two processes each has half of the views.
+    assert "--accumulate 4" in more_parts(config, 4)
+    assert "--accumulate" not in more_parts(config, 3) and "--batch 4" in more_parts(config, 3)
