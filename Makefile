@@ -16,7 +16,7 @@ demo: .venv/demo
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# Nine tests of ten in a fifth of the time.
+# Most tests: none that train, simulate, fuzz or start processes.
 fast: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
