@@ -12,10 +12,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from cyclopts import Parameter, validators
 from numpy.typing import NDArray
 
 from atlas_edge.cli import make_app, run_app
@@ -65,7 +67,12 @@ class PacedEncoder:
 
 
 @app.default
-def read_throughput(*, side: int = 8192, share_mb_s: float = 20.0, share_ms: float = 20.0) -> None:
+def read_throughput(
+    *,
+    side: int = 8192,
+    share_mb_s: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 20.0,
+    share_ms: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 20.0,
+) -> None:
     """Draw a slide, write it in each form, and print the table.
 
     Args:
@@ -96,17 +103,12 @@ def read_throughput(*, side: int = 8192, share_mb_s: float = 20.0, share_ms: flo
 
 def _both(path: Path, place: str, share: tuple[float, float] | None, factor: float) -> str:
     """A row: reading and an encoder of so many times its rate, together."""
-    with slow_share(*share) if share else closing(_Nothing()):
+    with slow_share(*share) if share else nullcontext():
         reading = _tiles_per_s(path, PacedEncoder(), None)
         encoder = PacedEncoder(factor * reading)
         both = _tiles_per_s(path, encoder, None)
     slower = min(1.0, factor) * reading
     return f"| {factor:g} times what {place} gives | {reading:.0f} | {factor * reading:.0f} | {both / slower:.2f} |"
-
-
-class _Nothing:
-    def close(self) -> None:
-        pass
 
 
 def _written(folder: Path, side: int) -> dict[str, Path]:
