@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from atlas_edge.embed.slide_files import SlideIdentity
-from atlas_edge.embed.watch.journal import WatchJournal
+from atlas_edge.embed.watch.journal import WatchJournal, pause_s
 from atlas_edge.embed.watch.schema import State
 from atlas_edge.system.process import ProcessId
 from embed.conftest import make_scan
@@ -235,6 +235,16 @@ def test_journal_retries_with_a_growing_pause_then_quarantines(tmp_path: Path) -
     job = journal.claim(now)
     assert job is not None
     assert job.attempts == 1
+    journal.close()
+
+
+def test_a_pause_that_has_doubled_for_ever_is_still_a_number(tmp_path: Path) -> None:
+    journal, _ = journal_with(tmp_path)
+    job = journal.claim(10.0, longest_pause_s=pause_s(60.0, 5000))
+    assert job is not None
+    late = dataclasses.replace(job, attempts=4000)
+    assert journal.fail(late, "broken", now=10.0, most_attempts=5000, retry_s=60.0) is State.QUEUED
+    assert journal.claim(1e9, longest_pause_s=pause_s(60.0, 5000)) is None
     journal.close()
 
 

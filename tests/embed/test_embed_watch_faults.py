@@ -123,8 +123,13 @@ def test_a_name_that_is_no_utf8(drop: Path) -> None:
         shutil.copy2(drop / "a.tif", odd)
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
+    broken = drop / os.fsdecode(b"b\xf6se.svs")
+    broken.write_bytes(b"no slide")
     said = watch(drop)
     assert names(said, "done") == ["a.tif", odd.name, "c.tif"]
+    assert names(said, "failed") == [broken.name, broken.name]
+    report = drop.parent / "out" / "quarantine" / f"{broken.name}.json"
+    assert r"b\xf6se.svs is of no slide form" in json.loads(report.read_bytes())["error"]
     with h5py.File(drop.parent / "out" / os.fsdecode(b"b\xfcro.h5")) as file:
         assert file.attrs["slide"] == r"b\xfcro.tif"
     assert names(watch(drop), "begin") == []

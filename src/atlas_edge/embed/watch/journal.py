@@ -15,7 +15,10 @@ from atlas_edge.embed.watch.owners import Owners
 from atlas_edge.embed.watch.schema import State, open_journal, path_of, read_plan, stored_path, write_plan
 from atlas_edge.embed.watch.status import Status, read_slide, read_status
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.system.paths import printable
 from atlas_edge.system.process import ProcessId
+
+_MOST_DOUBLINGS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,11 @@ class Job:
     path: Path
     out: Path
     attempts: int
+
+
+def pause_s(retry_s: float, attempts: int) -> float:
+    """Pause after so many attempts, seconds: it doubles each time, for some millennia."""
+    return retry_s * 2.0 ** min(attempts - 1, _MOST_DOUBLINGS)
 
 
 class WatchJournal:
@@ -214,11 +222,10 @@ class WatchJournal:
     def fail(self, job: Job, error: str, *, now: float, most_attempts: int, retry_s: float) -> State:
         """A slide failed: it is queued again after a pause that doubles, or quarantined after the last attempt."""
         state = State.QUEUED if job.attempts < most_attempts else State.QUARANTINED
-        pause = retry_s * 2 ** (job.attempts - 1)
         self._set(
             job,
             "state = ?, owner = NULL, error = ?, next_try_at = ?, finished_at = ?",
-            *(state, error, now + pause, now),
+            *(state, printable(error), now + pause_s(retry_s, job.attempts), now),
         )
         return state
 
@@ -227,7 +234,7 @@ class WatchJournal:
         self._set(
             job,
             "state = ?, owner = NULL, attempts = attempts - 1, error = ?, next_try_at = ?",
-            *(State.QUEUED, error, next_try_at),
+            *(State.QUEUED, error and printable(error), next_try_at),
         )
 
     def reclaim(self, *, most_attempts: int) -> list[tuple[Path, State]]:

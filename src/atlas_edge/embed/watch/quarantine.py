@@ -27,7 +27,7 @@ def report_of(state: Path, folder: Path, slide: Path) -> Path:
 def write_report(report: Path, slide: Path, error: str, attempts: int) -> None:
     """Say why a slide is set aside, and how it is tried again."""
     told = [f"atlas-embed retry {_quoted(report.parents[1])} {_quoted(slide.name)}", "replace or touch the slide"]
-    said = {"slide": printable(slide), "error": error, "attempts": attempts, "again": told}
+    said = {"slide": printable(slide), "error": printable(error), "attempts": attempts, "again": told}
     report.parent.mkdir(exist_ok=True)
     write_atomic(report, (json.dumps(said, indent=2) + "\n").encode())
 

@@ -19,7 +19,7 @@ from atlas_edge.embed.slide import SlideResult, embed_slide
 from atlas_edge.embed.slide_files import SlideIdentity, slide_identity
 from atlas_edge.embed.watch.encoder import WatchedEncoder
 from atlas_edge.embed.watch.event_log import LOG, EventLog
-from atlas_edge.embed.watch.journal import Job, WatchJournal
+from atlas_edge.embed.watch.journal import Job, WatchJournal, pause_s
 from atlas_edge.embed.watch.on_quarantine import OnQuarantine
 from atlas_edge.embed.watch.quarantine import remove_report, report_of, write_report
 from atlas_edge.embed.watch.scan import Scanner, Troubles, apart
@@ -212,7 +212,7 @@ class Watcher:
                 self.log.write("reclaimed", slide=str(path), state=state)
                 if state is State.QUARANTINED:
                     self._report(path, "the process that embedded it ended each time", options.most_attempts)
-            job = journal.claim(time.time(), longest_pause_s=options.retry_s * 2**options.most_attempts)
+            job = journal.claim(time.time(), longest_pause_s=pause_s(options.retry_s, options.most_attempts + 1))
         except sqlite3.Error as error:
             self._stop.wait(self._troubles.met("journal", f"{self._state / JOURNAL} cannot be written: {error}", error))
             return None
