@@ -11,13 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.bench.accuracy.robustness import pathorob_tiles
+from atlas_edge.bench.accuracy.robustness import fewest_outside, pathorob_tiles
 from atlas_edge.bench.interval import Interval, mean_interval
 from atlas_edge.errors import InputError
 from atlas_edge.system.hardware import installed_module, installed_versions
 
 _NAME = "croma"
 _TAIL = 0.1
+# How its message begins where a tile has no margin; every other error is one of the call.
+_NO_MARGIN = "[CRoMa] "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +64,15 @@ def croma_margins(
 ) -> CromaMargins | None:
     """Ask croma, over all tiles at once (its design `all`).
 
-    None where it is not installed, or where a tile has no neighbour of its class from another centre, or none of
-    another class from its own: croma then gives no margins.
+    None where it is not installed, or where a tile has no neighbour of its class from another centre, none of another
+    class from its own, or both at no distance (embeddings that are all the same): croma then gives no margins.
 
     Args:
         embeddings: `(N, D)`.
         labels: `(N,)` biological classes.
         centers: `(N,)` medical centres.
         groups: `(N,)` slides.
-        k: Neighbours of RI and MaRI.
+        k: Neighbours of RI and MaRI; as many as all tiles have outside their slides, where that is fewer.
         subsets: `(N,)` PathoROB's; tiles of `OOD` are left out, as there.
 
     Raises:
@@ -82,6 +84,10 @@ def croma_margins(
     import pandas
 
     used = np.flatnonzero(pathorob_tiles(subsets, len(embeddings)))
+    slides = np.unique(np.asarray(groups)[used], return_inverse=True)[1]
+    k = min(k, fewest_outside(slides))
+    if k == 0:
+        return None
     manifest = pandas.DataFrame(
         {
             "sample_id": [str(row) for row in used],
@@ -100,9 +106,11 @@ def croma_margins(
             ri = croma.RI.compute(features, manifest, k_candidates=[k], **common)
             mari = croma.MaRI.compute(features, manifest, k_candidates=[k], **common)
             margin = croma.CRoMa.compute(features, manifest, alpha=_TAIL, **common)
-    except RuntimeError:  # a tile without a margin
-        return None
+    except MemoryError:
+        raise
     except Exception as error:  # another version asks for other columns
+        if str(error).startswith(_NO_MARGIN):
+            return None
         raise InputError(
             f"croma {version} takes these embeddings otherwise than 1.0.1: {' '.join(str(error).split())}",
             hint="pip install croma==1.0.1, or leave croma out",

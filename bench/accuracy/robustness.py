@@ -100,7 +100,7 @@ def robustness_counts(
         names = None if subsets is None else [name for name, one in zip(subsets, used, strict=True) if one]
         found = _named_subsets(classes[used], places[used], names) or _paired_subsets(classes[used], places[used])
         masks = [_within(used, mask) for mask in found]
-    most = min((_fewest_outside(slides[mask]) for mask in masks), default=0)
+    most = min((fewest_outside(slides[mask]) for mask in masks), default=0)
     neighbours = min(k, most)
     so, os_ = np.zeros(len(embeddings), np.int64), np.zeros(len(embeddings), np.int64)
     unit = unit_rows(embeddings)
@@ -162,8 +162,8 @@ def neighbour_counts(
     return so, os_
 
 
-def _fewest_outside(slides: NDArray[np.int64]) -> int:
-    """Tiles outside the largest slide."""
+def fewest_outside(slides: NDArray[np.int64]) -> int:
+    """Tiles outside the largest slide: every tile has so many neighbours; `slides` are `(N,)` numbers."""
     return len(slides) - int(np.bincount(slides).max())
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.accuracy.croma import croma_margins, margin_drop
 from atlas_edge.bench.accuracy.robustness import robustness_counts
+from atlas_edge.errors import InputError
 
 K = 7
 
@@ -63,6 +64,32 @@ def test_tiles_out_of_distribution_are_left_out_and_no_neighbours_are_no_margins
     # A class that is at one centre only.
     alone = ["centre 0" if label == "class 0" else centre for label, centre in zip(labels, centres, strict=True)]
     assert croma_margins(x, labels, alone, slides, k=K) is None
+
+
+def test_of_more_neighbours_than_there_are_it_is_asked_for_as_many_as_we_take() -> None:
+    pytest.importorskip("croma")
+    x, *columns = cohort(0.9, 0.5)
+    found = croma_margins(x, *columns, k=500)
+    assert found is not None and found.scores.k == robustness_counts(x, *columns, k=500).index.k == 175
+    assert croma_margins(x, columns[0], columns[1], ["slide"] * 180, k=K) is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError])
+def test_what_else_croma_raises_is_told(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    croma = pytest.importorskip("croma")
+
+    def fail(*_: object, **__: object) -> None:
+        raise error("no column of that name")
+
+    monkeypatch.setattr(croma.RI, "compute", fail)
+    with pytest.raises(InputError, match=r"otherwise than 1\.0\.1: .*no column of that name"):
+        croma_margins(*cohort(1, 1), k=K)
+
+
+def test_embeddings_that_are_all_the_same_have_no_margins() -> None:
+    pytest.importorskip("croma")
+    x, *columns = cohort(1, 1)
+    assert croma_margins(np.ones_like(x), *columns, k=K) is None
 
 
 def test_without_croma_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
