@@ -1,6 +1,7 @@
 """`atlas-bench accuracy A [B …]`, registered by `bench.cli`."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from atlas_edge.options import Flag, Output, Threads
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from atlas_edge.bench.accuracy.stress import Shift
     from atlas_edge.bench.accuracy.tileset import TileSet
     from atlas_edge.bench.encoders import OpenedEncoders
     from atlas_edge.bench.judge.budgets import Budgets, GateResult
@@ -58,11 +60,9 @@ def accuracy(
         output.verbose: Print every table, and what the libraries say.
     """
     from atlas_edge.bench.encoders import open_encoders
-    from atlas_edge.bench.report.files import check_report_folder, write_report
-    from atlas_edge.bench.report.pictures import worst_tiles
+    from atlas_edge.bench.report.files import check_report_folder
     from atlas_edge.bench.report.speed_rows import speed_rows
     from atlas_edge.bench.report.terminal import print_accuracy, print_rows
-    from atlas_edge.bench.report.unnamed import unnamed_report
 
     screen = output.screen()
     if not candidates:
@@ -76,31 +76,27 @@ def accuracy(
         if dry_run:
             screen.print(_plan(list(opened.encoders), evaluation, fitted), markup=False)
             return
-        found = _measured(opened, evaluation, fitted, options, limits, rounds if speed else 0, screen)
+        found = compared(opened, evaluation, fitted, options, screen, limits=limits, rounds=rounds if speed else 0)
     print_accuracy(screen, found, details=output.verbose)
     print_rows(screen, speed_rows(found))
-    if not report.keep_paths:
-        found = unnamed_report(found)
-    shown = found.accuracy if report.pictures and report.report is not None else None
-    worst = {} if shown is None else worst_tiles(shown, evaluation, labels=report.keep_paths)
-    if output.json:  # first: a full disk must not take the figures with it
-        sys.stdout.write(found.model_dump_json(indent=2) + "\n")
-    if report.report is not None:
-        write_report(found, report.report, overwrite=report.overwrite, worst=worst, screen=screen)
+    hand_out(found, evaluation, report, output)
     _close_gate(found.gate)
 
 
-def _measured(
+def compared(
     opened: "OpenedEncoders",
     evaluation: "TileSet",
     fitted: "TileSet | None",
     options: AccuracyOptions,
-    limits: "Budgets",
-    rounds: int,
     screen: "Console",
+    *,
+    limits: "Budgets | None" = None,
+    rounds: int = 0,
+    stresses: "Mapping[str, Shift] | None" = None,
 ) -> "Report":
-    """The whole report; encoders are timed where there are `rounds`."""
+    """The whole report: judged where there are limits, timed where there are rounds, under other shifts where given."""
     from atlas_edge.bench.accuracy.measure import accuracy_report
+    from atlas_edge.bench.accuracy.stress import STRESSES
     from atlas_edge.bench.judge.budgets import judged_figures, run_gate
     from atlas_edge.bench.machine import this_machine
     from atlas_edge.bench.progress import progress_bar
@@ -114,6 +110,7 @@ def _measured(
             evaluation=evaluation,
             fit=fitted,
             options=options,
+            stresses=STRESSES if stresses is None else stresses,
             progress=progress,
         )
     timed = time_encoders(opened, rounds=rounds) if rounds and opened.reference is not None else None
@@ -126,8 +123,24 @@ def _measured(
         accuracy=measured,
         speed=timed,
         paces={} if timed is None else paces(timed, opened.facts),
-        gate=None if limits.empty else run_gate(limits, judged_figures(measured, timed)),
+        gate=None if limits is None or limits.empty else run_gate(limits, judged_figures(measured, timed)),
     )
+
+
+def hand_out(found: "Report", evaluation: "TileSet", report: ReportOptions, output: Output) -> None:
+    """Print a report as JSON and write its folder, where either is asked for; without names unless paths are kept."""
+    from atlas_edge.bench.report.files import write_report
+    from atlas_edge.bench.report.pictures import worst_tiles
+    from atlas_edge.bench.report.unnamed import unnamed_report
+
+    if not report.keep_paths:
+        found = unnamed_report(found)
+    shown = found.accuracy if report.pictures and report.report is not None else None
+    worst = {} if shown is None else worst_tiles(shown, evaluation, labels=report.keep_paths)
+    if output.json:  # first: a full disk must not take the figures with it
+        sys.stdout.write(found.model_dump_json(indent=2) + "\n")
+    if report.report is not None:
+        write_report(found, report.report, overwrite=report.overwrite, worst=worst, screen=output.screen())
 
 
 def _budgets(path: Path | None, options: Budget) -> "Budgets":

@@ -1,6 +1,5 @@
 """`atlas-bench robustness A [B …]`, registered by `bench.cli`."""
 
-import sys
 from typing import Annotated
 
 from annotated_types import Ge
@@ -46,18 +45,12 @@ def robustness(
         device: What bundles run on, as their runtime calls it; models in PyTorch stay on the processor.
         output: What is printed.
     """
-    from atlas_edge.bench.accuracy.measure import accuracy_report
     from atlas_edge.bench.accuracy.sweep import SWEEP
-    from atlas_edge.bench.commands.accuracy import tile_sets
+    from atlas_edge.bench.commands.accuracy import compared, hand_out, tile_sets
     from atlas_edge.bench.encoders import open_encoders
-    from atlas_edge.bench.machine import this_machine
     from atlas_edge.bench.options import AccuracyOptions
-    from atlas_edge.bench.progress import progress_bar
-    from atlas_edge.bench.report.files import check_report_folder, write_report
-    from atlas_edge.bench.report.pictures import worst_tiles
-    from atlas_edge.bench.report.schema import Report
+    from atlas_edge.bench.report.files import check_report_folder
     from atlas_edge.bench.report.terminal import print_accuracy
-    from atlas_edge.bench.report.unnamed import unnamed_report
 
     screen = output.screen()
     if not candidates:
@@ -67,33 +60,7 @@ def robustness(
     options = AccuracyOptions(
         stress_tiles=shift_tiles, robustness_k=robustness_k, robustness_paired=robustness_paired, seed=seed
     )
-    with (
-        open_encoders(candidates, reference, threads=threads, device=device) as opened,
-        progress_bar(screen) as progress,
-    ):
-        measured = accuracy_report(
-            opened.encoders,
-            reference=opened.reference,
-            evaluation=evaluation,
-            fit=fitted,
-            options=options,
-            stresses=SWEEP,
-            progress=progress,
-        )
-    found = Report(
-        command=("atlas-bench", *sys.argv[1:]),
-        machine=this_machine(),
-        encoders=opened.facts,
-        evaluation=evaluation.provenance(),
-        fit=None if fitted is None else fitted.provenance(),
-        accuracy=measured,
-    )
+    with open_encoders(candidates, reference, threads=threads, device=device) as opened:
+        found = compared(opened, evaluation, fitted, options, screen, stresses=SWEEP)
     print_accuracy(screen, found, details=True)
-    if not report.keep_paths:
-        found = unnamed_report(found)
-    shown = found.accuracy if report.pictures and report.report is not None else None
-    worst = {} if shown is None else worst_tiles(shown, evaluation, labels=report.keep_paths)
-    if output.json:  # first: a full disk must not take the figures with it
-        sys.stdout.write(found.model_dump_json(indent=2) + "\n")
-    if report.report is not None:
-        write_report(found, report.report, overwrite=report.overwrite, worst=worst, screen=screen)
+    hand_out(found, evaluation, report, output)
