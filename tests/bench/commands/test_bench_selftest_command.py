@@ -10,12 +10,11 @@ from atlas_edge.bench.selftest.run import write_selftest
 from atlas_edge.bundle import write_manifest
 from atlas_edge.cli import make_app, run_app
 from atlas_edge.export.packing.pack import pack_bundles
-from atlas_edge.manifest import Execution, Manifest
 from atlas_edge.models.graph import export_onnx
 from atlas_edge.models.load import load_model
 from atlas_edge.package import choice as remembering
 from atlas_edge.runtimes.torch import TorchEncoder
-from atlas_edge.spec import Precision, Target
+from bundles import plain_manifest
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +28,7 @@ def bundles(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         folder = tmp_path_factory.mktemp(name)
         export_onnx(model.module, model.spec, folder / "model.onnx")
         write_selftest(folder, TorchEncoder(reference.module, reference.spec))
-        manifest = Manifest(
-            encoder=model.spec,
-            target=Target.ONNX,
-            precision=Precision.FP32,
-            execution=Execution(model_file="model.onnx"),
-            versions={},
-            command=("atlas-export",),
-            config={},
-            model=model.provenance,
-            files=(),
-        )
-        write_manifest(folder, manifest)
+        write_manifest(folder, plain_manifest(model))
         made[name] = folder
     return made
 

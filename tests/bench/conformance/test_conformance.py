@@ -16,12 +16,12 @@ from atlas_edge.bench.conformance.subject import Subject, read_subject
 from atlas_edge.bench.selftest.run import write_selftest
 from atlas_edge.bundle import MANIFEST, read_manifest, sha256_file, write_manifest
 from atlas_edge.cli import run_app
-from atlas_edge.manifest import Execution, Manifest
 from atlas_edge.models.graph import copy_onnx, export_onnx
 from atlas_edge.models.load import load_model
 from atlas_edge.runtimes.plain import model_notes
 from atlas_edge.runtimes.torch import TorchEncoder
-from atlas_edge.spec import Precision, Target
+from atlas_edge.spec import Target
+from bundles import plain_manifest
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -38,18 +38,7 @@ def sound(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = export_onnx(model.module, model.spec, folder.parent / "plain.onnx")
     copy_onnx(plain, folder / "model.onnx", notes=model_notes(model.spec, model.provenance.licence, notice=None))
     write_selftest(folder, TorchEncoder(model.module, model.spec))
-    manifest = Manifest(
-        encoder=model.spec,
-        target=Target.ONNX,
-        precision=Precision.FP32,
-        execution=Execution(model_file="model.onnx"),
-        versions={},
-        command=("atlas-export",),
-        config={},
-        model=model.provenance,
-        files=(),
-    )
-    write_manifest(folder, manifest)
+    write_manifest(folder, plain_manifest(model))
     return folder
 
 

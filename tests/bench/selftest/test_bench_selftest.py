@@ -13,12 +13,13 @@ from atlas_edge.bench.selftest.run import SELFTEST_FILE, run_selftest, selftest_
 from atlas_edge.bundle import write_manifest
 from atlas_edge.encoder import Capabilities, Encoder
 from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing
-from atlas_edge.manifest import Execution, Manifest
+from atlas_edge.manifest import Execution
 from atlas_edge.models.graph import export_onnx
 from atlas_edge.models.load import LoadedModel, load_model
 from atlas_edge.runtimes.onnxruntime import OnnxEncoder
 from atlas_edge.runtimes.torch import TorchEncoder
 from atlas_edge.spec import Precision, Target
+from bundles import plain_manifest
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +32,6 @@ def graph(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_onnx(model.module, model.spec, tmp_path_factory.mktemp("graph") / "model.onnx")
 
 
-def manifest(model: LoadedModel, target: Target, model_file: str, precision: Precision = Precision.FP32) -> Manifest:
-    return Manifest(
-        encoder=model.spec,
-        target=target,
-        precision=precision,
-        execution=Execution(model_file=model_file),
-        versions={},
-        command=("atlas-export",),
-        config={},
-        model=model.provenance,
-        files=(),
-    )
-
-
 @pytest.fixture
 def bundle(model: LoadedModel, graph: Path, tmp_path: Path) -> Path:
     """An ONNX bundle with its selftest."""
@@ -52,7 +39,7 @@ def bundle(model: LoadedModel, graph: Path, tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "model.onnx").write_bytes(graph.read_bytes())
     write_selftest(folder, TorchEncoder(model.module, model.spec))
-    write_manifest(folder, manifest(model, Target.ONNX, "model.onnx"))
+    write_manifest(folder, plain_manifest(model))
     return folder
 
 
@@ -76,7 +63,7 @@ def test_an_openvino_bundle_passes(model: LoadedModel, graph: Path, tmp_path: Pa
     openvino = pytest.importorskip("openvino")
     openvino.save_model(openvino.Core().read_model(str(graph)), str(tmp_path / "model.xml"), compress_to_fp16=False)
     write_selftest(tmp_path, TorchEncoder(model.module, model.spec))
-    write_manifest(tmp_path, manifest(model, Target.OPENVINO, "model.xml"))
+    write_manifest(tmp_path, plain_manifest(model, target=Target.OPENVINO, model_file="model.xml"))
     report = run_selftest(tmp_path, speed=False)
     assert report.passed
     assert report.keep == "fp32: the only one that passes"
@@ -116,7 +103,7 @@ def test_a_quantized_bundle_is_judged_by_what_it_was_where_it_was_made(
     (tmp_path / "model.onnx").write_bytes(graph.read_bytes())
     exact = OnnxEncoder(graph, model.spec)
     write_selftest(tmp_path, exact, deployed=Distorted(exact, 0.3))
-    write_manifest(tmp_path, manifest(model, Target.ONNX, "model.onnx", Precision.INT8))
+    write_manifest(tmp_path, plain_manifest(model, precision=Precision.INT8))
     real = under_test.open_bundle
     for amount, passed in ((0.3, True), (1.0, False)):
         monkeypatch.setattr(under_test, "open_bundle", lambda folder, off=amount, **_: Distorted(real(folder), off))
@@ -134,7 +121,7 @@ def test_fp16_beside_int8_is_measured_and_the_faster_one_named(model: LoadedMode
         (folder / "model.onnx").write_bytes(graph.read_bytes())
         if folder == tmp_path:
             write_selftest(folder, TorchEncoder(model.module, model.spec))
-        write_manifest(folder, manifest(model, Target.ONNX, "model.onnx", precision))
+        write_manifest(folder, plain_manifest(model, precision=precision))
     report = run_selftest(tmp_path, rounds=3)
     assert list(report.cases) == ["int8", "fp16"]
     assert report.speed is not None
@@ -175,7 +162,7 @@ def test_a_tampered_bundle_is_not_run(bundle: Path) -> None:
 
 def test_an_engine_without_a_gpu_leaves_with_exit_code_4(bundle: Path, model: LoadedModel) -> None:
     (bundle / "model.engine").write_bytes(b"engine")
-    engine = manifest(model, Target.TENSORRT_RTX, "model.engine", Precision.FP16)
+    engine = plain_manifest(model, target=Target.TENSORRT_RTX, model_file="model.engine", precision=Precision.FP16)
     write_manifest(
         bundle,
         engine.model_copy(update={"execution": Execution(model_file="model.engine", fallback_file="model.onnx")}),
