@@ -33,7 +33,8 @@ class Interval:
         low: Lower end.
         high: Upper end.
         units: How many independent units were resampled.
-        unit: What one unit is: `tile`, `group` (slide or patient) or `round` (of a timing run).
+        unit: What one unit is: `tile`, `group` (slide or patient), `position` (on registered scans) or `round` (of a
+            timing run).
     """
 
     estimate: float
@@ -187,15 +188,21 @@ def share_difference_interval(
     weights = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=resamples)
     drawn = _share_difference(weights.astype(np.float64) @ counts)
     estimate = float(_share_difference(counts.sum(axis=0)[None])[0])
+    return drawn_interval(estimate, drawn, units=units, unit="tile" if groups is None else "group")
+
+
+def drawn_interval(estimate: float, drawn: NDArray[np.float64], *, units: int, unit: str) -> Interval:
+    """Interval by a bootstrap's variance: estimate ± t(units - 1) · sqrt(variance · units / (units - 1)).
+
+    Args:
+        estimate: Of all units.
+        drawn: `(R,)` the same of each resample; NaN where it had none.
+        units: How many were resampled.
+        unit: See `Interval`.
+    """
     variance = float(np.nanvar(drawn)) * (units / (units - 1) if units > 1 else 1.0)
     half = _student_t(units - 1) * math.sqrt(variance)
-    return Interval(
-        estimate=estimate,
-        low=estimate - half,
-        high=estimate + half,
-        units=units,
-        unit="tile" if groups is None else "group",
-    )
+    return Interval(estimate=estimate, low=estimate - half, high=estimate + half, units=units, unit=unit)
 
 
 def geometric_mean_interval(ratios: NDArray[np.float64]) -> Interval:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from atlas_edge.bench.accuracy.agreement import Agreement, embedding_agreement, linear_cka, tile_cosines
 from atlas_edge.bench.accuracy.croma import CromaMargins, CromaScores, croma_margins, margin_drop
 from atlas_edge.bench.accuracy.drop import AccuracyDrop, balanced_accuracy, calibration_error, drop_with_probes
-from atlas_edge.bench.accuracy.plism import PlismBench, plism_bench
+from atlas_edge.bench.accuracy.plism import PlismBench, ScanPairs, plism_bench, plism_drops, scan_pairs
 from atlas_edge.bench.accuracy.probe import Probe, ProbeMethod, fit_probe
 from atlas_edge.bench.accuracy.robustness import (
     NeighbourCounts,
@@ -65,6 +65,7 @@ class CandidateAccuracy:
         robustness_drop: Robustness index lost, 0-1, with its interval; None where the index is.
         stress: Stress test, one entry a shift; empty where left out.
         croma_drop: Mean margin of croma's that was lost, with its interval; None where there are none.
+        plism_drops: Of each median of plismbench's and of their mean, what was lost; empty where there is none.
     """
 
     agreement: Agreement | None
@@ -75,6 +76,7 @@ class CandidateAccuracy:
     robustness_drop: Interval | None
     stress: tuple[StressResult, ...]
     croma_drop: Interval | None = None
+    plism_drops: dict[str, Interval] = field(default_factory=dict)
 
     def drop(self, method: ProbeMethod, *, refitted: bool = False) -> AccuracyDrop | None:
         """One of the drops, or None where it was not measured."""
@@ -168,6 +170,7 @@ class _Work:
     options: AccuracyOptions
     _probes: dict[tuple[str, ProbeMethod], Probe] = field(default_factory=dict)
     _margins: dict[str, CromaMargins | None] = field(default_factory=dict)
+    _pairs: dict[str, ScanPairs | None] = field(default_factory=dict)
 
     def probe(self, name: str, method: ProbeMethod) -> Probe:
         """The probe on one encoder's embeddings; fitted once, whoever asks for it."""
@@ -183,6 +186,14 @@ class _Work:
             known = None not in (tiles.labels, tiles.centers, tiles.groups) and _has_two_of_each(tiles)
             self._margins[name] = _margins(tiles, self.embedded[name], self.options.robustness_k) if known else None
         return self._margins[name]
+
+    def pairs(self, name: str) -> ScanPairs | None:
+        """Registered scans as one encoder sees them; compared once."""
+        if name not in self._pairs:
+            places, scans = self.evaluation.positions, self.evaluation.scans
+            known = places is not None and scans is not None
+            self._pairs[name] = scan_pairs(self.embedded[name], places, scans) if known else None
+        return self._pairs[name]
 
 
 def _margins(tiles: TileSet, x: NDArray[np.float32], k: int) -> CromaMargins | None:
@@ -256,7 +267,7 @@ def _embed_stressed(
 
 
 def _scores(work: _Work, name: str) -> EncoderScores:
-    x, tiles, margins = work.embedded[name], work.evaluation, work.margins(name)
+    x, tiles, margins, pairs = work.embedded[name], work.evaluation, work.margins(name), work.pairs(name)
     neighbours = _neighbours(work, x)
     linear = knn = error = None
     if work.fitted is not None:
@@ -271,7 +282,7 @@ def _scores(work: _Work, name: str) -> EncoderScores:
         knn=knn,
         calibration_error=error,
         robustness=None if neighbours is None else neighbours.index,
-        plism=None if tiles.positions is None or tiles.scans is None else plism_bench(x, tiles.positions, tiles.scans),
+        plism=None if pairs is None else plism_bench(pairs),
         croma=None if margins is None else margins.scores,
     )
 
@@ -307,6 +318,7 @@ def _candidate(work: _Work, reference: str, name: str) -> CandidateAccuracy:
         robustness_drop=_robustness_drop(work, reference, name),
         stress=_stress(work, reference, name) if comparable else (),
         croma_drop=_croma_drop(work, reference, name),
+        plism_drops=_plism_drops(work, reference, name),
     )
 
 
@@ -345,6 +357,11 @@ def _croma_drop(work: _Work, reference: str, name: str) -> Interval | None:
     if one is None or two is None:
         return None
     return margin_drop(one, two, work.evaluation.group_numbers, seed=work.options.seed)
+
+
+def _plism_drops(work: _Work, reference: str, name: str) -> dict[str, Interval]:
+    one, two = work.pairs(reference), work.pairs(name)
+    return {} if one is None or two is None else plism_drops(one, two, seed=work.options.seed)
 
 
 def _stress(work: _Work, reference: str, name: str) -> tuple[StressResult, ...]:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from atlas_edge.bench.accuracy.agreement import FEWEST_TILES, Agreement
 from atlas_edge.bench.accuracy.drop import AccuracyDrop
 from atlas_edge.bench.accuracy.measure import CandidateAccuracy, EncoderScores
-from atlas_edge.bench.accuracy.plism import KINDS
+from atlas_edge.bench.accuracy.plism import COSINE, KINDS, LEADERBOARD
 from atlas_edge.bench.accuracy.stress import StressResult
 from atlas_edge.bench.interval import FEWEST_GROUPS, Interval
 from atlas_edge.bench.judge.budgets import GateCheck
 from atlas_edge.bench.report.schema import Report
 
 Cells = tuple[str, ...]
+_PLISM = {COSINE: "median cosine", **{kind: f"median top-10 {kind}" for kind in KINDS}, LEADERBOARD: LEADERBOARD}
 _CROMA = {"ri": "RI", "mari": "MaRI", "croma": "CRoMa", "ltm10": "LTM10"}
 
 
@@ -223,16 +224,21 @@ def _number(value: float | None) -> str:
 
 
 def _robustness(candidates: dict[str, CandidateAccuracy]) -> list[Rows]:
-    rows = tuple(
-        (name, interval_text(found.robustness_drop, "+.4f"), interval_text(found.croma_drop, "+.4f"))
-        for name, found in candidates.items()
-        if found.robustness_drop is not None or found.croma_drop is not None
-    )
-    if not rows:
+    columns: dict[str, dict[str, Interval | None]] = {
+        "robustness index lost, 95 %": {name: found.robustness_drop for name, found in candidates.items()},
+        "croma's margin lost, 95 %": {name: found.croma_drop for name, found in candidates.items()},
+    }
+    for figure, title in _PLISM.items():
+        lost = {name: found.plism_drops.get(figure) for name, found in candidates.items()}
+        columns[f"plismbench {title} lost, 95 %"] = lost
+    kept = {heading: found for heading, found in columns.items() if any(found.values())}
+    rows = tuple((name, *(interval_text(found[name], "+.4f") for found in kept.values())) for name in candidates)
+    if not kept:
         return []
-    headings = ("candidate", "robustness index lost, 95 %", "croma's margin lost, 95 %")
-    notes = ("Reference minus candidate on the same tiles; intervals: paired bootstrap by slide.",)
-    return [Rows(title="Robustness lost", headings=headings, rows=rows, notes=notes)]
+    notes = ["Reference minus candidate on the same tiles; intervals: paired bootstrap by slide."]
+    if any(found.plism_drops for found in candidates.values()):
+        notes.append("plismbench: by position, drawn together on all scans: what other tissue adds is not in them.")
+    return [Rows(title="Robustness lost", headings=("candidate", *kept), rows=rows, notes=tuple(notes))]
 
 
 def _stress(candidates: dict[str, CandidateAccuracy]) -> list[Rows]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from atlas_edge.bench.accuracy.agreement import Agreement, embedding_agreement, tile_cosines, unit_rows
-from atlas_edge.bench.accuracy.plism import PlismBench, Scan, plism_bench
+from atlas_edge.bench.accuracy.plism import PlismBench, Scan, plism_bench, scan_pairs
 from atlas_edge.bench.judge.budgets import Budgets, judged_cosine, run_gate
 from atlas_edge.bench.judge.gate import Verdict
 from atlas_edge.bench.options import Budget
@@ -155,15 +155,14 @@ def compare_scans(one: SlideFeatures, two: SlideFeatures) -> PlismBench:
     pairs = np.argwhere(distance <= _SAME_PLACE_UM)
     features = np.concatenate([one.features[pairs[:, 0]], two.features[pairs[:, 1]]])
     names = [str(number) for number in range(len(pairs))]
-    found = None
-    if len(pairs) >= 2:
-        found = plism_bench(features, names + names, [Scan("one")] * len(pairs) + [Scan("two")] * len(pairs))
-    if found is None:
+    scans = [Scan("one")] * len(pairs) + [Scan("two")] * len(pairs)
+    compared = scan_pairs(features, names + names, scans) if len(pairs) >= 2 else None
+    if compared is None:
         raise InputError(
             f"{one.path.name} and {two.path.name} share {len(pairs)} tiles within {_SAME_PLACE_UM} µm",
             hint="embed both with --no-tissue and the same --tile-mpp",
         )
-    return found
+    return plism_bench(compared)
 
 
 def _mpps(file: SlideFeatures) -> NDArray[np.float64]:

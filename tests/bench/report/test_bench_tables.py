@@ -1,11 +1,13 @@
 """Tables on terminals of every width: no figure is cut off, broken in two or lost."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from reports import report
 from rich.console import Console
 
+from atlas_edge.bench.interval import Interval
 from atlas_edge.bench.judge.budgets import Budget
 from atlas_edge.bench.report.rows import Rows, accuracy_rows, gate_rows, summary_rows
 from atlas_edge.bench.report.speed_rows import speed_rows
@@ -72,3 +74,16 @@ def test_a_turned_table_leaves_out_what_nobody_has() -> None:
 
 def test_an_empty_table_prints_nothing() -> None:
     assert printed([Rows(title="None", headings=("a",), rows=())], 80) == ""
+
+
+def test_what_plismbench_lost_has_its_interval_and_its_unit() -> None:
+    made = report()
+    assert made.accuracy is not None
+    lost = {"cosine": Interval(estimate=0.01, low=-0.02, high=0.04, units=40, unit="position")}
+    candidates = {name: replace(found, plism_drops=lost) for name, found in made.accuracy.candidates.items()}
+    tables = accuracy_rows(made.model_copy(update={"accuracy": replace(made.accuracy, candidates=candidates)}))
+    (rows,) = (rows for rows in tables if rows.title == "Robustness lost")
+    assert rows.headings == ("candidate", "plismbench median cosine lost, 95 %")
+    assert rows.rows == (("int8", "+0.0100 [-0.0200, +0.0400]"),)
+    assert any("by position" in note for note in rows.notes)
+    assert not [rows for rows in accuracy_rows(made) if rows.title == "Robustness lost"]
