@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +108,27 @@ def goes_round(ring: Points) -> NDArray[np.bool_]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_any_outline_is_filled_to_the_pixel(tmp_path: Path, seed: int) -> None:
+def test_any_outline_is_filled_to_the_pixel(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atlas_edge.slides.tissue.given._CROSSINGS", 1000 if seed else 7)
     rng = np.random.default_rng(seed)
     turn = np.sort(rng.uniform(0, 2 * np.pi, 40))[:: (-1) ** seed]
     far = rng.uniform(20, 95, 40)
     ring = np.stack([150 + far * np.cos(turn), 100 + far * np.sin(turn)], axis=1).tolist()
     assert np.array_equal(tissue_of(tmp_path, feature(ring)), goes_round(ring))
+
+
+def test_an_outline_that_goes_to_and_fro_takes_no_more_memory_than_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atlas_edge.slides.tissue.given._CROSSINGS", 2**14)
+    x = np.linspace(10, 290, 10_000)
+    teeth = np.stack([x, np.tile([10, 150], 5000)], axis=1).tolist()
+    tracemalloc.start()
+    found = tissue_of(tmp_path, feature([*teeth, [290, 190], [10, 190]]))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found[160:180, 20:280].all() and not found[:10].any()
+    assert peak_bytes < 2e7, "one and a half million crossings at a time"
 
 
 @pytest.mark.parametrize(

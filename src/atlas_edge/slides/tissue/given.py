@@ -24,6 +24,7 @@ PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
 Ring = NDArray[np.float64]
 
 _DRAWN_PIXELS, _MOST_PIXELS = 2**24, 2**26
+_CROSSINGS = 2**20
 _SAME_SHAPE = 0.01
 _FARTHEST_PX = 1e9
 _NO_ANNOTATIONS = ("tile", "cell", "detection")  # as QuPath calls them
@@ -204,12 +205,16 @@ def _inside(ring: Ring, shape: NDArray[np.int64], path: Path) -> NDArray[np.bool
     x1, y1 = np.roll(ring, -1, axis=0).T
     first = np.clip(np.ceil(np.minimum(y0, y1) - 0.5), 0, height).astype(np.int64)
     counts = np.clip(np.ceil(np.maximum(y0, y1) - 0.5), 0, height).astype(np.int64) - first
-    edge = np.repeat(np.arange(len(ring)), counts)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
-    along = (row + 0.5 - y0[edge]) / (y1 - y0)[edge]
-    column = np.clip(np.ceil(x0[edge] + along * (x1 - x0)[edge] - 0.5), 0, width).astype(np.int64)
+    ends = np.cumsum(counts)
     turns = np.zeros((height, width + 1), dtype=np.int32)
-    np.add.at(turns, (row, column), np.sign(y1 - y0)[edge].astype(np.int32))
+    # Some at a time: an outline that goes to and fro has a thousand times as many crossings as points.
+    for start in range(0, int(ends[-1]), _CROSSINGS):
+        crossing = np.arange(start, min(start + _CROSSINGS, int(ends[-1])))
+        edge = np.searchsorted(ends, crossing, side="right")
+        row = crossing - (ends - counts)[edge] + first[edge]
+        along = (row + 0.5 - y0[edge]) / (y1 - y0)[edge]
+        column = np.clip(np.ceil(x0[edge] + along * (x1 - x0)[edge] - 0.5), 0, width).astype(np.int64)
+        np.add.at(turns, (row, column), np.sign(y1 - y0)[edge].astype(np.int32))
     winding = np.cumsum(turns[:, :width], axis=1, dtype=np.int32)
     if max(int(winding.max()), 0) - min(int(winding.min()), 0) > 1:
         raise InputError(
