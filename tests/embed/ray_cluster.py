@@ -64,7 +64,8 @@ def _kill(process: "subprocess.Popen[bytes]", out: Path, slides: int) -> int:
     killed: set[int] = set()
     while process.poll() is None and len(killed) < _KILLED:
         time.sleep(0.5)
-        if len(list(out.rglob("*.h5"))) < slides * (len(killed) + 1) / (_KILLED + 1):
+        # Not what lies in folders of unfinished slides, which go while one looks.
+        if len(list(out.glob("*/*.h5"))) < slides * (len(killed) + 1) / (_KILLED + 1):
             continue
         workers = [one.pid for one in psutil.process_iter() if one.name().startswith("ray::") and "Map" in one.name()]
         for worker in [worker for worker in workers if worker not in killed][:1]:
