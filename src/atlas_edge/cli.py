@@ -57,6 +57,7 @@ def make_app(name: str, summary: str) -> "cyclopts.App":
         suppress_keyboard_interrupt=False,
         config=[
             cyclopts.config.Env(f"ATLAS_{table.upper()}_", command=False),
+            lambda *_: _read(toml),
             toml,
             lambda app, commands, arguments: _check_table(app, commands, arguments, toml.config.get(table)),
         ],
@@ -80,7 +81,7 @@ def apply_file(app: "cyclopts.App", commands: tuple[str, ...], arguments: "cyclo
     if not path.is_file():
         raise UsageError(f"{CONFIG} {path} is not a file, expected options in TOML", hint="check the path")
     file = cyclopts.config.Toml(path, use_commands_as_keys=False)
-    tables = [key for key, value in file.config.items() if isinstance(value, dict)]
+    tables = [key for key, value in _read(file).items() if isinstance(value, dict)]
     if tables:
         raise UsageError(f"{path}: [{tables[0]}] is a table, expected options only", hint="leave that line out")
     try:
@@ -179,6 +180,17 @@ def existing_folder(path: Path, what: str) -> Path:
     if not path.is_dir():
         raise UsageError(f"{path} is not a folder, expected {what}")
     return path
+
+
+def _read(file: "cyclopts.config.Toml") -> dict[str, Any]:
+    import cyclopts
+
+    try:
+        return file.config
+    except cyclopts.CycloptsError as error:
+        raise UsageError(
+            f"{printable(file.path)} is no TOML: {error.__cause__}", hint="correct it, in UTF-8"
+        ) from error
 
 
 def _never_fail_to_print() -> None:

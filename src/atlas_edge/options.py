@@ -23,7 +23,7 @@ Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")]
 Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")]
 Many = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
 Threads = Annotated[int | None, Ge(1), Parameter(validator=validators.Number(gte=1))]
-"""Of inference; None is the runtime's own choice. Runtimes read 0 and less each in its own way."""
+"""Of inference, or its streams; None is the runtime's own choice. Runtimes read 0 and less each in its own way."""
 
 TileFit = Literal["exact", "crop", "resize"]
 """What to do with tiles of another size than an encoder takes."""
@@ -118,8 +118,10 @@ def _checked(kind: Any, name: str, value: Any) -> Any:
 @functools.cache
 def _option(kind: Any, name: str) -> tuple[str, Any]:
     """What the command line calls a field, and what checks it."""
-    from pydantic import TypeAdapter
+    from pydantic import ConfigDict, TypeAdapter
 
     hint = get_type_hints(kind, include_extras=True)[name]
     named = [next(iter(item.name)) for item in get_args(hint)[1:] if isinstance(item, Parameter) and item.name]
-    return named[0] if named else f"--{name.replace('_', '-')}", TypeAdapter(hint)
+    return named[0] if named else f"--{name.replace('_', '-')}", TypeAdapter(
+        hint, config=ConfigDict(allow_inf_nan=False)
+    )

@@ -138,6 +138,16 @@ def test_a_setting_that_no_command_reads_is_refused(
     assert "[sample.speed]" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"[sample]\nlevel = \n", b"[sample]\nname = '\xff'\n"])
+def test_settings_that_cannot_be_read_name_their_file(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "atlas.toml").write_bytes(content)
+    assert run_app(sample_app(), ["speed"]) == 2
+    assert "atlas.toml is no TOML: " in capsys.readouterr().err
+
+
 def test_a_setting_that_a_subcommand_would_take_is_told_where_it_stands_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -206,6 +216,8 @@ def test_an_option_out_of_its_range_is_named_as_it_was_given(loaded: str) -> Non
     assert "error: --limit is -1.0: Input should be greater than or equal to 0\n  fix: " in done.stderr
     with pytest.raises(UsageError, match="--level is 0"):
         Sampled(level=0)
+    with pytest.raises(UsageError, match="--limit is inf"):
+        Sampled(limit_pp=float("inf"))
 
 
 def test_brackets_in_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

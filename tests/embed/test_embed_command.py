@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from atlas_edge.slides import TileReader, open_slide, plan_grid
-from embed.conftest import make_scan, mean_embeddings
+from embed.conftest import RunHere, make_scan, mean_embeddings
 from support import ROOT, RunCommand
 
 h5py = pytest.importorskip("h5py")
@@ -56,6 +56,25 @@ def test_dry_run_writes_nothing(scan: Path, mean_bundle: Path, tmp_path: Path, r
     (plan,) = json.loads(done.stdout)["plans"]
     assert (plan["candidates"], plan["level"], plan["mpp"]) == (600, 0, pytest.approx(0.5))
     assert [path.name for path in tmp_path.iterdir()] == ["scan.tif"]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [["--streams", "0"], ["--tile-mpp", "inf"], ["ray", "--workers", "0"], ["ray", "--gpus-a-worker", "-1"]],
+    ids=lambda typed: typed[-2],
+)
+def test_numbers_out_of_range_are_refused(typed: list[str], scan: Path, mean_bundle: Path, run_here: RunHere) -> None:
+    *command, option, value = typed
+    slides = [scan.parent] if command else [scan]
+    said = run_here(
+        *command, *slides, "--bundle", mean_bundle, "--out", scan.parent / "out", option, value, "--dry-run"
+    )
+    assert said.returncode == 2 and option in said.stderr
+
+
+def test_what_would_be_embedded_is_one_line_a_slide(scan: Path, mean_bundle: Path, run_here: RunHere) -> None:
+    said = run_here(scan, "--bundle", mean_bundle, "--out", scan.parent / ("o" * 80), "--dry-run")
+    assert said.returncode == 0 and len(said.stderr.splitlines()) == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that nothing can be written to, for root either")

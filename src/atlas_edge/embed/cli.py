@@ -15,7 +15,7 @@ from atlas_edge.embed.ray.command import ray
 from atlas_edge.embed.service.command import service
 from atlas_edge.embed.watch.command import forget, retry, watch
 from atlas_edge.errors import AtlasError, InputError, RuntimeMissing, UsageError
-from atlas_edge.options import Flag, Output, Running
+from atlas_edge.options import Flag, Output, Running, Threads
 from atlas_edge.system.paths import printable
 
 HELP = """Embed the tissue of whole slides with a bundle.
@@ -47,7 +47,7 @@ def embed(
     mask: Path | None = None,
     form: str = "h5",
     config: EmbedConfig = EmbedConfig(),
-    streams: int | None = None,
+    streams: Threads = None,
     devices: str = "",
     running: Running = Running(),
     overwrite: Flag = False,
@@ -156,8 +156,12 @@ def _show_plans(jobs: list[tuple[Path, Path]], spec: Any, config: Any, screen: A
     for plan in plans:
         screen.print(
             "{slide}: {vendor}, {slide_mpp:.3g} µm per pixel; {tiles} of {candidates} tiles at {mpp:.3g} µm per pixel "
-            "from level {level}, {size_mb:,.1f} MB, would go to {out}".format(**plan, size_mb=plan["size_bytes"] / 1e6),
+            "from level {level}, {size_mb:,.1f} MB, would go to {out}".format(
+                **{**plan, "slide": printable(plan["slide"]), "out": printable(plan["out"])},
+                size_mb=plan["size_bytes"] / 1e6,
+            ),
             markup=False,
+            soft_wrap=not screen.is_terminal,
         )
     if json:
         print_json({"plans": plans})

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from atlas_edge.cli import existing_folder, print_json
 from atlas_edge.embed.config import SLIDE_LIST, EmbedConfig
@@ -22,8 +22,8 @@ def ray(
     out: Path,
     slide_list: Annotated[Path | None, Parameter(name=SLIDE_LIST)] = None,
     mask: Path | None = None,
-    workers: int = 2,
-    gpus_a_worker: float = 0.0,
+    workers: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 2,
+    gpus_a_worker: Annotated[float, Parameter(validator=validators.Number(gte=0, lt=2**10))] = 0.0,
     address: str | None = None,
     form: str = "h5",
     config: EmbedConfig = EmbedConfig(),
@@ -68,8 +68,6 @@ def ray(
 
     if (folder is None) == (slide_list is None):
         raise UsageError("expected one of a folder and --slides", hint="name a folder, or a CSV file of slides")
-    if workers < 1:
-        raise UsageError(f"--workers {workers}: expected at least 1", hint="use --workers 2")
     check_form(out / f"x.{form}")
     out, facts = out.resolve(), None
     if slide_list is not None:

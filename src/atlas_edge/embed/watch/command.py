@@ -13,7 +13,7 @@ from cyclopts import Parameter, validators
 from atlas_edge.cli import CONFIG, existing_folder, print_json
 from atlas_edge.embed.config import EmbedConfig, WatchOptions
 from atlas_edge.errors import UsageError
-from atlas_edge.options import Flag, Output, Running
+from atlas_edge.options import Flag, Output, Running, Threads
 
 Settings = Annotated[Path | None, Parameter(name=CONFIG)]
 
@@ -27,7 +27,7 @@ def watch(
     settings: Settings = None,
     options: WatchOptions = WatchOptions(),
     config: EmbedConfig = EmbedConfig(),
-    streams: int | None = None,
+    streams: Threads = None,
     running: Running = Running(),
     page: bool = True,
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**16))] = 8777,
