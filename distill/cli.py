@@ -78,7 +78,8 @@ def cache(
 
     Args:
         teacher: Teacher folder or hf-hub:organisation/name.
-        tiles: Tile sets (those with splits give train) and slides, such as scan.svs@0.5,1 for two µm per pixel.
+        tiles: Tile sets (those with splits give train) and slides: scan.svs@0.5,1 for two µm per pixel, @0.25-2 for all
+            between.
         out: Folder of the cache.
         views: Augmented views of each tile; the first is the plain tile.
         augmentation: How far those views move.

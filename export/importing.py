@@ -227,12 +227,13 @@ def _config(base: TimmConfig, known: Known | None) -> dict[str, Any]:
     arguments = dict(base.arguments)
     if base.pooling in _POOLINGS:
         arguments.setdefault("global_pool", _POOLINGS[base.pooling])
-    stated = base.stated.model_dump(mode="json", include=set(base.given) - {"mpp"})
+    stated = base.stated.model_dump(mode="json", include=set(base.given) - {"mpp", "mpp_range"})
     if isinstance(arguments.get("img_size"), int):
         stated.setdefault("input_size", [3, arguments["img_size"], arguments["img_size"]])
     top = {
         "name": None if known is None else known.name,
         "mpp": base.stated.mpp,
+        "mpp_range": base.stated.mpp_range,
         "pooling": base.pooling,
     }
     return {

@@ -120,7 +120,7 @@ def _origin(model: LoadedModel, fact: str) -> str:
         return "our choice"
     if fact == "pooling" and model.spec.own_pooling is not None:
         return "asked for"
-    if fact in model.stated:
+    if fact in model.stated or (fact == "mpp" and "mpp_range" in model.stated):
         return CONFIG
     source = None if model.known is None else model.known.sources.get(_SOURCES[fact])
     if source is not None:

@@ -73,6 +73,7 @@ def fit_student(
     if warning is not None:
         warn(warning)
     backbone, architecture = build_student(config.student, seed=config.seed)
+    architecture = architecture.of_tiles(tiles.mpp_range)
     # Opened first, so that a place that cannot be written is told before the minutes of the fit.
     with atomic_folder(config.out, marks=STUDENT_FILES, overwrite=overwrite) as folder:
         fitted = fit_to_teacher(config, stream, backbone, architecture)
@@ -91,7 +92,8 @@ def fit_student(
         shown = config.shown_tiles(tiles.provenance())
         record["tiles"] = [entry.model_dump() for entry in shown]
         (folder / "report.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(fitted_card(config, report, shown, licence=licence), encoding="utf-8")
+        card = fitted_card(config, report, shown, licence=licence, mpp_range=architecture.mpp_range)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return report
 
 

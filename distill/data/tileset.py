@@ -11,7 +11,8 @@ from atlas_edge.errors import InputError
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.tiles import TileRecord, TileSource, open_tiles
 from atlas_edge.tiles.overlap import check_disjoint
-from atlas_edge.tiles.slide_tiles import SlideTiles, slide_spec
+from atlas_edge.tiles.slide_spec import slide_spec
+from atlas_edge.tiles.slide_tiles import SlideTiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,12 @@ class TrainingTiles:
         """Decode one tile, `(H, W, 3)` uint8."""
         number, record = self.entries[index]
         return self.sources[number].read(record)
+
+    @property
+    def mpp_range(self) -> tuple[float, float] | None:
+        """Finest and coarsest µm per pixel of the slides that are read at all between; None without such a slide."""
+        spans = [source.mpp_range for source in self.sources if isinstance(source, SlideTiles) and source.mpp_range]
+        return (min(span[0] for span in spans), max(span[1] for span in spans)) if spans else None
 
     def fingerprint(self) -> str:
         """SHA-256 over the fingerprints of the sources, in order."""

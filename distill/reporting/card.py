@@ -30,7 +30,7 @@ encoder = timm.create_model("local-dir:{name}", pretrained=True)  # or atlas-exp
 | | |
 |---|---|
 | teachers | {teacher_rows} |
-| tiles | {tile_rows} |
+| tiles | {tile_rows}{scales} |
 | recipe | {recipe} |
 | augmentation | stored {stored}; fresh {fresh} on {fresh_share:.0%} of views |
 {warnings}
@@ -47,6 +47,7 @@ def student_card(
     rows: Sequence[dict[str, Any]],
     *,
     licence: str,
+    mpp_range: tuple[float, float] | None,
 ) -> str:
     """Model card of a trained student in the Hugging Face form: YAML front matter, then Markdown."""
     loss = rows[-1]["loss"] if rows else float("nan")
@@ -57,6 +58,7 @@ def student_card(
         tiles,
         report.warnings,
         licence=licence,
+        mpp_range=mpp_range,
         recipe=f"{config.steps} steps of {config.batch} views, AdamW {config.lr:g}, {config.loss} loss, "
         f"PHI-S {'on' if config.phi_s else 'off'}, patch tokens × {config.patch_weight:g}, "
         f"first weights: {_first_weights(config)}",
@@ -65,7 +67,14 @@ def student_card(
     )
 
 
-def fitted_card(config: "TrainConfig", report: "FitReport", tiles: Sequence[TilesProvenance], *, licence: str) -> str:
+def fitted_card(
+    config: "TrainConfig",
+    report: "FitReport",
+    tiles: Sequence[TilesProvenance],
+    *,
+    licence: str,
+    mpp_range: tuple[float, float] | None,
+) -> str:
     """Model card of a student that was fitted and not trained, in the same form."""
     return _card(
         config,
@@ -73,6 +82,7 @@ def fitted_card(config: "TrainConfig", report: "FitReport", tiles: Sequence[Tile
         tiles,
         report.warnings,
         licence=licence,
+        mpp_range=mpp_range,
         recipe=f"fitted to the teacher in closed form on {report.views} views (atlas-distill fit), "
         f"output evened out (whitening {config.whitening:g}), not trained",
         measured=f"Mean cosine of its mapped CLS token to the teacher's {report.cls_cosine:.4f}, on the views of the fit;"
@@ -87,6 +97,7 @@ def _card(
     warnings: Sequence[str],
     *,
     licence: str,
+    mpp_range: tuple[float, float] | None,
     recipe: str,
     measured: str,
 ) -> str:
@@ -113,6 +124,7 @@ def _card(
             f"{', procedural' if entry.synthetic else ''} (licence: {entry.licence or 'not stated'})"
             for entry in tiles
         ),
+        scales="" if mpp_range is None else f"<br>at all of {mpp_range[0]:g} to {mpp_range[1]:g} µm per pixel",
         recipe=recipe,
         stored=config.stored,
         fresh=config.fresh,

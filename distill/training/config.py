@@ -59,7 +59,8 @@ class TrainOptions(FitOptions):
     """What training reads.
 
     Attributes:
-        tiles: Tile sets (those with splits give train) and slides, such as scan.svs@0.5,1 for two µm per pixel.
+        tiles: Tile sets (those with splits give train) and slides: scan.svs@0.5,1 for two µm per pixel, @0.25-2 for all
+            between.
         student: Registry name, timm architecture, or a folder to go on from (./NAME where it has a registry name).
         init: First weights: fitted to the first ViT teacher in closed form, or random.
         init_from: Folder of the ViT to inherit from, where the teacher is a cache.

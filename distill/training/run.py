@@ -27,7 +27,7 @@ from atlas_edge.errors import UsageError
 from atlas_edge.manifest import ModelProvenance
 from atlas_edge.system.atomic import atomic_folder, check_vacant
 from atlas_edge.system.hardware import peak_memory_bytes
-from atlas_edge.tiles.slide_tiles import slide_spec
+from atlas_edge.tiles.slide_spec import slide_spec
 
 _HELD_OUT_TILES = 256
 
@@ -249,8 +249,9 @@ def _write(
     from atlas_edge.distill.reporting.plots import loss_plot
     from atlas_edge.distill.training.student import save_student
 
+    architecture = trained.architecture.of_tiles(tiles.mpp_range)
     with atomic_folder(config.out, marks=STUDENT_FILES, overwrite=overwrite) as folder:
-        save_student(folder, trained.weights, trained.architecture, licence=licence, half=config.half)
+        save_student(folder, trained.weights, architecture, licence=licence, half=config.half)
         record = {"config": config.for_report(), **_jsonable(report), "student": config.out.name}
         shown = config.shown_tiles(tiles.provenance())
         record["tiles"] = [entry.model_dump() for entry in shown]
@@ -259,7 +260,7 @@ def _write(
         if (run / "tensorboard").is_dir():
             shutil.copytree(run / "tensorboard", folder / "tensorboard")
         loss_plot(rows, folder / "loss.png")
-        card = student_card(config, report, shown, rows, licence=licence)
+        card = student_card(config, report, shown, rows, licence=licence, mpp_range=architecture.mpp_range)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 

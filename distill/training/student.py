@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ class Architecture:
         std: The same.
         tile_px: Input side.
         mpp: µm per pixel, or None.
+        mpp_range: Finest and coarsest µm per pixel, where all between them are learnt; None otherwise.
     """
 
     name: str
@@ -49,6 +50,11 @@ class Architecture:
     std: tuple[float, float, float] = _STD
     tile_px: int = 224
     mpp: float | None = None
+    mpp_range: tuple[float, float] | None = None
+
+    def of_tiles(self, mpp_range: tuple[float, float] | None) -> "Architecture":
+        """As it is once it has learnt tiles of a range of µm per pixel; None are tiles of single ones."""
+        return self if mpp_range is None else replace(self, mpp_range=mpp_range)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +111,13 @@ def build_student(
             )
         shape = _shape_arguments(backbone) if folder is None else _folder_arguments(folder)
         architecture = Architecture(
-            name=spec.architecture, arguments=shape, mean=spec.mean, std=spec.std, tile_px=spec.tile_px, mpp=spec.mpp
+            name=spec.architecture,
+            arguments=shape,
+            mean=spec.mean,
+            std=spec.std,
+            tile_px=spec.tile_px,
+            mpp=spec.mpp,
+            mpp_range=spec.mpp_range,
         )
     elif timm.is_model(name):
         shape = {"num_classes": 0, **_size(name), **(arguments or {})}
@@ -270,6 +282,7 @@ def save_student(
         "model_args": architecture.arguments,
         # Beside pretrained_cfg: in it, timm refuses names that it does not know.
         **({} if architecture.mpp is None else {"mpp": architecture.mpp}),
+        **({} if architecture.mpp_range is None else {"mpp_range": architecture.mpp_range}),
         "pretrained_cfg": {
             "input_size": [3, architecture.tile_px, architecture.tile_px],
             "mean": list(architecture.mean),

@@ -59,10 +59,9 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
     grid = model.module.token_grid
     if grid is not None:
         rows.append(("dense", f"{grid} (--output tokens)"))
-    mpp = "µm per pixel" if spec.mpp is None else f"{spec.mpp:g} µm per pixel"
     rows += [
         ("embedding", f"{spec.embed_dim}-d, pooling {spec.pooling} [{origins['pooling']}]"),
-        ("tiles", f"{spec.tile_px} px, {mpp} [{origins['mpp']}]"),
+        ("tiles", f"{spec.tile_px} px, {spec.scales or 'µm per pixel'} [{origins['mpp']}]"),
         ("mean", f"{_three(spec.mean)} [{origins['mean']}]"),
         ("deviation", f"{_three(spec.std)} [{origins['std']}]"),
         ("licence", f"{model.provenance.licence or 'not stated'} [{origins['license']}]"),

@@ -76,7 +76,7 @@ def model_card(result: "ExportResult") -> str:
         tokens=""
         if encoder.tokens is None
         else _TOKENS.format(*encoder.output_shapes(tokens=True)[1], grid=encoder.tokens),
-        mpp=f" at {encoder.mpp:g} µm per pixel" if encoder.mpp else "; the model does not state its µm per pixel",
+        mpp=f" at {encoder.scales}" if encoder.scales else "; the model does not state its µm per pixel",
         model=f"{model.name} ({model.source}{f', commit {model.revision}' if model.revision else ''})",
         notice=without_atlas_edge(manifest),
         weights=f"SHA-256 `{model.sha256}`" if model.sha256 else f"random, seed {model.seed}",

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from atlas_edge.targets import Precision, Target
 
-__all__ = ["EncoderSpec", "Pooling", "Precision", "Target", "TokenGrid"]
+__all__ = ["EncoderSpec", "MppRange", "Pooling", "Precision", "Target", "TokenGrid"]
 
 # What every model file calls its input and its outputs.
 INPUT, OUTPUT, TOKENS = "tiles", "embedding", "tokens"
@@ -15,6 +15,17 @@ Pooling = Literal["cls", "cls+mean", "avg", "max", "avgmax", "catavgmax", "map",
 
 _Mean = Annotated[float, Field(ge=0, le=1)]
 _Deviation = Annotated[float, Field(gt=0, le=1)]
+_Mpp = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _from_fine_to_coarse(found: tuple[float, float]) -> tuple[float, float]:
+    if not found[0] < found[1]:
+        raise ValueError("expected the finest µm per pixel, then the coarsest")
+    return found
+
+
+MppRange = Annotated[tuple[_Mpp, _Mpp], AfterValidator(_from_fine_to_coarse)]
+"""Finest and coarsest µm per pixel."""
 
 
 class TokenGrid(BaseModel):
@@ -45,6 +56,7 @@ class EncoderSpec(BaseModel):
         embed_dim: Embedding size D, after pooling: `cls+mean` has twice the width of the network.
         tile_px: Side of the square input, pixels.
         mpp: µm per pixel that the encoder was trained at, or None where the model does not say.
+        mpp_range: Finest and coarsest µm per pixel, where it was trained at all between them.
         mean: Per-channel mean on the 0-1 scale, subtracted inside the graph.
         std: Per-channel standard deviation on the 0-1 scale, divided by inside the graph.
         pooling: `cls` token, `cls+mean` (CLS beside the mean patch token), `avg` or another that the network has.
@@ -63,6 +75,7 @@ class EncoderSpec(BaseModel):
     embed_dim: int = Field(gt=0)
     tile_px: int = Field(gt=0)
     mpp: float | None = Field(default=None, gt=0)
+    mpp_range: MppRange | None = Field(default=None, exclude_if=lambda found: found is None)
     mean: tuple[_Mean, _Mean, _Mean]
     std: tuple[_Deviation, _Deviation, _Deviation]
     pooling: Pooling
@@ -78,6 +91,13 @@ class EncoderSpec(BaseModel):
         grid = self.tokens if tokens else None
         embedding = (self.embed_dim,)
         return (embedding,) if grid is None else (embedding, (grid.rows * grid.columns, grid.channels))
+
+    @property
+    def scales(self) -> str | None:
+        """At which µm per pixel it was trained, to be read; None where the model does not say."""
+        if self.mpp_range is not None:
+            return f"{self.mpp_range[0]:g} to {self.mpp_range[1]:g} µm per pixel"
+        return None if self.mpp is None else f"{self.mpp:g} µm per pixel"
 
     @property
     def notice(self) -> str | None:

@@ -237,6 +237,17 @@ def test_says_that_other_options_begin_anew(
     assert "an earlier run of other options had" in said
 
 
+def test_a_scale_that_the_encoder_never_saw_is_told(
+    scan: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = MeanEncoder()
+    encoder.spec = encoder.spec.model_copy(update={"mpp": None, "mpp_range": (0.5, 1.0)})
+    for tile_mpp in (0.5, 2.0):
+        embed_slide(scan, encoder, tmp_path / f"{tile_mpp}.h5", EmbedConfig(tissue=False, tile_mpp=tile_mpp))
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["mean learnt tiles of 0.5 to 1 µm per pixel, and these have 2"]
+
+
 def test_a_model_is_told_from_others_by_its_weights(tiny_model: Path, mean_bundle: Path) -> None:
     from atlas_edge.bundle import MANIFEST, sha256_file
     from atlas_edge.embed.workers import read_spec

@@ -72,12 +72,13 @@ def embedding(model: LoadedModel) -> torch.Tensor:
 def test_a_pickled_checkpoint_is_brought_to_timm_s_form(prefix: str, wrap: Any, tmp_path: Path) -> None:
     made = network()
     state = {prefix + name: value for name, value in made.state_dict().items()}
-    folder = hub_folder(tmp_path / "hub", made, wrap(state))
+    folder = hub_folder(tmp_path / "hub", made, wrap(state), mpp_range=[0.25, 2])
     model = bring(folder / "pytorch_model.bin", tmp_path, "uni")
     images = model.module.normalise(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
     with torch.inference_mode():
         torch.testing.assert_close(model.module.embed(images), made(images))
     assert model.provenance.licence == "cc-by-nc-nd-4.0" and model.spec.mpp == 0.5
+    assert model.spec.mpp_range == (0.25, 2.0)
     record = json.loads((tmp_path / "out" / RECORD).read_text())
     assert (record["from"], record["known_encoder"]) == ("pytorch_model.bin", "uni")
     assert str(tmp_path) not in json.dumps(record)

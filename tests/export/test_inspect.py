@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("timm")
 
 from atlas_edge.cli import run_app
+from atlas_edge.errors import InputError
 from atlas_edge.export.cli import app
 from atlas_edge.export.inspection import inspect_model
 from atlas_edge.models.load import load_model
@@ -37,6 +38,14 @@ def test_facts_have_an_origin(plain: Path) -> None:
     unknown = inspect_model(load_model(str(plain), pooling="avg"))
     assert (unknown.origins["mean"], unknown.origins["pooling"]) == ("assumed: ImageNet's", "asked for")
     assert unknown.students == "not known: read its licence"
+
+
+def test_a_range_of_scales_is_the_folder_s_own(tmp_path: Path) -> None:
+    folder = write_timm_folder(tmp_path / "ranged", "vit_large_patch16_224", top={"mpp_range": [0.25, 2]}, **VIT)
+    assert inspect_model(load_model(str(folder))).origins["mpp"] == "config.json"
+    folder = write_timm_folder(tmp_path / "turned", "vit_large_patch16_224", top={"mpp_range": [2, 0.25]}, **VIT)
+    with pytest.raises(InputError, match=r"mpp_range is \[2, 0.25\]: .*the finest µm per pixel, then the coarsest"):
+        load_model(str(folder))
 
 
 def test_ways_of_a_plain_transformer(plain: Path) -> None:

@@ -1,5 +1,6 @@
 """Colours that say where they lie: each tile shows what lies at its coordinate, to within a fraction of a pixel."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
 from atlas_edge.slides import TileGrid, TileReader, grid, open_slide, plan_grid
+from atlas_edge.slides.grid import tile_around
 
 pytest.importorskip("openslide")
 tifffile = pytest.importorskip("tifffile")
@@ -111,6 +113,25 @@ def test_tiles_show_what_lies_at_their_coordinates(
     pixel = slide.levels[plan.level].downsample_x
     worst = max(np.abs(across).max(), np.abs(down).max())
     assert worst < 0.05 * pixel, f"{worst / pixel:.3f} px"
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.31, 0.7, 0.9])
+def test_a_tile_around_a_place_shows_it_in_its_middle(tmp_path: Path, mpp: float) -> None:
+    slide = open_slide(draw(tmp_path / "a.ome.tif", 0.25, (1, 2, 4), ome=True))
+    places = [(x, y) for x in (437.0, 641.5) for y in (420.0, 601.5)]
+    try:
+        plans = [tile_around(slide, x, y, tile_px=TILE_PX, mpp=mpp) for x, y in places]
+        # As one grid: all have the same scale.
+        plan = replace(plans[0], coords=np.concatenate([found.coords for found in plans]))
+        across, down = shifts(plan, TileReader(slide, plan))
+        rim = tile_around(slide, 0.0, HEIGHT, tile_px=TILE_PX, mpp=mpp)
+    finally:
+        slide.close()
+    assert max(np.abs(across).max(), np.abs(down).max()) < 0.05 * slide.levels[plan.level].downsample_x
+    middles = plan.coords + np.array([plan.size_x, plan.size_y]) / 2
+    assert np.abs(middles - places).max() <= 0.5
+    assert plan.size_x == pytest.approx(TILE_PX * mpp / 0.25, rel=0.01)
+    assert rim.coords.tolist() == [[0, round(HEIGHT - rim.size_y)]]
 
 
 def test_a_shift_is_noticed(tmp_path: Path) -> None:

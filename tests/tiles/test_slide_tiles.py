@@ -42,6 +42,28 @@ def test_one_slide(slides: Path) -> None:
         assert 0 < len(coarse) < len(records)
 
 
+def test_every_scale_between_two(slides: Path) -> None:
+    spec = f"{slides / 'case1.svs'}@0.5-2"
+    with closing(open_tiles(spec)) as source, closing(open_tiles(spec)) as again:
+        records = list(source.records())
+        assert records == list(again.records()) and source.fingerprint() == again.fingerprint()
+        mpps = np.array([record.mpp for record in records])
+        assert mpps.min() >= 0.5 and mpps.max() <= 2.0
+        # Log-uniform within each octave, of which the finer has more tiles.
+        for first, least in ((0.5, 8), (1.0, 2)):
+            octave = mpps[(mpps >= first) & (mpps < 2 * first)]
+            assert len(set(octave)) == len(octave) >= least and np.ptp(np.log2(octave)) > 0.3
+        coarse = max(records, key=lambda record: record.mpp or 0)
+        tile = source.read(coarse)
+        assert tile.shape == (224, 224, 3) and tile.std() > 5
+        np.testing.assert_array_equal(tile, again.read(coarse))
+    with closing(open_tiles(f"{slides / 'case1.svs'}@0.5,1")) as fixed:
+        assert fixed.fingerprint() != source.fingerprint()
+    with pytest.raises(InputError, match="detail cannot be invented") as told:
+        open_tiles(f"{slides / 'case1.svs'}@0.25-2")
+    assert told.value.hint == f"give {slides / 'case1.svs'}@0.5-2"
+
+
 def test_folder_of_slides(slides: Path) -> None:
     with closing(open_tiles(slides)) as source, closing(open_tiles(slides / "case2.svs")) as alone:
         records = list(source.records())

@@ -209,6 +209,8 @@ def _lay_grid(slide: Slide, spec: EncoderSpec, config: EmbedConfig) -> tuple[Tis
     mpp = config.tile_mpp or spec.mpp
     if mpp is None:
         raise UsageError(f"{spec.name} does not say its µm per pixel", hint="add --tile-mpp 0.5")
+    if spec.mpp_range is not None and not spec.mpp_range[0] <= mpp <= spec.mpp_range[1]:
+        _LOGGER.warning("%s learnt tiles of %s, and these have %g", spec.name, spec.scales, mpp)
     mask = _mask_of(slide, config)
     wanted: dict[str, Any] = {"tile_px": spec.tile_px, "mpp": mpp, "overlap": config.overlap}
     return mask, plan_grid(slide, mask, **wanted, min_tissue=config.min_tissue, rim=True)

@@ -276,7 +276,7 @@ def _checkpoint(
     provenance = ModelProvenance(
         name=name, source=source, sha256=digest, licence=stated.license, assumptions=backbone.assumptions
     )
-    facts = {"name": name, "mpp": stated.mpp, "mean": stated.mean, "std": stated.std}
+    facts = {"name": name, "mpp": stated.mpp, "mpp_range": stated.mpp_range, "mean": stated.mean, "std": stated.std}
     loaded = _loaded(
         backbone.network,
         facts,

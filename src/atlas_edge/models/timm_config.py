@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from atlas_edge.errors import InputError
-from atlas_edge.spec import Pooling
+from atlas_edge.spec import MppRange, Pooling
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -40,6 +40,7 @@ class Stated(BaseModel):
         classifier: The layers that timm takes for the classifier.
         license: SPDX name of the weights' licence.
         mpp: µm per pixel that the encoder was trained at.
+        mpp_range: Finest and coarsest, where it was trained at all between them.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -51,6 +52,7 @@ class Stated(BaseModel):
     classifier: str | tuple[str, ...] | None = None
     license: str | None = None
     mpp: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    mpp_range: MppRange | None = None
 
     @field_validator("input_size")
     @classmethod
@@ -110,8 +112,8 @@ def read_config(folder: Path, *, known: str | None = None) -> TimmConfig:
         what = "no architecture" if architecture is None else "architecture, model_args or pretrained_cfg of no use"
         raise InputError(f"{path} cannot be read: it has {what}", hint=_FORM)
     facts = {name: given[name] for name in Stated.model_fields if given.get(name) is not None}
-    if found.get("mpp") is not None:  # timm refuses names that it does not know in pretrained_cfg
-        facts["mpp"] = found["mpp"]
+    # Beside pretrained_cfg, in which timm refuses names that it does not know.
+    facts |= {name: found[name] for name in ("mpp", "mpp_range") if found.get(name) is not None}
     pooling, name = found.get("pooling"), found.get("name")
     if pooling not in (None, *_POOLINGS):
         raise InputError(f"{path}: pooling is {str(pooling)[:80]}", hint=f"one of {', '.join(_POOLINGS)}")
@@ -153,7 +155,7 @@ def stated_facts(path: Path, known: dict[str, Any]) -> Stated:
         raise InputError(
             f"{path}: {where} is {str(first['input'])[:80]}: {first['msg']}",
             hint="mean and std are three numbers on the 0-1 scale, input_size is [3, height, width], mpp a number"
-            " in µm per pixel, license a name",
+            " in µm per pixel, mpp_range the finest and the coarsest, license a name",
         ) from error
 
 

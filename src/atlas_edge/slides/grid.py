@@ -79,23 +79,8 @@ def plan_grid(
     """
     if not 0 <= overlap < tile_px:
         raise UsageError(f"--overlap {overlap}: tiles have {tile_px} px, expected less", hint="use half of it at most")
-    if max(slide.mpp_x, slide.mpp_y) > mpp * _MOST_UPSAMPLING:
-        raise InputError(
-            f"{slide.path} has {slide.mpp_x:.3g} µm per pixel, the encoder wants {mpp:.3g}: detail cannot be invented",
-            hint=f"add --tile-mpp {slide.mpp_x:.3g} to embed it as it is",
-        )
-    level = slide.level_for(mpp, tolerance=SAME_SCALE)
-    down_x, down_y = slide.levels[level].downsample_x, slide.levels[level].downsample_y
-    scale_x, scale_y = mpp / (slide.mpp_x * down_x), mpp / (slide.mpp_y * down_y)
-    if abs(scale_x - 1) <= SAME_SCALE and abs(scale_y - 1) <= SAME_SCALE:
-        scale_x = scale_y = 1.0
-        mpp = slide.mpp_x * down_x
-    elif min(scale_x, scale_y) < 1 - SAME_SCALE:
-        _LOGGER.warning(
-            "%s: %.3g µm per pixel, the encoder wants %.3g: tiles are enlarged, which blurs them",
-            slide.path.name, max(slide.mpp_x, slide.mpp_y), mpp,
-        )  # fmt: skip
-    size_x, size_y = tile_px * scale_x * down_x, tile_px * scale_y * down_y
+    scale = _scale(slide, mpp)
+    size_x, size_y = tile_px * scale.x * scale.down_x, tile_px * scale.y * scale.down_y
     count = _count_with_rim if rim else _count
     shared = overlap / tile_px
     step_x, step_y = size_x * (1 - shared), size_y * (1 - shared)
@@ -104,7 +89,7 @@ def plan_grid(
     if columns < 1 or rows < 1:
         raise InputError(
             f"{slide.path} is {slide.levels[0].width} x {slide.levels[0].height} px, smaller than one tile "
-            f"({size_x:.0f} x {size_y:.0f} px at {mpp:.3g} µm per pixel)"
+            f"({size_x:.0f} x {size_y:.0f} px at {scale.mpp:.3g} µm per pixel)"
         )
     lefts = np.arange(columns, dtype=np.float64) * step_x
     tops = np.arange(rows, dtype=np.float64) * step_y
@@ -116,11 +101,11 @@ def plan_grid(
     row, column = np.nonzero(share >= max(min_tissue - _ROUNDING, _ROUNDING))
     coords = np.stack([np.rint(lefts[column]), np.rint(tops[row])], axis=1).astype(np.int64)
     return TileGrid(
-        level=level,
+        level=scale.level,
         tile_px=tile_px,
-        mpp=mpp,
-        scale_x=scale_x,
-        scale_y=scale_y,
+        mpp=scale.mpp,
+        scale_x=scale.x,
+        scale_y=scale.y,
         size_x=size_x,
         size_y=size_y,
         coords=coords,
@@ -128,6 +113,79 @@ def plan_grid(
         overlap=overlap,
         tissue_share=None if mask is None else share[row, column].astype(np.float32),
     )
+
+
+def tile_around(slide: Slide, x: float, y: float, *, tile_px: int, mpp: float) -> TileGrid:
+    """A grid of one tile around a place; near the slide's rim it is moved inside as far as the slide goes.
+
+    Args:
+        slide: The slide.
+        x: Centre, level-0 pixels.
+        y: The same, downwards.
+        tile_px: Side of the tile as the encoder sees it.
+        mpp: µm per pixel of the tile.
+
+    Raises:
+        InputError: The slide is coarser than that by more than a tenth.
+    """
+    scale = _scale(slide, mpp)
+    size_x, size_y = tile_px * scale.x * scale.down_x, tile_px * scale.y * scale.down_y
+    corner = [
+        round(max(min(centre - size / 2, side - size), 0.0))
+        for centre, size, side in ((x, size_x, slide.levels[0].width), (y, size_y, slide.levels[0].height))
+    ]
+    return TileGrid(
+        level=scale.level,
+        tile_px=tile_px,
+        mpp=scale.mpp,
+        scale_x=scale.x,
+        scale_y=scale.y,
+        size_x=size_x,
+        size_y=size_y,
+        coords=np.array([corner], dtype=np.int64),
+        candidates=1,
+    )
+
+
+def check_detail(slide: Slide, mpp: float) -> None:
+    """Refuse a scale that a slide cannot give.
+
+    Raises:
+        InputError: The slide is coarser than `mpp` µm per pixel by more than a tenth.
+    """
+    if max(slide.mpp_x, slide.mpp_y) > mpp * _MOST_UPSAMPLING:
+        raise InputError(
+            f"{slide.path} has {slide.mpp_x:.3g} µm per pixel, the encoder wants {mpp:.3g}: detail cannot be invented",
+            hint=f"add --tile-mpp {slide.mpp_x:.3g} to embed it as it is",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scale:
+    """How tiles are read at `mpp`: level, its pixels for each of a tile's, level 0's pixels for each of the level's."""
+
+    level: int
+    mpp: float
+    x: float
+    y: float
+    down_x: float
+    down_y: float
+
+
+def _scale(slide: Slide, mpp: float) -> _Scale:
+    check_detail(slide, mpp)
+    level = slide.level_for(mpp, tolerance=SAME_SCALE)
+    down_x, down_y = slide.levels[level].downsample_x, slide.levels[level].downsample_y
+    x, y = mpp / (slide.mpp_x * down_x), mpp / (slide.mpp_y * down_y)
+    if abs(x - 1) <= SAME_SCALE and abs(y - 1) <= SAME_SCALE:
+        x = y = 1.0
+        mpp = slide.mpp_x * down_x
+    elif min(x, y) < 1 - SAME_SCALE:
+        _LOGGER.warning(
+            "%s: %.3g µm per pixel, the encoder wants %.3g: tiles are enlarged, which blurs them",
+            slide.path.name, max(slide.mpp_x, slide.mpp_y), mpp,
+        )  # fmt: skip
+    return _Scale(level=level, mpp=mpp, x=x, y=y, down_x=down_x, down_y=down_y)
 
 
 def _count(sides: float) -> int:

@@ -12,7 +12,8 @@ from atlas_edge.tiles.folders import SPLIT_NAMES
 from atlas_edge.tiles.hdf5 import Hdf5Tiles, hdf5_paths
 from atlas_edge.tiles.pack import MANIFEST_CSV, Pack
 from atlas_edge.tiles.parquet import ParquetTiles, parquet_paths
-from atlas_edge.tiles.slide_tiles import SlideFolder, SlideTiles, slide_spec
+from atlas_edge.tiles.slide_spec import slide_spec
+from atlas_edge.tiles.slide_tiles import SlideFolder, SlideTiles
 from atlas_edge.tiles.source import TileSource
 from atlas_edge.tiles.synthetic.source import DEFAULT_COUNT, SyntheticTiles
 

@@ -7,7 +7,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +18,13 @@ from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError, NoTissue
 from atlas_edge.system.paths import SCANNER_SUFFIXES, TIFF_SUFFIXES, printable
 from atlas_edge.tiles.decode import MAX_TILE_BYTES, MAX_TILE_PIXELS
+from atlas_edge.tiles.slide_spec import DEFAULT_MPP, SlideSpec
 from atlas_edge.tiles.source import TileRecord, TileSource
 
 if TYPE_CHECKING:
     from atlas_edge.slides import Slide, TileGrid
 
-DEFAULT_MPP = (0.5,)
 _LOGGER = logging.getLogger("atlas_edge")
-_SPEC = re.compile(r"(?P<path>.+?)(?:@(?P<mpp>[0-9.]+(?:,[0-9.]+)*))?")
-_TILE_SETS = frozenset({".parquet", ".h5", ".hdf5", ".csv"})
 # TIFFs of a folder without a scanner's own file that are looked at: all of a million tiles would take minutes.
 _LOOKED_AT = 8
 _HASHED_BYTES = 2**20
@@ -38,45 +36,11 @@ _LEAST_CACHE_BYTES = 8 * 2**20
 _MPP_OPTION = re.compile(r"add --(?:tile-)?mpp (\S+)(?: to embed it as it is)?")
 
 
-@dataclass(frozen=True, slots=True)
-class SlideSpec:
-    """`SLIDE` or `SLIDE@MPP,MPP…`, as the user typed it.
-
-    Attributes:
-        path: The slide.
-        mpps: µm per pixel of the tiles.
-        own_mpp: µm per pixel of a slide that does not say it: the finest that was asked for, None where none was.
-    """
-
-    path: Path
-    mpps: tuple[float, ...]
-    own_mpp: float | None = None
-
-
-def slide_spec(spec: str) -> SlideSpec | None:
-    """Read `scan.svs` or `scan.svs@0.5,1`; None where that is no slide's file but, say, a folder of tiles.
-
-    Raises:
-        InputError: A µm per pixel that is no number above 0.
-    """
-    found = _SPEC.fullmatch(spec)
-    if found is None or not (path := Path(found["path"])).is_file() or path.suffix.lower() in _TILE_SETS:
-        return None
-    if found["mpp"] is None:
-        return SlideSpec(path, DEFAULT_MPP)
-    try:
-        mpps = tuple(float(part) for part in found["mpp"].split(","))
-    except ValueError:
-        mpps = (0.0,)
-    if min(mpps) <= 0:
-        raise InputError(f"{spec}: {found['mpp']} is no µm per pixel", hint=f"give {path}@0.5 or {path}@0.5,1,2")
-    from atlas_edge.slides.mpp import is_plausible
-
-    return SlideSpec(path, mpps, own_mpp=min(mpps) if is_plausible(min(mpps)) else None)
-
-
 class SlideTiles(TileSource):
     """The tissue of one slide as a grid of tiles at each µm per pixel.
+
+    Over a range of µm per pixel there is a grid an octave, and each of its tiles is read around its centre at a µm per
+    pixel of its own, drawn from its name: log-uniform over the octave.
 
     The slide is opened and its tissue found once. Of all slides a few stay open for reading.
 
@@ -95,31 +59,40 @@ class SlideTiles(TileSource):
 
     def __init__(self, spec: SlideSpec, *, tile_px: int = 224, min_tissue: float = 0.5) -> None:
         self.path, self.mpps, self.tile_px = spec.path, spec.mpps, tile_px
+        self.mpp_range = spec.mpp_range
         self.name, self.slide_name = printable(spec.path.name), printable(spec.path.stem)
         self._spec = spec
         try:
             with _HANDLES.use(spec) as slide:
                 self._grids = _plan(slide, spec, tile_px, min_tissue)
+                self._finest = max(slide.mpp_x, slide.mpp_y)
         except InputError as error:
             self.close()
-            hint = error.hint and _MPP_OPTION.sub(lambda found: f"give {spec.path}@{found[1]}", error.hint)
+            rest = "" if spec.mpp_range is None else f"-{spec.mpp_range[1]:g}"
+            hint = error.hint and _MPP_OPTION.sub(lambda found: f"give {spec.path}@{found[1]}{rest}", error.hint)
             raise type(error)(error.message, hint=hint) from error
 
     def records(self) -> Iterator[TileRecord]:
         """From the first µm per pixel to the last, row by row."""
         for number, (mpp, grid) in enumerate(zip(self.mpps, self._grids, strict=True)):
             for x, y in grid.coords:
-                yield TileRecord(
-                    id=f"{mpp:g}/{x}_{y}", group=self.slide_name, mpp=grid.mpp, locator=(number, int(x), int(y))
-                )
+                name = f"{mpp:g}/{x}_{y}"
+                own = grid.mpp if self.mpp_range is None else max(self._spec.drawn_mpp(mpp, name), self._finest)
+                yield TileRecord(id=name, group=self.slide_name, mpp=own, locator=(number, int(x), int(y)))
 
     def read(self, record: TileRecord) -> NDArray[np.uint8]:
         """See `TileSource.read`; may be called from several threads."""
         from atlas_edge.slides import TileReader
+        from atlas_edge.slides.grid import tile_around
 
         number, x, y = (int(part) for part in record.locator)
+        grid, coords = self._grids[number], np.array([[x, y]], dtype=np.int64)
         with _HANDLES.use(self._spec) as slide:
-            found = TileReader(slide, self._grids[number]).read(np.array([[x, y]], dtype=np.int64))
+            if self.mpp_range is not None and record.mpp is not None:
+                centre = (x + grid.size_x / 2, y + grid.size_y / 2)
+                grid = tile_around(slide, *centre, tile_px=self.tile_px, mpp=record.mpp)
+                coords = grid.coords
+            found = TileReader(slide, grid).read(coords)
         if found.unreadable:
             raise InputError(f"{self.path} cannot be read at {x}, {y}: {found.unreadable[0]}")
         tile: NDArray[np.uint8] = found.pixels[0]
@@ -136,6 +109,8 @@ class SlideTiles(TileSource):
     def fingerprint(self) -> str:
         """Over the file's size, its beginning, and where the tiles lie: a slide has gigabytes."""
         digest = hashlib.sha256(f"{self.path.stat().st_size}:{self.tile_px}:{self.mpps}".encode())
+        if self.mpp_range is not None:
+            digest.update(f":{self.mpp_range}".encode())
         with self.path.open("rb") as file:
             digest.update(file.read(_HASHED_BYTES))
         for grid in self._grids:
@@ -299,7 +274,10 @@ def _is_large(path: Path) -> bool:
 
 def _plan(slide: "Slide", spec: SlideSpec, tile_px: int, min_tissue: float) -> "tuple[TileGrid, ...]":
     from atlas_edge.slides import find_tissue, plan_grid
+    from atlas_edge.slides.grid import check_detail
 
+    if spec.mpp_range is not None:
+        check_detail(slide, spec.mpp_range[0])
     mask = find_tissue(slide)
     grids = tuple(plan_grid(slide, mask, tile_px=tile_px, mpp=mpp, min_tissue=min_tissue) for mpp in spec.mpps)
     if not any(len(grid.coords) for grid in grids):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from atlas_edge.distill.data.tileset import open_training_tiles
 from atlas_edge.errors import InputError
-from atlas_edge.tiles.slide_tiles import DEFAULT_MPP, slide_spec
+from atlas_edge.tiles.slide_spec import DEFAULT_MPP, slide_spec
 from support import ROOT
 
 SLIDE = Path(os.environ.get("ATLAS_SHARED", ROOT.parent / "shared")) / "data/wsi/CMU-1-Small-Region.svs"
@@ -24,7 +24,10 @@ def test_what_is_a_slide(tmp_path: Path) -> None:
     plain, several = slide_spec(str(scan)), slide_spec(f"{scan}@0.5,1")
     assert plain is not None and (plain.path, plain.mpps) == (scan, DEFAULT_MPP)
     assert several is not None and (several.path, several.mpps) == (scan, (0.5, 1.0))
-    for mpp in ("0", "0.5.5"):
+    every = slide_spec(f"{scan}@0.25-2")
+    assert every is not None and every.mpp_range == (0.25, 2.0)
+    assert every.mpps == pytest.approx((0.25 * 2**0.5, 0.5 * 2**0.5, 2**0.5))
+    for mpp in ("0", "0.5.5", "2-0.5", "0-2", "0.5-1-2", "0.5-1,2"):
         with pytest.raises(InputError, match="is no µm per pixel"):
             slide_spec(f"{scan}@{mpp}")
 

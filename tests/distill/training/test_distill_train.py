@@ -30,6 +30,7 @@ from atlas_edge.distill.training.student import build_student, save_student, stu
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.models.load import load_model
 from atlas_edge.models.students import EMBEDDED
+from atlas_edge.spec import EncoderSpec
 from support import ROOT
 
 
@@ -305,10 +306,16 @@ def test_weights_that_float16_cannot_hold_are_refused(tiny_student: Path, tmp_pa
 
 def test_timm_reads_a_student_that_knows_its_scale(tiny_student: Path, tmp_path: Path) -> None:
     backbone, architecture = build_student(str(tiny_student))
-    save_student(tmp_path, backbone.state_dict(), replace(architecture, mpp=0.5), licence="mit", half=False)
+    learned = replace(architecture, mpp=0.5).of_tiles((0.25, 2.0))
+    save_student(tmp_path, backbone.state_dict(), learned, licence="mit", half=False)
     network = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert all(torch.equal(value, backbone.state_dict()[name]) for name, value in network.state_dict().items())
-    assert load_model(str(tmp_path)).spec.mpp == 0.5
+    spec = load_model(str(tmp_path)).spec
+    assert (spec.mpp, spec.mpp_range, spec.scales) == (0.5, (0.25, 2.0), "0.25 to 2 µm per pixel")
+    assert EncoderSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert build_student(str(tmp_path))[1] == learned
+    # What was learnt at single scales afterwards does not undo it.
+    assert learned.of_tiles(None) == learned
 
 
 def test_a_place_that_cannot_be_written_is_told_before_the_fit(
