@@ -13,7 +13,6 @@ from atlas_edge.bench.report.markdown import report_markdown
 from atlas_edge.bench.report.pictures import WorstTile
 from atlas_edge.bench.report.schema import REPORT_FILE, Report
 from atlas_edge.cli import require_module
-from atlas_edge.errors import InputError
 from atlas_edge.system.atomic import atomic_folder, check_vacant
 
 if TYPE_CHECKING:
@@ -36,9 +35,6 @@ def check_report_folder(folder: Path | None, *, overwrite: bool) -> None:
     if folder is None:
         return
     check_vacant(folder, marks=_MARKS, overwrite=overwrite)
-    there = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"{folder} cannot be written: {there} takes no files", hint="choose another --report folder")
     for module in ("jinja2", "matplotlib"):
         require_module(module, extra="report")
 

@@ -39,7 +39,7 @@ def atomic_folder(out: Path, *, marks: tuple[str, ...], overwrite: bool = False)
         The temporary sibling to write into.
 
     Raises:
-        UsageError: As `check_vacant`.
+        UsageError, InputError: As `check_vacant`.
         InputError: A program holds a file of the old folder open, on a system that then renames nothing.
     """
     out = out.resolve()
@@ -62,15 +62,19 @@ def check_vacant(out: Path, *, marks: tuple[str, ...], overwrite: bool) -> None:
     Raises:
         UsageError: `out` is a file; a folder with something in it, and `overwrite` is false or it is of another kind;
             the folder that the process works in; or a mount point.
+        InputError: Nothing may be written beside it.
     """
     out = out.resolve()
-    elsewhere = "choose another --out"
+    elsewhere = "choose another folder"
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, expected a folder to write", hint=elsewhere)
     if out == Path.cwd() or out in Path.cwd().parents:
         raise UsageError(f"{out} is the folder that you are in, which cannot be replaced", hint="give one inside it")
     if sys.platform != "win32" and out.is_mount():
         raise UsageError(f"{out} is a mount point, which cannot be replaced", hint="give a folder inside it")
+    there = next(parent for parent in out.parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"{out} cannot be written: {there} takes no files", hint=elsewhere)
     if not out.exists() or not any(out.iterdir()):
         return
     if not overwrite:
