@@ -11,6 +11,7 @@ from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.bench.selftest.run import StoredSelftest, allowed_distance, read_selftest
 from atlas_edge.bundle import MANIFEST, model_folder, sha256_file, verify_bundle
 from atlas_edge.manifest import Manifest
+from atlas_edge.package.signature import read_public_key
 from atlas_edge.runtimes.batching import encode_in_pieces
 
 _PIECE = 16
@@ -116,9 +117,12 @@ def read_subject(bundle: Path, *, public_key: Path | None = None) -> Subject:
         public_key: See `Subject`.
 
     Raises:
-        InputError: It is damaged, a package, carries no selftest, or its tiles cannot be drawn here.
+        InputError: It is damaged, a package, carries no selftest, or its tiles cannot be drawn here; the key is none.
+        UsageError, RuntimeMissing: There is no such key, or nothing here that checks signatures by it.
         ChecksumError: A file differs from the manifest.
     """
+    if public_key is not None:
+        read_public_key(public_key)
     manifest = verify_bundle(bundle)
     stored = read_selftest(bundle)
     folder, execution = model_folder(bundle), manifest.execution

@@ -25,19 +25,18 @@ def sign(bundle: Path, /, *, key: Path, out: Path | None = None, overwrite: Flag
         out: The signature; BUNDLE.sig beside the folder when left out.
         overwrite: Replace a signature that is there.
     """
-    from atlas_edge.bundle import check_outside, verify_bundle
+    from atlas_edge.bundle import verify_bundle
     from atlas_edge.package.manifest import is_package
     from atlas_edge.package.signature import sign_folder, signature_beside
     from atlas_edge.package.verify import verify_package
 
     out = signature_beside(bundle) if out is None else out
-    if out.exists() and not overwrite:
-        raise UsageError(f"{out} exists", hint="add --overwrite to replace it, or choose another --out")
+    _check_file_to_write(bundle, out, overwrite=overwrite)
     if is_package(bundle):
         verify_package(bundle)
     else:
         verify_bundle(bundle)
-    check_outside(bundle, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     sign_folder(bundle, out, private_key=key, password=os.environ.get(PASSWORD_VARIABLE))
     print(f"{out}: signed. There: atlas-export verify {bundle} --public-key KEY")
 
@@ -55,14 +54,11 @@ def sbom(bundle: Path, /, *, out: Path | None = None, overwrite: Flag = False) -
         out: File to write; stdout when left out.
         overwrite: Replace a file that is there.
     """
-    from atlas_edge.bundle import check_outside
     from atlas_edge.export.report.sbom import bill_of_materials
     from atlas_edge.system.atomic import write_atomic
 
     if out is not None:
-        check_outside(bundle, out)
-        if out.is_dir() or (out.exists() and not overwrite):
-            raise UsageError(f"{out} exists", hint="add --overwrite to replace it, or choose another --out")
+        _check_file_to_write(bundle, out, overwrite=overwrite)
     bill = bill_of_materials(bundle)
     text = json.dumps(bill, indent=2, ensure_ascii=False) + "\n"
     if out is None:
@@ -71,3 +67,13 @@ def sbom(bundle: Path, /, *, out: Path | None = None, overwrite: Flag = False) -
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, text.encode())
     print(f"{out}: CycloneDX {bill['specVersion']}, {len(bill['components'])} components")
+
+
+def _check_file_to_write(bundle: Path, out: Path, *, overwrite: bool) -> None:
+    from atlas_edge.bundle import check_outside
+
+    check_outside(bundle, out)
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder, expected a file to write", hint="choose another --out")
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out} exists", hint="add --overwrite to replace it, or choose another --out")

@@ -69,7 +69,8 @@ def test_what_was_changed_since_is_not(signed: Path, keys: dict[str, Path], chan
         data = bytearray((signed / change).read_bytes())
         data[-2] ^= 1
         (signed / change).write_bytes(data)
-    with pytest.raises(ChecksumError, match=r"is not what the holder of ours\.pub signed"):
+    said = f": {change} was changed since" if change in ("model.bin", "manifest.json") else ": "
+    with pytest.raises(ChecksumError, match=rf"is not what the holder of ours\.pub signed{said}"):
         open_bundle(signed, public_key=keys["ours.pub"])
 
 
@@ -94,13 +95,22 @@ def test_another_key_or_none_is_told(
     with pytest.raises(UsageError, match="is not there"):
         check_signature(signed, keys["ours.pub"], tmp_path / "none.sig")
     (tmp_path / "text.pub").write_text("no key")
-    with pytest.raises(InputError, match="is no public key"):
+    with pytest.raises(InputError, match="is no public key of an elliptic curve"):
         check_signature(signed, tmp_path / "text.pub")
-    with pytest.raises(InputError, match="is no private key that signs"):
+    with pytest.raises(InputError, match="is no private key of an elliptic curve"):
         sign_folder(signed, tmp_path / "new.sig", private_key=tmp_path / "text.pub")
+    whole = signature_beside(signed).read_text()
+    for text in ("", whole[: len(whole) // 2], "[]"):
+        signature_beside(signed).write_text(text)
+        with pytest.raises(InputError, match="is no signature, or only part of one"):
+            check_signature(signed, keys["ours.pub"])
     signature_beside(signed).write_text("{}")
     with pytest.raises(ChecksumError):
         check_signature(signed, keys["ours.pub"])
-    (signed / "model.bin").write_bytes(b"damaged")
     words = ["sign", str(signed), "--key", str(keys["ours"]), "--overwrite"]
+    assert run_app(app, [*words, "--out", str(tmp_path)]) == 2 and "is a folder" in capsys.readouterr().err
+    assert run_app(app, [*words, "--out", str(tmp_path / "new" / "folder.sig")]) == 0
+    check_signature(signed, keys["ours.pub"], tmp_path / "new" / "folder.sig")
+    capsys.readouterr()
+    (signed / "model.bin").write_bytes(b"damaged")
     assert run_app(app, words) == 5 and "model.bin" in capsys.readouterr().err

@@ -5,6 +5,8 @@ made only by whoever holds the private key. It lies beside the folder, which hol
 """
 
 import importlib
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from atlas_edge.cli import require_module
 from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing, UsageError
 
 SUFFIX = ".sig"
+# How it names a file whose hash differs (1.1.1, in the text of a list); what else it says is shown as it is.
+_MISMATCH = re.compile(r"Hash mismatch for \\?'([^'\\]+)")
 
 
 def signature_beside(folder: Path) -> Path:
@@ -41,7 +45,7 @@ def sign_folder(folder: Path, signature: Path, *, private_key: Path, password: s
         config = library.signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
     except Exception as error:  # of its own and of `cryptography`, without a common base
         raise InputError(
-            f"{private_key} is no private key that signs: {_first_line(error)}",
+            f"{private_key} is no private key of an elliptic curve: {_first_line(error)}",
             hint="set ATLAS_EXPORT_KEY_PASSWORD to its password, or make one: "
             "openssl ecparam -name prime256v1 -genkey -noout -out key.pem",
         ) from error
@@ -68,28 +72,52 @@ def check_signature(folder: Path, public_key: Path, signature: Path | None = Non
     Raises:
         RuntimeMissing: `model-signing` is not installed.
         UsageError: There is no such key or signature.
+        InputError: One of them cannot be read.
         ChecksumError: Another key signed, or a file was changed, added or removed since.
     """
-    library = _library()
+    verifier = read_public_key(public_key)
     signature = signature_beside(folder) if signature is None else signature
-    _check_file(public_key, "the public key")
-    _check_file(signature, "the signature")
+    _check_signature_file(signature)
     try:
-        verifier = library.verifying.Config().use_elliptic_key_verifier(public_key=public_key)
-    except Exception as error:
-        raise InputError(
-            f"{public_key} is no public key: {_first_line(error)}",
-            hint="openssl ec -in key.pem -pubout -out key.pub",
-        ) from error
-    try:
-        verifier.set_hashing_config(_every_file(library)).verify(folder, signature)
+        verifier.set_hashing_config(_every_file(_library())).verify(folder, signature)
     except (OSError, MemoryError):
         raise
     except Exception as error:
+        changed = ", ".join(_MISMATCH.findall(str(error)))
         raise ChecksumError(
-            f"{folder} is not what the holder of {public_key.name} signed: {_first_line(error)}",
+            f"{folder} is not what the holder of {public_key.name} signed: "
+            f"{f'{changed} was changed since' if changed else _first_line(error)}",
             hint="do not use it: ask whoever made the bundle for it, its signature and the public key once more",
         ) from error
+
+
+def read_public_key(path: Path) -> Any:
+    """What checks signatures by a public key in PEM.
+
+    Raises:
+        RuntimeMissing: `model-signing` is not installed.
+        UsageError: There is no such file.
+        InputError: It is no key of that kind.
+    """
+    library = _library()
+    _check_file(path, "the public key")
+    try:
+        return library.verifying.Config().use_elliptic_key_verifier(public_key=path)
+    except Exception as error:
+        raise InputError(
+            f"{path} is no public key of an elliptic curve: {_first_line(error)}",
+            hint="openssl ec -in key.pem -pubout -out key.pub",
+        ) from error
+
+
+def _check_signature_file(path: Path) -> None:
+    _check_file(path, "the signature")
+    try:
+        is_object = isinstance(json.loads(path.read_bytes()), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        raise InputError(f"{path} is no signature, or only part of one", hint="copy it again from where it was made")
 
 
 def _library() -> Any:

@@ -200,7 +200,9 @@ def test_a_signature_is_asked_about_where_there_is_one(sound: Path, tmp_path: Pa
     public.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, form))
     (check,) = SIGNING
     subject = read_subject(folder, public_key=public)
-    assert "no bundle.sig beside" in ask(check, subject).said
+    unsigned, asked = ask(check, read_subject(folder)), ask(check, subject)
+    assert "no bundle.sig beside" in unsigned.said == asked.said
+    assert (unsigned.outcome, asked.outcome) == (Outcome.SKIPPED, Outcome.FAIL)
     sign_folder(folder, signature_beside(folder), private_key=tmp_path / "key.pem")
     assert ask(check, read_subject(folder)).outcome is Outcome.SKIPPED
     assert ask(check, subject).outcome is Outcome.PASS
@@ -210,6 +212,11 @@ def test_a_signature_is_asked_about_where_there_is_one(sound: Path, tmp_path: Pa
     write_manifest(folder, read_manifest(sound))
     forged = ask(check, read_subject(folder, public_key=public))
     assert forged.outcome is Outcome.FAIL and "key.pub signed" in forged.said
+    # A key that is none is told before anybody is asked.
+    (tmp_path / "text.pub").write_text("no key")
+    words = ["conformance", str(folder), "--public-key"]
+    assert run_app(app, [*words, str(tmp_path / "none.pub")]) == 2
+    assert run_app(app, [*words, str(tmp_path / "text.pub")]) == 5
 
 
 @pytest.mark.parametrize("wrong", [{}, {"patch_size": 64}, {"patch_level": 1}])
