@@ -7,7 +7,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 from cyclopts import Parameter
 
-from atlas_edge.options import Flag, Options, Threads, TileFit
+from atlas_edge.options import Flag, Limit, Options, Seed, Threads, TileFit
 
 # A 15 x 15 mm area took 156 s on a NanoZoomer S360 and 183-210 s on a Pannoramic 1000 (Genis 2021): the fastest is
 # the default, so that "keeps up" holds for the others too.
@@ -89,8 +89,8 @@ class AccuracyTiles(Options):
 
     eval: str
     fit: str | None = None
-    limit: int | None = None
-    fit_limit: int | None = None
+    limit: Annotated[int | None, Ge(2)] = None
+    fit_limit: Limit = None
     tile_fit: TileFit = "exact"
 
 
@@ -106,10 +106,10 @@ class AccuracyOptions(Options):
         seed: Seed of every bootstrap.
     """
 
-    stress_tiles: int = 48
-    robustness_k: int = 11
+    stress_tiles: Annotated[int, Ge(0)] = 48
+    robustness_k: Annotated[int, Ge(1)] = 11
     robustness_paired: Flag = False
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, kw_only=True)

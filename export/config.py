@@ -42,7 +42,7 @@ class ExportConfig(Choices):
     fit_limit: Annotated[int, Ge(8)] = 600
     eval_limit: Annotated[int, Ge(8)] = 2000
     compute_capabilities: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 from cyclopts import Parameter
 
-from atlas_edge.options import Flag, Options, Threads, TileFit
+from atlas_edge.options import Flag, Options, Seed, Threads, TileFit
 from atlas_edge.targets import Target
 
 DEFAULT_DROP_PP = 2.5
@@ -27,10 +27,10 @@ class CalibrationOptions(Options):
     """
 
     eval: str | None = None
-    limit: int = 300
+    limit: Annotated[int, Ge(1)] = 300
     contact_sheet: Path | None = None
     tile_fit: TileFit = "exact"
-    seed: int = 0
+    seed: Seed = 0
     dry_run: Flag = False
 
 
@@ -89,7 +89,7 @@ class SensitivityOptions(Options):
     calib_limit: Annotated[int, Ge(1)] = 64
     without: bool = True
     tile_fit: TileFit = "exact"
-    seed: int = 0
+    seed: Seed = 0
     overwrite: Flag = False
 
 
@@ -106,12 +106,12 @@ class Limits(Options):
         seed: Seed of every random choice.
     """
 
-    calib_limit: int = 300
-    fit_limit: int = 1500
-    eval_limit: int = 2000
+    calib_limit: Annotated[int, Ge(1)] = 300
+    fit_limit: Annotated[int, Ge(1)] = 1500
+    eval_limit: Annotated[int, Ge(1)] = 2000
     tile_fit: TileFit = "exact"
     threads: Threads = None
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ class FinetuneOptions(Options):
     steps: int = 120
     lr: float = 1e-5
     range_lr: float = 0.02
-    limit: int = 300
+    limit: Annotated[int, Ge(1)] = 300
     tile_fit: TileFit = "exact"
-    seed: int = 0
+    seed: Seed = 0
     overwrite: Flag = False

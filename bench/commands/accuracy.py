@@ -3,7 +3,10 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Ge
+from cyclopts import Parameter, validators
 
 from atlas_edge.bench.options import AccuracyOptions, AccuracyTiles, Budget, ReportOptions
 from atlas_edge.errors import GateFailed, UsageError
@@ -27,7 +30,7 @@ def accuracy(
     budgets: Path | None = None,
     options: AccuracyOptions = AccuracyOptions(),
     speed: Flag = False,
-    rounds: int = 6,
+    rounds: Annotated[int, Ge(2), Parameter(validator=validators.Number(gte=2))] = 6,
     report: ReportOptions = ReportOptions(),
     threads: Threads = None,
     device: str | None = None,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from atlas_edge.cli import print_json
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.options import Flag, Output, TileFit
+from atlas_edge.options import Flag, Limit, Output, TileFit
 
 
 def probe(
@@ -13,7 +13,7 @@ def probe(
     *,
     reference: str,
     fit: str,
-    limit: int | None = None,
+    limit: Limit = None,
     tile_fit: TileFit = "exact",
     keep_names: Flag = False,
     overwrite: Flag = False,

@@ -7,7 +7,7 @@ from cyclopts import Parameter, validators
 
 from atlas_edge.bench.options import AccuracyTiles, ReportOptions
 from atlas_edge.errors import UsageError
-from atlas_edge.options import Flag, Output, Threads
+from atlas_edge.options import Flag, Output, Seed, Threads
 
 
 def robustness(
@@ -15,9 +15,9 @@ def robustness(
     reference: str,
     tiles: AccuracyTiles,
     shift_tiles: Annotated[int, Ge(2), Parameter(validator=validators.Number(gte=2))] = 96,
-    robustness_k: int = 11,
+    robustness_k: Annotated[int, Ge(1), Parameter(validator=validators.Number(gte=1))] = 11,
     robustness_paired: Flag = False,
-    seed: int = 0,
+    seed: Seed = 0,
     report: ReportOptions = ReportOptions(),
     threads: Threads = None,
     device: str | None = None,

@@ -1,5 +1,6 @@
 """Speed in the lab's terms: tiles a slide, slides an hour, and whether that keeps up with a scanner."""
 
+import math
 from dataclasses import dataclass
 
 from atlas_edge.bench.options import MPP, SCANNER_SECONDS, SLIDE_MM2
@@ -56,13 +57,18 @@ def pace(
     Raises:
         UsageError: A value out of range.
     """
-    for name, value in (("--mpp", mpp), ("--slide-mm2", slide_mm2), ("--scanner-seconds", scanner_seconds)):
-        if value <= 0:
+    above_0 = {
+        "--tile-px": tile_px,
+        "--mpp": mpp,
+        "--slide-mm2": slide_mm2,
+        "--scanner-seconds": scanner_seconds,
+        "--tiles-per-s": tiles_per_s,
+    }
+    for name, value in above_0.items():
+        if not 0 < value < math.inf:
             raise UsageError(f"{name} {value} is not above 0")
     if not 0 < tissue <= 1:
         raise UsageError(f"--tissue {tissue} is not a share above 0 and up to 1")
-    if tiles_per_s <= 0:
-        raise UsageError(f"--tiles-per-s {tiles_per_s} is not above 0")
     tile_um = tile_px * mpp
     tiles = max(1, round(slide_mm2 * 1e6 * tissue / tile_um**2))
     seconds = tiles / tiles_per_s

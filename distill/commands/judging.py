@@ -4,12 +4,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+from annotated_types import Ge
 from cyclopts import Parameter
 
 from atlas_edge.cli import print_json
 from atlas_edge.distill.reporting.display import print_comparison, print_evaluation
 from atlas_edge.errors import UsageError
-from atlas_edge.options import Many, Options, Output
+from atlas_edge.options import Many, Options, Output, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,9 @@ class JudgedTiles(Options):
 
     fit: str
     tiles: str | None = None
-    fit_limit: int = 1_500
-    limit: int = 2_000
-    seed: int = 0
+    fit_limit: Annotated[int, Ge(1)] = 1_500
+    limit: Annotated[int, Ge(2)] = 2_000
+    seed: Seed = 0
 
 
 def evaluate(

@@ -24,6 +24,10 @@ Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")]
 Many = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
 Threads = Annotated[int | None, Ge(1), Parameter(validator=validators.Number(gte=1))]
 """Of inference, or its streams; None is the runtime's own choice. Runtimes read 0 and less each in its own way."""
+Limit = Annotated[int | None, Ge(1), Parameter(validator=validators.Number(gte=1))]
+"""Most tiles; None for all."""
+Seed = Annotated[int, Ge(0), Parameter(validator=validators.Number(gte=0))]
+"""Of what is drawn; NumPy takes none below 0."""
 
 TileFit = Literal["exact", "crop", "resize"]
 """What to do with tiles of another size than an encoder takes."""
