@@ -28,7 +28,7 @@ JUDGED = "--reference no-model --eval no-tiles"
         ("atlas-bench pace --tiles-per-s 5 --tile-px 0", "--tile-px"),
         ("atlas-bench pace --tiles-per-s nan", "--tiles-per-s"),
         ("atlas-bench pace --tiles-per-s 5 --mpp inf", "--mpp"),
-        ("atlas-export atlas2-demo --target onnx --seed -1 --dry-run", "--seed"),
+        ("atlas-export atlas2-demo --target onnx --precision fp16 --seed -1 --dry-run", "--seed"),
         ("atlas-quantize calibration no-model no-tiles --limit 0", "--limit"),
         ("atlas-quantize calibration no-model no-tiles --seed -1", "--seed"),
         ("atlas-distill evaluate no-model no-model --fit no-tiles --limit 0", "--limit"),
