@@ -10,6 +10,7 @@ from atlas_edge.cli import console, make_app, print_json, run_app
 from atlas_edge.errors import GateFailed, RuntimeMissing, UsageError
 from atlas_edge.export.commands.faces import face, layout
 from atlas_edge.export.commands.provenance import sbom, sign
+from atlas_edge.export.commands.push import push
 from atlas_edge.export.options import Choices, Request, batch_sizes, listed
 from atlas_edge.options import Flag, Json, Many, Output
 
@@ -324,7 +325,7 @@ def doctor(package: Path | None = None, /, *, json: Json = False) -> None:
         raise RuntimeMissing("this machine lacks something that every job needs", hint="see the lines marked FAIL")
 
 
-for command in (face, layout, sign, sbom):
+for command in (face, layout, sign, sbom, push):
     app.command(command)
 
 

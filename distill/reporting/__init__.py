@@ -1,1 +1,1 @@
-"""What a run shows and leaves: progress, loss curve, licence, model card."""
+"""What a run shows and leaves: progress, loss curve, model card."""

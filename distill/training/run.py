@@ -17,7 +17,6 @@ from atlas_edge.distill.data.stream import CachedTargets, OnlineTargets, Targets
 from atlas_edge.distill.data.teachers import Teacher, licence_warning, open_teacher
 from atlas_edge.distill.data.tileset import TrainingTiles, open_training_tiles
 from atlas_edge.distill.reporting.card import student_card
-from atlas_edge.distill.reporting.licences import strictest_licence
 from atlas_edge.distill.training.checkpoint import NAME
 from atlas_edge.distill.training.config import STUDENT_FILES, TrainConfig
 from atlas_edge.distill.training.metrics import read_metrics
@@ -25,6 +24,7 @@ from atlas_edge.distill.training.out_of_memory import memory_explained, stored_f
 from atlas_edge.distill.training.sharding import sharding_wanted
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import ModelProvenance
+from atlas_edge.models.licences import strictest_licence
 from atlas_edge.system.atomic import atomic_folder, check_vacant
 from atlas_edge.system.hardware import peak_memory_bytes
 from atlas_edge.tiles.slide_spec import slide_spec

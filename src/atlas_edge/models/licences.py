@@ -1,4 +1,4 @@
-"""The licence that a student can carry: none of those that its weights come from may be broken."""
+"""What licences ask of whoever makes something of weights or tiles, and gives it on."""
 
 import re
 from collections.abc import Iterable
@@ -40,6 +40,22 @@ def strictest_licence(licences: Iterable[str | None]) -> str:
         name for name, terms in asked.items() if all(terms > others for other, others in asked.items() if other != name)
     ]
     return strictest[0] if strictest and _NAME.fullmatch(strictest[0]) else OTHER
+
+
+def why_not_shared(licence: str | None) -> str | None:
+    """Why nobody but a reader of the licence can say whether what was made under it may be given on; None where it may.
+
+    Args:
+        licence: A name in any spelling of SPDX's, a text, or None where it is not stated.
+    """
+    if licence is None:
+        return "states no licence"
+    name = "-".join(licence.lower().split())
+    if "nd" in name.split("-") and _CREATIVE_COMMONS.fullmatch(name):
+        return f"is under {licence}, which bars what is made of it"
+    if name in _KNOWN or _CREATIVE_COMMONS.fullmatch(name):
+        return None
+    return f"is under terms that are not known here ({licence})"
 
 
 def _asks_for(licence: str) -> frozenset[str]:
