@@ -43,15 +43,16 @@ def layout(
     bundle: Path,
     /,
     *,
-    layout: Literal["triton", "ovms"],
+    layout: Literal["triton", "ovms", "onnxruntime"],
     out: Path,
     overwrite: Flag = False,
 ) -> None:
-    """Copy a bundle's model into the folders that a model server reads, with its configuration.
+    """Copy a bundle's model into the folders that a model server or ONNX Runtime reads, with its configuration.
 
     Args:
         bundle: Bundle folder.
-        layout: Triton's model repository, or OpenVINO Model Server's folder with config.json.
+        layout: Triton's model repository, OpenVINO Model Server's folder with config.json, or a model package of ONNX
+            Runtime.
         out: Folder to write.
         overwrite: Replace a folder that this command wrote.
     """
@@ -60,4 +61,5 @@ def layout(
     manifest = write_layout(bundle, out, layout=layout, overwrite=overwrite)
     if manifest.notice:
         console().print(f"WARNING: {manifest.notice}", style="yellow")
-    print(f"{out}: {server_name(manifest)}, version 1, for {layout}")
+    version = "" if layout == "onnxruntime" else ", version 1"
+    print(f"{out}: {server_name(manifest)}{version}, for {layout}")

@@ -1,9 +1,9 @@
-"""A bundle in the folders that a model server reads: Triton's and OpenVINO Model Server's."""
+"""A bundle in the folders that others read: Triton's, OpenVINO Model Server's, and ONNX Runtime's model package."""
 
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,10 @@ from atlas_edge.runtimes.tensorrt_library import RTX
 from atlas_edge.spec import INPUT, OUTPUT, TOKENS
 from atlas_edge.system.atomic import atomic_folder
 
-Layout = Literal["triton", "ovms"]
+Layout = Literal["triton", "ovms", "onnxruntime"]
+
+COMPONENT = "encoder"
+"""Of a model package."""
 
 # Most tiles of a call that Triton may gather, where the graph takes any number.
 _MOST_TILES = 64
@@ -26,25 +29,35 @@ _TRITON = {
     ".xml": ("openvino", "model.xml"),
     ".engine": ("tensorrt", "model.plan"),
 }
+# Variants of a model package: ONNX Runtime takes the first whose provider is the one that it was asked for.
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
+}
 
 
 def write_layout(bundle: Path, out: Path, *, layout: Layout, overwrite: bool = False) -> Manifest:
-    """Copy the model of a bundle into a model repository, version 1, with the server's configuration beside it.
+    """Copy the model of a bundle into the folder that somebody else's program reads, with its configuration.
 
     Tiles stay `(B, tile_px, tile_px, 3)` uint8, normalisation stays in the graph.
 
     Args:
         bundle: Bundle folder.
-        out: Folder to write: Triton's model repository, or the folder of OVMS's `config.json`.
-        layout: Which server.
+        out: Folder to write: Triton's model repository, the folder of OVMS's `config.json`, each with version 1 of the
+            model, or a model package of ONNX Runtime (1.29 and later).
+        layout: Which of them.
         overwrite: Replace a folder that this command wrote.
 
     Returns:
-        The bundle's manifest; its `notice` says what such a server may compute wrongly.
+        The bundle's manifest; its `notice` says what such a program may compute wrongly.
 
     Raises:
-        UsageError: The server runs no models of this kind (OVMS no engines; Triton none of TensorRT-RTX, and none
-            without its weights), or `out` is taken or inside the bundle.
+        UsageError: That program runs no models of this kind (OVMS no engines; Triton none of TensorRT-RTX, and none
+            without its weights; a model package holds ONNX), or `out` is taken or inside the bundle.
         InputError, ChecksumError: The bundle is damaged.
     """
     check_outside(bundle, out)
@@ -52,22 +65,30 @@ def write_layout(bundle: Path, out: Path, *, layout: Layout, overwrite: bool = F
     model_file = model_folder(bundle) / manifest.execution.model_file
     _check_runs(manifest, layout)
     name = server_name(manifest)
-    own_name = model_file.name if layout == "ovms" else _TRITON[model_file.suffix][1]
-    mark = f"{name}/config.pbtxt" if layout == "triton" else "config.json"
-    with atomic_folder(out, marks=(mark,), overwrite=overwrite) as folder:
-        version = folder / name / "1"
-        version.mkdir(parents=True)
+    own_name = _TRITON[model_file.suffix][1] if layout == "triton" else model_file.name
+    write, configuration, place = _FORMS[layout]
+    configuration, place = configuration.format(name=name), Path(place.format(name=name))
+    # A bundle has a manifest.json, too: a package is known by its model beside it.
+    marks = (configuration,) if layout != "onnxruntime" else (configuration, str(place / own_name))
+    with atomic_folder(out, marks=marks, overwrite=overwrite) as folder:
+        (folder / place).mkdir(parents=True)
         for source in _with_weights(model_file):
             target = own_name if source == model_file else source.name
-            shutil.copyfile(source, version / target)
-        text = triton_config(manifest) if layout == "triton" else ovms_config(manifest)
-        (folder / mark).write_text(text, encoding="utf-8")
+            shutil.copyfile(source, folder / place / target)
+        (folder / configuration).write_text(write(manifest), encoding="utf-8")
     return manifest
 
 
 def _check_runs(manifest: Manifest, layout: Layout) -> None:
-    """Refuse an engine that the server cannot open."""
+    """Refuse a model that the program cannot open."""
     execution = manifest.execution
+    if layout == "onnxruntime":
+        if not execution.model_file.endswith(".onnx"):
+            raise UsageError(
+                f"a model package of ONNX Runtime holds ONNX graphs, and this bundle is for {manifest.target.value}",
+                hint="give the bundle `onnx` inside it, or one of --target onnx",
+            )
+        return
     if Path(execution.model_file).suffix != ".engine":
         return
     if layout == "ovms":
@@ -120,6 +141,35 @@ def ovms_config(manifest: Manifest) -> str:
     plugin = {"INFERENCE_PRECISION_HINT": manifest.execution.inference_precision}
     model = {"name": name, "base_path": name, "target_device": "CPU", "plugin_config": plugin}
     return json.dumps({"model_config_list": [{"config": model}]}, indent=2) + "\n"
+
+
+def package_manifest(manifest: Manifest) -> str:
+    """`manifest.json` of a model package (ONNX Runtime's model_package/README.md, schema 1.0).
+
+    Every provider is given the same file.
+    """
+    name = server_name(manifest)
+    info = {"ort": {"model_file": Path(manifest.execution.model_file).name}}
+    variants = {
+        variant: {"variant_directory": name, "ep": provider, "executor_info": info}
+        for variant, provider in _PROVIDERS.items()
+    }
+    package = {
+        "schema_version": "1.0",
+        "package_name": name,
+        "description": f"Tile encoder {manifest.encoder.name}, {manifest.precision.value}",
+        "components": {COMPONENT: {"variants": variants}},
+        "additional_metadata": model_notes(manifest.encoder, manifest.model.licence, notice=manifest.notice),
+    }
+    return json.dumps(package, indent=2) + "\n"
+
+
+# What writes the configuration, where it lies, and where the model does.
+_FORMS: dict[Layout, tuple[Callable[[Manifest], str], str, str]] = {
+    "triton": (triton_config, "{name}/config.pbtxt", "{name}/1"),
+    "ovms": (ovms_config, "config.json", "{name}/1"),
+    "onnxruntime": (package_manifest, "manifest.json", "{name}"),
+}
 
 
 def _port(kind: str, name: str, numbers: str, shape: list[int]) -> str:

@@ -4,13 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from atlas_edge.bundle import read_manifest, write_manifest
 from atlas_edge.cli import run_app
 from atlas_edge.errors import UsageError
 from atlas_edge.export.cli import app
-from atlas_edge.export.faces.layouts import ovms_config, triton_config, write_layout
+from atlas_edge.export.faces.layouts import COMPONENT, ovms_config, triton_config, write_layout
 from atlas_edge.manifest import Execution, Manifest
 from atlas_edge.spec import TokenGrid
 
@@ -149,3 +150,32 @@ def test_engines_and_weights_beside_the_graph(bundle: Path, tmp_path: Path) -> N
     odd = manifest.model_copy(update={"encoder": manifest.encoder.model_copy(update={"name": 'a "model" / of µ'})})
     assert parsed(triton_config(odd)).name == "a-model-of-int8"
     assert json.loads(ovms_config(odd))["model_config_list"][0]["config"]["name"] == "a-model-of-int8"
+
+
+def test_onnx_runtime_opens_its_model_package(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if not hasattr(onnxruntime, "ModelPackageContext"):
+        pytest.skip("this ONNX Runtime reads no model packages")
+    from small_graph import DIM, TILE_PX, write_small_graph
+
+    folder, out = tmp_path / "bundle", tmp_path / "package"
+    folder.mkdir()
+    graph = write_small_graph(folder / "model.onnx")
+    write_manifest(folder, changed(read_manifest(bundle), "model.onnx"))
+    words = ["layout", str(folder), "--layout", "onnxruntime", "--out", str(out)]
+    assert run_app(app, words) == 0 and "tiny-vit-int8, for onnxruntime" in capsys.readouterr().out
+    package = onnxruntime.ModelPackageContext(str(out))
+    assert package.get_component_names() == [COMPONENT] and "cuda" in package.get_variant_names(COMPONENT)
+    asked = onnxruntime.ModelPackageOptions(onnxruntime.SessionOptions())
+    session = package.select_component(COMPONENT, asked).create_session()
+    tiles = np.random.default_rng(0).integers(0, 256, (2, TILE_PX, TILE_PX, 3), dtype=np.uint8)
+    plain = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    (found,), (wanted,) = (opened.run(None, {"tiles": tiles}) for opened in (session, plain))
+    np.testing.assert_array_equal(found, wanted)
+    assert found.shape == (2, DIM)
+    # It is replaced by another one; a bundle, which has a manifest.json too, never is.
+    assert run_app(app, words) == 2 and run_app(app, [*words, "--overwrite"]) == 0
+    other = shutil.copytree(folder, tmp_path / "other")
+    assert run_app(app, [*words[:-1], str(other), "--overwrite"]) == 2
+    with pytest.raises(UsageError, match="holds ONNX graphs"):
+        write_layout(bundle, tmp_path / "out", layout="onnxruntime")
