@@ -2,15 +2,20 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
-from atlas_edge.cli import make_app, print_json, require_module, run_app
+from atlas_edge.cli import given_value, make_app, print_json, require_module, run_app
 from atlas_edge.distill.commands.judging import compare, evaluate
 from atlas_edge.distill.reporting.display import Display
-from atlas_edge.distill.training.config import AugmentationName, FitOptions, TrainConfig, TrainOptions
+from atlas_edge.distill.training.config import AugmentationName, FitOptions, PresetName, TrainConfig, TrainOptions
 from atlas_edge.errors import UsageError
 from atlas_edge.models.students import OWN_NAMES
 from atlas_edge.options import Flag, Output, Threads
 
+if TYPE_CHECKING:
+    import cyclopts
+
+PRESETS = Path(__file__).parent / "presets.toml"
 HELP = """Distil a small student from a large teacher, on unlabelled tiles.
 
 Example, with features that are computed once:
@@ -26,10 +31,23 @@ Several GPUs or machines: `accelerate launch -m atlas_edge.distill …` with the
 app = make_app("atlas-distill", HELP)
 
 
+def _apply_preset(app: "cyclopts.App", commands: tuple[str, ...], arguments: "cyclopts.ArgumentCollection") -> None:
+    """What `--preset` names, for options that nobody gave."""
+    import cyclopts
+
+    name = given_value(arguments, "--preset")
+    if name is not None and name in get_args(PresetName):
+        cyclopts.config.Toml(PRESETS, root_keys=[name], use_commands_as_keys=False)(app, commands, arguments)
+
+
+app.config = (*app.config, _apply_preset)
+
+
 @app.default
 def train(
     *teachers: str,
     options: TrainOptions,
+    preset: PresetName | None = None,
     overwrite: Flag = False,
     dry_run: Flag = False,
     output: Output = Output(),
@@ -39,12 +57,15 @@ def train(
     Args:
         teachers: Teacher folders, hf-hub:organisation/name, or folders of cached features.
         options: What shapes the run.
+        preset: Options for a trial in minutes, a day or a week, where they are not given; --dry-run prints them.
         overwrite: Replace an existing student and start anew.
         dry_run: Check the options, print the resolved configuration, write nothing.
         output: What is printed.
     """
     screen = output.screen()
     require_module("timm", extra="torch")
+    if options.log_to is not None:
+        require_module(options.log_to, extra=options.log_to)
     config = TrainConfig(teachers=teachers, **vars(options))
     if dry_run:
         print_json(config.as_json())

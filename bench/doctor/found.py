@@ -73,7 +73,7 @@ class Found:
     def bfloat(self) -> bool:
         """Whether the processor computes in BF16."""
         said = self.openvino is not None and "BF16" in self.openvino.formats
-        return self.cpu.avx512_bf16 or self.cpu.amx_bf16 or said
+        return self.cpu.bfloat16 or said
 
 
 def runtime_modules() -> dict[str, str]:

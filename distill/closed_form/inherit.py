@@ -89,7 +89,8 @@ def inherit(
         images: Student's batches, `(B, 3, H, W)` float32, normalised. A few hundred tiles at least: the fit of the
             CLS token sees one row a tile.
         teacher_images: Teacher's batches of the same tiles.
-        half: Compute activations in bfloat16, about twice as fast where the CPU has it; the fits stay float64.
+        half: Compute activations in bfloat16, about twice as fast where the CPU has it, half as fast where it has not;
+            the fits stay float64.
         whitening: 0-1: the CLS embedding's channels are divided by their deviation to this power (see `even_out`).
 
     Raises:

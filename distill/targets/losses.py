@@ -1,4 +1,4 @@
-"""What the student is asked for: its tokens, mapped by one linear head per teacher, equal the teacher's.
+"""What the student is asked for: its tokens, mapped by one head per teacher, equal the teacher's.
 
 The heads exist during training only. Targets are normalised before the loss (see `phis`).
 """
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atlas_edge.distill.targets.phis import TargetTransform
-from atlas_edge.distill.training.config import LossName
+from atlas_edge.distill.training.config import HeadName, LossName
 
 
 class Target(nn.Module):
@@ -34,19 +34,46 @@ class Target(nn.Module):
         return F.linear(features.to(self.mean) - self.mean, self.matrix)
 
 
+class MlpHead(nn.Linear):
+    """A linear map, and beside it a network with one hidden layer of the targets' width, whose output begins at 0.
+
+    It begins as the linear map alone, to which a fit sets it. What the student's own width cannot hold need not be
+    linear in it (RADIO's adaptors are such networks: Ranzinger et al., CVPR 2024, arXiv:2312.06709, section 3.3).
+
+    Args:
+        width: Student's width.
+        dim: Of the targets.
+    """
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__(width, dim)
+        self.beside = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim), nn.GELU(), nn.Linear(dim, dim))
+        nn.init.zeros_(self.beside[-1].weight)
+        nn.init.zeros_(self.beside[-1].bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`(…, dim)` of `(…, width)`."""
+        mapped: Tensor = super().forward(tokens) + self.beside(tokens)
+        return mapped
+
+
 class TeacherHead(nn.Module):
-    """Linear maps from the student's tokens to one teacher's normalised targets, and these targets.
+    """Maps from the student's tokens to one teacher's normalised targets, and these targets.
 
     Args:
         width: Student's width.
         cls: Transform of the teacher's CLS tokens (of its pooled features for a CNN).
         patches: Transform of its patch tokens; None without them.
+        kind: `linear`, or `mlp` for `MlpHead`.
     """
 
-    def __init__(self, width: int, cls: TargetTransform, patches: TargetTransform | None) -> None:
+    def __init__(
+        self, width: int, cls: TargetTransform, patches: TargetTransform | None, *, kind: HeadName = "linear"
+    ) -> None:
         super().__init__()
-        self.cls = nn.Linear(width, len(cls.mean))
-        self.patches = None if patches is None else nn.Linear(width, len(patches.mean))
+        make = MlpHead if kind == "mlp" else nn.Linear
+        self.cls = make(width, len(cls.mean))
+        self.patches = None if patches is None else make(width, len(patches.mean))
         self.cls_target = Target(cls)
         self.patch_target = None if patches is None else Target(patches)
 
@@ -63,13 +90,13 @@ def feature_loss(predicted: Tensor, target: Tensor, name: LossName = "cosine") -
     return 0.9 * (1.0 - cosine).mean() + 0.1 * F.smooth_l1_loss(predicted, target)
 
 
-def nested_loss(head: nn.Linear, tokens: Tensor, target: Tensor, sizes: Sequence[int], name: LossName) -> Tensor:
+def nested_loss(head: nn.Module, tokens: Tensor, target: Tensor, sizes: Sequence[int], name: LossName) -> Tensor:
     """Mean of `feature_loss` over prefixes of the embedding, so that its first dimensions alone are useful.
 
     Matryoshka representation learning with tied heads (Kusupati et al., NeurIPS 2022, arXiv:2205.13147, eq. 1).
 
     Args:
-        head: Linear map of the whole embedding; a prefix uses the first columns of it.
+        head: Map of the whole embedding; of a prefix it sees zeros in the place of the rest.
         tokens: `(B, width)`.
         target: `(B, D)`.
         sizes: Prefix lengths; the whole width is always among them.
@@ -77,9 +104,7 @@ def nested_loss(head: nn.Linear, tokens: Tensor, target: Tensor, sizes: Sequence
     """
     width = tokens.shape[-1]
     lengths = sorted({width, *sizes})
-    losses = [
-        feature_loss(F.linear(tokens[..., :size], head.weight[:, :size], head.bias), target, name) for size in lengths
-    ]
+    losses = [feature_loss(head(F.pad(tokens[..., :size], (0, width - size))), target, name) for size in lengths]
     return torch.stack(losses).mean()
 
 

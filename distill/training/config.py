@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from atlas_edge.manifest import TilesProvenance
 
 AugmentationName = Literal["none", "geometry", "weak", "strong"]
+HeadName = Literal["linear", "mlp"]
 LossName = Literal["cosine", "l1"]
+TrackerName = Literal["mlflow", "wandb"]
+PresetName = Literal["smoke", "day", "week"]
 # By which a student's folder is known.
 STUDENT_FILES = ("config.json", "report.json")
 
@@ -32,7 +35,8 @@ class FitOptions(Options):
         views: Stored views of each tile; a cache knows its own.
         stored: Augmentation that teacher and student see; a cache knows its own.
         fresh: Augmentation that only the student sees.
-        precision: Autocast of the networks; fp16, with a scaled loss, is for GPUs older than bfloat16.
+        precision: Autocast of the networks. A processor without bfloat16 computes in float32; fp16, with a scaled loss,
+            is for GPUs older than bfloat16.
         seed: Seed of every random choice.
         threads: PyTorch's threads.
         half: Save float16 weights: enough to embed with; leave it out where training follows.
@@ -64,6 +68,7 @@ class TrainOptions(FitOptions):
         student: Registry name, timm architecture, or a folder to go on from (./NAME where it has a registry name).
         init: First weights: fitted to the first ViT teacher in closed form, or random.
         init_from: Folder of the ViT to inherit from, where the teacher is a cache.
+        head: From the student's tokens to each teacher's: a linear map, or one with a hidden layer beside it.
         fit_heads: Begin with heads fitted on some 2,000 views, where the student's weights are not random.
         steps: Optimiser steps.
         batch: Views a step, over all processes.
@@ -71,6 +76,8 @@ class TrainOptions(FitOptions):
             --relational-weight compares the views of a part.
         lr: Peak learning rate.
         warmup: Steps of linear warm-up; a cosine follows, down to a hundredth of --lr.
+        layer_decay: Factor on the learning rate from each block to the one before it, for a student whose first weights
+            are good already; 1 trains all alike.
         weight_decay: AdamW's weight decay, on matrices only.
         clip: Largest gradient norm.
         ema: Decay of the averaged weights, which are what is saved; 0 saves the last.
@@ -84,6 +91,7 @@ class TrainOptions(FitOptions):
         checkpoint_every: Steps between checkpoints.
         evaluate_every: Steps between looks at the held-out tiles.
         held_out: Tile set for those looks, none of which the student learns from.
+        log_to: Also log the run to MLflow or wandb, each as its own environment variables set it up.
         half: Save float16 weights.
     """
 
@@ -91,12 +99,14 @@ class TrainOptions(FitOptions):
     student: str = "atlas2-s"
     init: Literal["teacher", "random"] = "random"
     init_from: str | None = None
+    head: HeadName = "linear"
     fit_heads: bool = True
     steps: Annotated[int, Ge(1)] = 2_000
     batch: Annotated[int, Ge(1)] = 32
     accumulate: Annotated[int, Ge(1)] = 1
     lr: Annotated[float, Gt(0)] = 1e-4
     warmup: Annotated[int, Ge(0)] = 100
+    layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0
     weight_decay: Annotated[float, Ge(0)] = 0.05
     clip: Annotated[float, Gt(0)] = 1.0
     ema: Annotated[float, Ge(0), Lt(1)] = 0.998
@@ -110,6 +120,7 @@ class TrainOptions(FitOptions):
     checkpoint_every: Annotated[int, Ge(1)] = 100
     evaluate_every: Annotated[int, Ge(1)] = 100
     held_out: str | None = None
+    log_to: TrackerName | None = None
     half: bool = True
 
 
@@ -133,6 +144,7 @@ class TrainConfig(TrainOptions):
             "checkpoint_every",
             "held_out",
             "evaluate_every",
+            "log_to",
             "half",
             "keep_paths",
         }

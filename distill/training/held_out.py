@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from atlas_edge.bench.accuracy.probe import ProbeMethod, fit_probe
+from atlas_edge.bench.accuracy.robustness import robustness_counts
 from atlas_edge.distill.training.student import Architecture, Distiller
+from atlas_edge.errors import InputError
 
 _BATCH = 32
 
@@ -22,20 +24,25 @@ class HeldOut:
         tiles: `(N, H, W, 3)` uint8.
         features: `(N, D)` the first teacher's CLS features of them.
         labels: `(N,)` classes, or None where one is unknown.
+        centers: `(N,)` medical centres, or None where one is unknown.
+        groups: `(N,)` slides, or None where one is unknown.
     """
 
     tiles: NDArray[np.uint8]
     features: NDArray[np.float32]
     labels: NDArray[np.str_] | None
+    centers: tuple[str, ...] | None = None
+    groups: tuple[str, ...] | None = None
 
 
 @torch.inference_mode()
 def held_out_figures(model: Distiller, held_out: HeldOut, architecture: Architecture) -> dict[str, float | None]:
-    """Three figures of a student, as columns of `metrics.csv`.
+    """Figures of a student, as columns of `metrics.csv`.
 
     `held_out_cosine`: mean cosine of mapped CLS tokens with the teacher's normalised ones. `held_out_knn` and
     `held_out_probe`: balanced accuracy on the odd tiles of a probe fitted on the even ones, student's over teacher's;
-    None without labels of two classes in both halves.
+    None without labels of two classes in both halves. `held_out_robustness`: PathoROB's robustness index, 0-1; None
+    without two classes, two centres and slides.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -54,6 +61,7 @@ def held_out_figures(model: Distiller, held_out: HeldOut, architecture: Architec
         "held_out_cosine": cosine,
         "held_out_knn": _kept("knn", features, held_out),
         "held_out_probe": _kept("linear", features, held_out),
+        "held_out_robustness": _robustness(features, held_out),
     }
 
 
@@ -69,6 +77,16 @@ def _kept(method: ProbeMethod, features: NDArray[np.float32], held_out: HeldOut)
         return None
     scores = [_score(method, found, labels) for found in (features, held_out.features)]
     return scores[0] / scores[1] if scores[1] else None
+
+
+def _robustness(features: NDArray[np.float32], held_out: HeldOut) -> float | None:
+    labels, centers, groups = held_out.labels, held_out.centers, held_out.groups
+    if labels is None or centers is None or groups is None:
+        return None
+    try:
+        return robustness_counts(features, labels.tolist(), centers, groups).index.index
+    except InputError:  # tiles of one class or centre, or without such neighbours, have no index
+        return None
 
 
 def _score(method: ProbeMethod, features: NDArray[np.float32], labels: NDArray[np.str_]) -> float:

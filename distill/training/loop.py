@@ -21,6 +21,7 @@ from atlas_edge.distill.training.out_of_memory import memory_explained, more_par
 from atlas_edge.distill.training.sharding import agree, shard, sharding_wanted, whole
 from atlas_edge.distill.training.state import State, start
 from atlas_edge.distill.training.student import Architecture
+from atlas_edge.distill.training.trackers import open_trackers
 from atlas_edge.errors import InputError, UsageError
 
 _LOG_EVERY = 10
@@ -100,7 +101,7 @@ def train(
     main = accelerator is None or accelerator.is_main_process
     resumed_from = state.step
     rows: AbstractContextManager[MetricsLog | None] = (
-        closing(MetricsLog(run, step=state.step)) if main else nullcontext()
+        closing(_metrics_log(config, run, state.step)) if main else nullcontext()
     )
     with closing(stream.run(state.step, config.steps, threads=config.workers)) as batches, rows as log:
         # Each look and checkpoint needs every process's part of a sharded state.
@@ -109,6 +110,12 @@ def train(
     average = whole(state.average, keep=main) if sharded else state.average
     weights = {name.removeprefix("backbone."): value for name, value in average.items() if name.startswith("backbone.")}
     return Trained(weights=weights, architecture=state.architecture, resumed_from=resumed_from, main=main)
+
+
+def _metrics_log(config: TrainConfig, run: Path, step: int) -> MetricsLog:
+    options = config.for_report()
+    trackers = open_trackers(run, name=config.out.name, step=step, asked=config.log_to, options=options)
+    return MetricsLog(run, step=step, trackers=trackers)
 
 
 def _run(
@@ -173,7 +180,7 @@ def train_step(config: TrainConfig, state: State, accelerator: Any, batch: Train
     """
     lr = learning_rate(config, batch.step)
     for group in state.optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
     device = next(state.model.parameters()).device
     terms = []
     for part in batch.parts(config.accumulate):

@@ -1,9 +1,14 @@
-"""What a run writes while it goes: `metrics.csv`, and TensorBoard events where that is installed."""
+"""What a run writes while it goes: `metrics.csv`, and what trackers keep of it."""
 
 import csv
-import importlib.util
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from atlas_edge.distill.training.trackers import Tracker
+
+_LOGGER = logging.getLogger("atlas_edge")
 
 FIELDS = (
     "step",
@@ -17,6 +22,7 @@ FIELDS = (
     "held_out_cosine",
     "held_out_knn",
     "held_out_probe",
+    "held_out_robustness",
 )
 
 
@@ -26,31 +32,38 @@ class MetricsLog:
     Args:
         folder: Of the run.
         step: Steps that are done.
+        trackers: Who takes the figures, too; closed with the log.
     """
 
-    def __init__(self, folder: Path, *, step: int) -> None:
+    def __init__(self, folder: Path, *, step: int, trackers: Sequence[Tracker] = ()) -> None:
         self._path = folder / "metrics.csv"
         kept = [row for row in read_metrics(folder) if row["step"] <= step]
         self._file = self._path.open("w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, FIELDS)
         self._writer.writeheader()
         self._writer.writerows(kept)
-        self._board = _tensorboard(folder, step)
+        self._trackers = list(trackers)
 
     def add(self, row: dict[str, Any]) -> None:
         """Append one row."""
         self._writer.writerow(row)
         self._file.flush()
-        if self._board is not None:
-            for name, value in row.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(name, value, row["step"])
+        figures = {name: value for name, value in row.items() if name != "step" and value is not None}
+        for tracker in tuple(self._trackers):
+            self._unless_it_fails(tracker, lambda to: to.log(figures, row["step"]))
 
     def close(self) -> None:
         """Flush and close."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for tracker in tuple(self._trackers):
+            self._unless_it_fails(tracker, lambda to: to.close())
+
+    def _unless_it_fails(self, tracker: Tracker, do: Callable[[Tracker], None]) -> None:
+        try:
+            do(tracker)
+        except Exception as error:  # a server that is gone for an hour must not end a run of days
+            self._trackers.remove(tracker)
+            _LOGGER.warning("%s is left out from here on: %s (metrics.csv holds all)", tracker.name, error)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -67,11 +80,3 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
                 {name: (float(row[name]) if row[name] else None) for name in FIELDS} | {"step": int(row["step"])}
             )
     return rows
-
-
-def _tensorboard(folder: Path, step: int) -> Any:
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

@@ -19,9 +19,11 @@ from atlas_edge.distill.data.tileset import TrainingTiles, open_training_tiles
 from atlas_edge.distill.reporting.card import student_card
 from atlas_edge.distill.training.checkpoint import NAME
 from atlas_edge.distill.training.config import STUDENT_FILES, TrainConfig
+from atlas_edge.distill.training.device import IMITATED, imitated, own_device
 from atlas_edge.distill.training.metrics import read_metrics
 from atlas_edge.distill.training.out_of_memory import memory_explained, stored_features
 from atlas_edge.distill.training.sharding import sharding_wanted
+from atlas_edge.distill.training.trackers import RUN_IDS
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import ModelProvenance
 from atlas_edge.models.licences import strictest_licence
@@ -124,6 +126,8 @@ def _warnings(config: TrainConfig, stream: ViewStream) -> tuple[str, ...]:
     without = [target.teacher.name for target in stream.targets if target.grid is None]
     if config.patch_weight and without:
         found.append(f"{' and '.join(without)} teaches no patch tokens: its features hold none")
+    if imitated(own_device(), config.precision):
+        found.append(IMITATED)
     return tuple(dict.fromkeys(found))
 
 
@@ -232,7 +236,9 @@ def _held_out(config: TrainConfig, stream: ViewStream) -> Any:
     pixels, teacher = picked.pixels(stream.tile_px), _teacher(config, name)
     found = [teacher.features(pixels[start : start + 16], grid=None).cls.cpu() for start in range(0, len(pixels), 16)]
     labels = None if picked.labels is None else np.array(picked.labels)
-    return HeldOut(tiles=pixels, features=np.concatenate(found), labels=labels)
+    return HeldOut(
+        tiles=pixels, features=np.concatenate(found), labels=labels, centers=picked.centers, groups=picked.groups
+    )
 
 
 def _write(
@@ -268,7 +274,7 @@ def _remove_run(run: Path) -> None:
     """Remove what training wrote, and the folder unless something else lies in it."""
     shutil.rmtree(run / "tensorboard", ignore_errors=True)
     with suppress(OSError):
-        for name in (NAME, "metrics.csv"):
+        for name in (NAME, "metrics.csv", *RUN_IDS):
             (run / name).unlink(missing_ok=True)
         run.rmdir()
 

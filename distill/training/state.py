@@ -29,6 +29,7 @@ from atlas_edge.distill.training.student import (
     make_heads,
     student_folder,
 )
+from atlas_edge.system.hardware import cpu
 
 # What a scaler learns; the rest of its state are constants.
 _SCALED = ("scale", "_growth_tracker")
@@ -123,11 +124,12 @@ def start(
         if on_host:
             backbone.cpu()
     transforms = _stored_transforms(run) if look is None else look.transforms(normalise=config.phi_s)
-    heads = make_heads(backbone, transforms)
+    heads = make_heads(backbone, transforms, kind=config.head)
     if look is not None:
         look.fit(heads, transforms)
     model = Distiller(backbone, heads)
-    optimiser = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr, fused=True)
+    groups = parameter_groups(model, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
+    optimiser = torch.optim.AdamW(groups, lr=config.lr, fused=True)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     step = 0
@@ -223,15 +225,32 @@ def fit_to_teacher(config: TrainConfig, stream: ViewStream, backbone: nn.Module,
             architecture,
             student_views=fresh,
             teacher_views=shown,
-            half=config.precision != "fp32",
+            half=config.precision != "fp32" and cpu().bfloat16,
             whitening=config.whitening,
         )
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    decayed: list[Any] = []
-    free: list[Any] = []
+def parameter_groups(model: Distiller, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """What the optimiser steps, as groups with `weight_decay` and `lr_scale`.
+
+    Matrices are decayed, other parameters are not. A block's learning rate is `layer_decay` times that of the block
+    after it, that of patch and position embeddings `layer_decay` times the first block's; last norm and heads have the
+    whole one (Clark et al., ELECTRA, ICLR 2020; Bao et al., BEiT, arXiv:2106.08254, section 3.2).
+    """
+    blocks = len(model.backbone.blocks)
+    groups: dict[tuple[bool, float], list[Any]] = {}
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim >= 2 and not name.endswith(("pos_embed", "cls_token", "reg_token"))
-        (decayed if matrix else free).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+        groups.setdefault((not matrix, layer_decay ** _blocks_after(name, blocks)), []).append(parameter)
+    return [
+        {"params": groups[key], "weight_decay": 0.0 if key[0] else weight_decay, "lr_scale": key[1]}
+        for key in sorted(groups)
+    ]
+
+
+def _blocks_after(name: str, blocks: int) -> int:
+    """How many steps a parameter is away from the network's end."""
+    part, _, rest = name.removeprefix("backbone.").partition(".")
+    if not name.startswith("backbone.") or part in ("norm", "fc_norm"):
+        return 0
+    return blocks - int(rest.partition(".")[0]) if part == "blocks" else blocks + 1

@@ -24,7 +24,7 @@ from atlas_edge.models.timm_config import CONFIG, WEIGHTS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from atlas_edge.distill.training.config import TrainConfig
+    from atlas_edge.distill.training.config import HeadName, TrainConfig
 
 _BATCH = 32
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -184,11 +184,11 @@ def patch_grid(backbone: nn.Module) -> int:
 
 
 def make_heads(
-    backbone: nn.Module, transforms: Sequence[tuple[TargetTransform, TargetTransform | None]]
+    backbone: nn.Module, transforms: Sequence[tuple[TargetTransform, TargetTransform | None]], *, kind: "HeadName"
 ) -> list[TeacherHead]:
     """One fresh head a teacher."""
     width = int(backbone.num_features)
-    return [TeacherHead(width, cls, patches) for cls, patches in transforms]
+    return [TeacherHead(width, cls, patches, kind=kind) for cls, patches in transforms]
 
 
 def inherit_from(

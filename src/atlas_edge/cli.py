@@ -74,10 +74,10 @@ def apply_file(app: "cyclopts.App", commands: tuple[str, ...], arguments: "cyclo
     """Options from the file that `--config` names, by the names that they have on the command line."""
     import cyclopts
 
-    named = [token.value for argument in arguments if CONFIG in argument.names for token in argument.tokens]
-    if not named:
+    named = given_value(arguments, CONFIG)
+    if named is None:
         return
-    path = Path(named[-1])
+    path = Path(named)
     if not path.is_file():
         raise UsageError(f"{CONFIG} {path} is not a file, expected options in TOML", hint="check the path")
     file = cyclopts.config.Toml(path, use_commands_as_keys=False)
@@ -92,6 +92,12 @@ def apply_file(app: "cyclopts.App", commands: tuple[str, ...], arguments: "cyclo
         near = difflib.get_close_matches(key, names, n=1)
         hint = f"write {near[0]}" if near else "see the command's --help"
         raise UsageError(f"{path}: {key} is no option of this command", hint=hint) from error
+
+
+def given_value(arguments: "cyclopts.ArgumentCollection", option: str) -> str | None:
+    """What an option was given before the command runs, as it was typed; None where it was not."""
+    found = [token.value for argument in arguments if option in argument.names for token in argument.tokens]
+    return found[-1] if found else None
 
 
 def run_app(app: "cyclopts.App", argv: Sequence[str] | None = None) -> int:

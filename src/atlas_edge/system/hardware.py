@@ -52,6 +52,11 @@ class Cpu:
     amx_int8: bool
     amx_bf16: bool
 
+    @property
+    def bfloat16(self) -> bool:
+        """Whether it computes in bfloat16, and does not imitate it."""
+        return self.avx512_bf16 or self.amx_bf16
+
 
 def cpu() -> Cpu:
     """Read the processor's name and features."""

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from atlas_edge.distill.data.teachers import Features
 from atlas_edge.distill.targets.heads import FirstLook, TargetTransforms, look_over
-from atlas_edge.distill.targets.losses import TeacherHead
+from atlas_edge.distill.targets.losses import MlpHead, TeacherHead, feature_loss, nested_loss
+from atlas_edge.distill.training.config import HeadName
 from atlas_edge.errors import UsageError
 
 WIDTH, VIEWS, PATCHES = 8, 200, 4
@@ -31,15 +32,15 @@ def _look(*, sees: bool) -> FirstLook:
     )
 
 
-def _heads(transforms: TargetTransforms) -> list[TeacherHead]:
-    return [TeacherHead(WIDTH, *pair) for pair in transforms]
+def _heads(transforms: TargetTransforms, kind: HeadName = "linear") -> list[TeacherHead]:
+    return [TeacherHead(WIDTH, *pair, kind=kind) for pair in transforms]
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_heads_of_all_teachers_predict_their_targets(normalise: bool) -> None:
+@pytest.mark.parametrize(("normalise", "kind"), [(True, "linear"), (False, "linear"), (True, "mlp")])
+def test_heads_of_all_teachers_predict_their_targets(normalise: bool, kind: HeadName) -> None:
     look = _look(sees=True)
     transforms = look.transforms(normalise=normalise)
-    heads = _heads(transforms)
+    heads = _heads(transforms, kind)
     look.fit(heads, transforms)
     for head, (cls_map, _), cls in zip(heads, transforms, look.cls, strict=True):
         predicted = head.cls(torch.from_numpy(look.own_cls[0])).detach().numpy()
@@ -48,6 +49,31 @@ def test_heads_of_all_teachers_predict_their_targets(normalise: bool) -> None:
     assert patch_map is not None and heads[0].patches is not None and heads[1].patches is None
     predicted = heads[0].patches(torch.from_numpy(look.own_patches[0])).detach().numpy()
     assert np.abs(predicted - patch_map(look.patches[0][0])).max() < 0.01
+
+
+def test_a_hidden_layer_learns_what_no_linear_map_can() -> None:
+    torch.manual_seed(0)
+    tokens = torch.randn(256, WIDTH)
+    target = torch.nn.functional.layer_norm(tokens, (WIDTH,)).abs() @ torch.randn(WIDTH, 32)
+    errors = {}
+    for make in (torch.nn.Linear, MlpHead):
+        head = make(WIDTH, 32)
+        optimiser = torch.optim.Adam(head.parameters(), lr=1e-2)
+        for _ in range(150):
+            error = torch.nn.functional.mse_loss(head(tokens), target)
+            optimiser.zero_grad()
+            error.backward()
+            optimiser.step()
+        errors[make] = float(error.detach())
+    assert errors[MlpHead] < 0.1 * errors[torch.nn.Linear]
+
+
+def test_a_prefix_of_the_embedding_is_seen_without_its_rest() -> None:
+    torch.manual_seed(0)
+    head, tokens, target = torch.nn.Linear(WIDTH, 12), torch.randn(32, WIDTH), torch.randn(32, 12)
+    prefix = torch.nn.functional.linear(tokens[:, :3], head.weight[:, :3], head.bias)
+    expected = (feature_loss(prefix, target) + feature_loss(head(tokens), target)) / 2
+    torch.testing.assert_close(nested_loss(head, tokens, target, (3,), "cosine"), expected)
 
 
 def test_a_student_that_does_not_see_keeps_its_random_heads() -> None:

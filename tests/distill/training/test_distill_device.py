@@ -12,9 +12,11 @@ from atlas_edge.distill.data.teachers import open_teacher
 from atlas_edge.distill.targets.losses import Target
 from atlas_edge.distill.targets.phis import FeatureStatistics, phi_s
 from atlas_edge.distill.training import loop
-from atlas_edge.distill.training.device import half_type, own_device
-from atlas_edge.distill.training.run import _held_out, open_stream, training_tiles
+from atlas_edge.distill.training.device import IMITATED, half_type, own_device
+from atlas_edge.distill.training.run import _held_out, distill, open_stream, training_tiles
+from atlas_edge.distill.training.student import Distiller
 from atlas_edge.errors import UsageError
+from atlas_edge.system.hardware import Cpu
 
 
 @pytest.fixture
@@ -33,6 +35,26 @@ def eight_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(torch.nn.Module, "cuda", lambda self: send(self, torch.device("cuda")))
     monkeypatch.setenv("LOCAL_RANK", "3")
     return sent
+
+
+@pytest.mark.parametrize(("native", "kind"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_processor_that_would_imitate_bfloat16_computes_in_float32(
+    native: bool, kind: torch.dtype, tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    seen: list[torch.dtype] = []
+    monkeypatch.setattr(Cpu, "bfloat16", native)
+    genuine = Distiller.forward
+
+    def watched(self: Distiller, images: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.nn.functional.linear(torch.ones(1, 1), torch.ones(1, 1)).dtype)
+        return genuine(self, images)
+
+    monkeypatch.setattr(Distiller, "forward", watched)
+    config = tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "s", steps=1, precision="bf16")
+    report = distill(config)
+    assert seen == [kind]
+    assert report.warnings == (() if native else (IMITATED,))
 
 
 def test_each_process_s_teacher_is_on_its_own_gpu(tiny_model: Path, eight_gpus: list[Any]) -> None:

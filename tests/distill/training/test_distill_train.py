@@ -331,7 +331,8 @@ def test_a_place_that_cannot_be_written_is_told_before_the_fit(
 
 @pytest.mark.parametrize(
     "options",
-    [{"loss": "l1"}, {"matryoshka": (8, 16)}, {"relational_weight": 1.0}, {"patch_weight": 0.0}, {"phi_s": False}, {"precision": "bf16"}],
+    [{"loss": "l1"}, {"matryoshka": (8, 16)}, {"relational_weight": 1.0}, {"patch_weight": 0.0}, {"phi_s": False}, {"precision": "bf16"},
+     {"head": "mlp", "matryoshka": (8,)}, {"layer_decay": 0.5}],
 )  # fmt: skip
 def test_every_variant_of_the_loss_trains(
     options: dict[str, Any], tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path, every_step: None
