@@ -47,6 +47,8 @@ def main() -> int:
             )
             killed = _kill(process, out, slides)
             code = process.wait()
+        if code:
+            print((folder / "stderr").read_text(errors="replace")[-2000:])
         found = [slide["slide"] for slide in json.loads(said.read_text())["slides"]]
         outputs = len(list(out.rglob("*.h5")))
         left = [path.name for path in out.rglob(".*")]
