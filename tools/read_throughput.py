@@ -131,7 +131,7 @@ def _tiles_per_s(path: Path, encoder: PacedEncoder, threads: int | None) -> floa
     with closing(open_slide(path)) as slide:
         reader = TileReader(slide, plan_grid(slide, None, tile_px=_TILE_PX, mpp=_MPP))
         begun = time.perf_counter()
-        batches = embedded(reader, encoder, StageClock(), first=0, threads=threads, batch=_BATCH)
+        batches = embedded(reader, [encoder], StageClock(), firsts=[0], threads=threads, batch=_BATCH)
         with closing(batches):
             tiles = sum(len(batch.features) for batch in batches)
         return tiles / (time.perf_counter() - begun)

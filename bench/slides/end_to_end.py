@@ -288,7 +288,7 @@ class _Turns:
             reader = TileReader(slide, self._part)
             with closing(Journal(Path(folder) / "bench.h5", {}, encoder.spec.embed_dim)) as journal:
                 begun = time.perf_counter()
-                batches = embedded(reader, encoder, clock, first=0, threads=threads, batch=self._options.batch)
+                batches = embedded(reader, [encoder], clock, firsts=[0], threads=threads, batch=self._options.batch)
                 with closing(batches):
                     for done in batches:
                         with clock.stage("write"):

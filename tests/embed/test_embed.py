@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # So that a kill finds a slide begun and not done, however fast the machine.
 KEEPS_EVERY_BATCH = """
 import sys
-from atlas_edge.embed import cli, slide
-slide._CHECKPOINT_S = 0.0
+from atlas_edge.embed import cli, fill
+fill._CHECKPOINT_S = 0.0
 sys.argv[0] = "atlas-embed"
 cli.main()
 """
@@ -101,7 +101,7 @@ def test_an_encoder_need_not_say_how_it_runs(scan: Path, tmp_path: Path, monkeyp
 
 
 def test_goes_on_where_it_stopped(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atlas_edge.embed.slide._CHECKPOINT_S", 0.0)
+    monkeypatch.setattr("atlas_edge.embed.fill._CHECKPOINT_S", 0.0)
     config = EmbedConfig(tissue=False, batch=7)
     embed_slide(scan, MeanEncoder(), tmp_path / "whole.h5", config)
     with pytest.raises(KeyboardInterrupt):
@@ -228,7 +228,7 @@ def test_killed_and_run_again(scan: Path, mean_bundle: Path, tmp_path: Path, run
 def test_says_that_other_options_begin_anew(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("atlas_edge.embed.slide._CHECKPOINT_S", 0.0)
+    monkeypatch.setattr("atlas_edge.embed.fill._CHECKPOINT_S", 0.0)
     with pytest.raises(KeyboardInterrupt):
         embed_slide(scan, FailsLate(20), tmp_path / "out.h5", EmbedConfig(tissue=False, batch=7))
     result = embed_slide(scan, MeanEncoder(), tmp_path / "out.h5", EmbedConfig(tissue=False, batch=8))

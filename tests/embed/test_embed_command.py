@@ -216,7 +216,7 @@ def test_disk_that_fills_up_on_the_way(scan: Path, mean_bundle: Path, small_disk
     config, out = EmbedConfig(tissue=False, batch=32), small_disk / "out.h5"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="goes on where it stopped"):
         patch.setattr(module, "check_room", lambda *_, **__: None)
-        patch.setattr(module, "_CHECKPOINT_S", 0.0)
+        patch.setattr("atlas_edge.embed.fill._CHECKPOINT_S", 0.0)
         embed_slide(scan, encoder, out, config)
     assert not out.exists()
     subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)

@@ -76,7 +76,7 @@ def test_other_forms_hold_the_same(scan: Path, tmp_path: Path) -> None:
 def test_a_run_that_goes_on_and_tiles_that_are_read_again_keep_their_focus(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("atlas_edge.embed.slide._CHECKPOINT_S", 0.0)
+    monkeypatch.setattr("atlas_edge.embed.fill._CHECKPOINT_S", 0.0)
     config = EmbedConfig(tissue=False, batch=25, overview=False)
     embed_slide(scan, MeanEncoder(), tmp_path / "whole.h5", config)
     with pytest.raises(KeyboardInterrupt):

@@ -38,7 +38,7 @@ class Share:
                 self._at_once -= 1
 
     def embed(self, threads: int | None, encoder: Any = None) -> Any:
-        batches = embedded(self.reader, encoder or MeanEncoder(), StageClock(), first=0, threads=threads, batch=4)
+        batches = embedded(self.reader, [encoder or MeanEncoder()], StageClock(), firsts=[0], threads=threads, batch=4)
         return np.concatenate([batch.features for batch in batches])
 
 
@@ -65,7 +65,7 @@ def test_no_thread_is_added_where_the_encoder_is_slower(scan: Path) -> None:
 
 def test_an_end_in_the_middle_waits_for_no_more_than_is_being_read(scan: Path) -> None:
     share = Share(scan, 0.01)
-    batches = embedded(share.reader, MeanEncoder(), StageClock(), first=0, threads=None, batch=4)
+    batches = embedded(share.reader, [MeanEncoder()], StageClock(), firsts=[0], threads=None, batch=4)
     next(batches)
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]

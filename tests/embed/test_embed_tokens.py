@@ -60,7 +60,7 @@ def test_tokens_are_of_their_rows_in_both_forms(scan: Path, tmp_path: Path) -> N
 
 
 def test_a_run_that_goes_on_has_the_same_tokens(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atlas_edge.embed.slide._CHECKPOINT_S", 0.0)
+    monkeypatch.setattr("atlas_edge.embed.fill._CHECKPOINT_S", 0.0)
     embed_slide(scan, TokenEncoder(), tmp_path / "whole.h5", CONFIG)
     with pytest.raises(KeyboardInterrupt):
         embed_slide(scan, TokenEncoder(12), tmp_path / "resumed.h5", CONFIG)

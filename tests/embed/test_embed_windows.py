@@ -60,7 +60,7 @@ def test_a_slide_is_embedded_resumed_and_replaced(
     scan: Path, tmp_path: Path, like_windows: None, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     pytest.importorskip({"h5": "h5py", "parquet": "pyarrow", "zarr": "zarr"}[form])
-    monkeypatch.setattr("atlas_edge.embed.slide._CHECKPOINT_S", 0.0)
+    monkeypatch.setattr("atlas_edge.embed.fill._CHECKPOINT_S", 0.0)
     out, config = tmp_path / f"out.{form}", EmbedConfig(batch=32)
     with pytest.raises(KeyboardInterrupt):
         embed_slide(scan, FailsLate(3), out, config)

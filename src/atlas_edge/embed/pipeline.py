@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -90,16 +90,18 @@ class StageClock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedBatch:
-    """Consecutive tiles of a grid.
+    """Consecutive tiles of a grid, embedded by one encoder.
 
     Attributes:
-        start: Index of the first.
+        by: Index of the encoder.
+        start: Index of the first tile.
         features: `(B, D)` float32.
         focus: `(B,)` float32; see `focus_of`.
         tokens: `(B, N, C)` float16; None where nobody asked for them.
         unreadable: Index in the grid -> reason; their features are those of a white tile.
     """
 
+    by: int
     start: int
     features: NDArray[np.float32]
     focus: NDArray[np.float32]
@@ -114,27 +116,27 @@ class EmbeddedBatch:
 
 def embedded(
     reader: TileReader,
-    encoder: Encoder,
+    encoders: Sequence[Encoder],
     clock: StageClock,
     *,
-    first: int,
+    firsts: Sequence[int],
     threads: int | None,
     batch: int,
     tokens: bool = False,
 ) -> Generator[EmbeddedBatch, None, None]:
-    """Embed the tiles of a grid from index `first` on, batch by batch, in order.
+    """Embed the tiles of a grid batch by batch, in order; what is decoded goes to one encoder after the other.
 
     Args:
         reader: Of the slide.
-        encoder: What embeds.
+        encoders: What embeds, all of them tiles of one side.
         clock: Gathers seconds.
-        first: Index in the grid.
+        firsts: Of each encoder the tile that it begins with, by its index in the grid: whole batches apart.
         threads: Decode threads; added while the encoder waits for them when None.
         batch: Tiles a batch.
         tokens: Give patch tokens, too.
     """
     # Closed however the loop ends, so that no thread reads on when the caller closes the slide.
-    with closing(_decoded(reader, first, threads, batch)) as batches:
+    with closing(_decoded(reader, min(firsts), threads, batch)) as batches:
         while True:
             with clock.stage("waiting"):
                 item = next(batches, None)
@@ -142,10 +144,15 @@ def embedded(
                 return
             start, (tiles, focus) = item
             clock.decoded(tiles)
-            with clock.stage("inference"):
-                features, dense = _encode(encoder, tiles.pixels, tokens)
             unreadable = {start + index: reason for index, reason in tiles.unreadable.items()}
-            yield EmbeddedBatch(start=start, features=features, focus=focus, tokens=dense, unreadable=unreadable)
+            for by, (encoder, first) in enumerate(zip(encoders, firsts, strict=True)):
+                if start < first:
+                    continue
+                with clock.stage("inference"):
+                    features, dense = _encode(encoder, tiles.pixels, tokens)
+                yield EmbeddedBatch(
+                    by=by, start=start, features=features, focus=focus, tokens=dense, unreadable=unreadable
+                )
 
 
 def read_again(

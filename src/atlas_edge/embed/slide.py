@@ -4,8 +4,8 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from atlas_edge.cli import require_module
 from atlas_edge.embed.config import EmbedConfig
+from atlas_edge.embed.fill import Filling, fill
 from atlas_edge.embed.output.attributes import run_attributes, slide_attributes
 from atlas_edge.embed.output.files import check_form, check_room, explained_disk_full, output_bytes, write_output
 from atlas_edge.embed.output.geojson import write_geojson
 from atlas_edge.embed.output.lock import output_lock
 from atlas_edge.embed.output.overview import write_overview
 from atlas_edge.embed.output.tokens import TOKENS, check_tokens, tokens_shape
-from atlas_edge.embed.pipeline import MEASURES, StageClock, StageSeconds, embedded, read_again
+from atlas_edge.embed.pipeline import MEASURES, StageClock, StageSeconds
 from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.embed.resume.plan import plan_of
 from atlas_edge.embed.slide_files import SlideIdentity, slide_identity
@@ -35,16 +36,29 @@ from atlas_edge.spec import EncoderSpec
 from atlas_edge.system.atomic import write_atomic
 
 _LOGGER = logging.getLogger(__name__)
-_CHECKPOINT_S = 2.0
-_LISTED = 3
-_SCANNER_TILE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """What is wanted of a slide.
+
+    Attributes:
+        encoder: What embeds.
+        out: File to write, replaced if it is there; see `write_output` for its forms.
+        bundle_sha256: SHA-256 of the bundle's manifest, for the attributes.
+    """
+
+    encoder: Encoder
+    out: Path
+    bundle_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideResult:
     """What was written, and by which of `--devices` if any.
 
-    `tiles_per_s` covers this run's tiles only, from opening the slide to the finished file.
+    `tiles_per_s` covers this run's tiles only, from opening the slide to the finished file. Where several encoders
+    share what is decoded, `seconds` and `stages` are those of all of them.
     """
 
     slide: str
@@ -93,8 +107,7 @@ def plan_slide(path: Path, spec: EncoderSpec, config: EmbedConfig) -> SlidePlan:
         UsageError: See `embed_slide`.
     """
     config = config.of_slide(path)
-    slide = _open(path, config)
-    try:
+    with closing(_open(path, config)) as slide:
         _, grid = _lay_grid(slide, spec, config)
         return SlidePlan(
             slide=str(path),
@@ -106,8 +119,6 @@ def plan_slide(path: Path, spec: EncoderSpec, config: EmbedConfig) -> SlidePlan:
             candidates=grid.candidates,
             size_bytes=output_bytes(len(grid.coords), _row_bytes(spec, config)),
         )
-    finally:
-        slide.close()
 
 
 def embed_slide(
@@ -132,73 +143,121 @@ def embed_slide(
         work: Folder for what is kept of an unfinished slide; beside `out` when None.
 
     Raises:
+        InputError: See `embed_slide_for`.
+        UsageError: See `embed_slide_for`.
+    """
+    wanted = Embedding(encoder=encoder, out=out, bundle_sha256=bundle_sha256)
+    (result,) = embed_slide_for([wanted], path, config, progress=progress, work=work)
+    return result
+
+
+def embed_slide_for(
+    wanted: Sequence[Embedding],
+    path: Path,
+    config: EmbedConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    work: Path | None = None,
+) -> list[SlideResult]:
+    """Embed a slide's tissue by several encoders, each into a file of its own, decoding each tile once.
+
+    Args:
+        wanted: Encoders of one tile side and one µm per pixel, and their outputs.
+        path: Slide.
+        config: See `EmbedConfig`.
+        progress: See `embed_slide`.
+        work: See `embed_slide`.
+
+    Raises:
         InputError: The slide is damaged, has no tissue, too many unreadable tiles, or changed while it was read; or
             the disk is full.
-        UsageError: Nobody said how many µm per pixel the encoder wants, or another process writes `out`.
+        UsageError: Nobody said how many µm per pixel the encoders want, or another process writes an output.
     """
-    with explained_disk_full(out), output_lock(out):
-        return _embed_locked(path, encoder, out, config.of_slide(path), bundle_sha256, progress, work or out.parent)
+    with ExitStack() as held:
+        held.enter_context(explained_disk_full(wanted[0].out))
+        for one in wanted:
+            held.enter_context(output_lock(one.out))
+        return _embed_locked(wanted, path, config.of_slide(path), progress, work)
 
 
 def _embed_locked(
+    wanted: Sequence[Embedding],
     path: Path,
-    encoder: Encoder,
-    out: Path,
     config: EmbedConfig,
-    bundle_sha256: str,
     progress: Callable[[int, int], None] | None,
-    work: Path,
-) -> SlideResult:
+    work: Path | None,
+) -> list[SlideResult]:
     begun, clock = time.perf_counter(), StageClock()
-    check_form(out)
-    if config.tokens:
-        check_tokens(out, encoder.spec)
+    for one in wanted:
+        check_form(one.out)
+        if config.tokens:
+            check_tokens(one.out, one.encoder.spec)
     if config.geojson:
         require_module("contourpy", extra="slides")
     check_file(path)
     before = slide_identity(path)
-    slide = _open(path, config)
-    try:
-        mask, grid = _lay_grid(slide, encoder.spec, config)
-        _save_mask(mask, out)
+    with closing(_open(path, config)) as slide, ExitStack() as journals:
+        mask, grid = _lay_grid(slide, wanted[0].encoder.spec, config)
+        for one in wanted:
+            _save_mask(mask, one.out)
         if len(grid.coords) == 0:
             raise NoTissue(f"{path} has no tissue", hint="look at the mask beside the output, or add --no-tissue")
-        plan = _plan_of(before, encoder, grid, config, bundle_sha256)
-        journal = Journal(work / out.name, plan, encoder.spec.embed_dim, _besides(encoder.spec, config))
-        resumed = journal.rows
-        try:
-            for place in {out, work / out.name}:
-                check_room(place, rows=len(grid.coords), journal_rows=resumed, row_bytes=journal.row_bytes)
-            reader = TileReader(slide, grid, _colours_of(slide, config))
-            with explained_disk_full(work / out.name):
-                _run(reader, encoder, journal, config, clock, progress)
-            if slide_identity(path) != before:
-                journal.remove()
-                raise InputError(f"{path} changed while it was read", hint="wait until the scanner has finished it")
+        fillings = []
+        for one in wanted:
+            kept = (work or one.out.parent) / one.out.name
+            journal = _journal_of(one, kept, before, grid, config)
+            journals.callback(journal.close)
+            fillings.append(Filling(one.encoder, journal))
+            for place in {one.out, kept}:
+                check_room(place, rows=len(grid.coords), journal_rows=journal.rows, row_bytes=journal.row_bytes)
+        resumed = [filling.journal.rows for filling in fillings]
+        with explained_disk_full(kept):
+            fill(TileReader(slide, grid, _colours_of(slide, config)), fillings, config, clock, progress)
+        if slide_identity(path) != before:
+            for filling in fillings:
+                filling.journal.remove()
+            raise InputError(f"{path} changed while it was read", hint="wait until the scanner has finished it")
+        for one, filling in zip(wanted, fillings, strict=True):
             with clock.stage("write"):
-                about = slide_attributes(slide, before, mask, grid)
-                about |= run_attributes(encoder, journal.begun) | plan_of(encoder.spec, config, bundle_sha256)
-                count = write_output(out, journal, grid, about)
-                _write_beside(out, slide, mask, grid, journal, config)
-        finally:
-            journal.close()
-    finally:
-        slide.close()
-    unreadable = {str(grid.coords[index].tolist()): reason for index, reason in journal.unreadable.items()}
-    journal.remove()
+                _write(one, filling.journal, slide, before, mask, grid, config)
     seconds = time.perf_counter() - begun
-    return SlideResult(
-        slide=str(path),
-        out=str(out),
-        tiles=count,
-        resumed_tiles=resumed,
-        unreadable=unreadable,
-        mpp=grid.mpp,
-        level=grid.level,
-        seconds=seconds,
-        tiles_per_s=(len(grid.coords) - resumed) / seconds,
-        stages=clock.seconds(slide.file_s),
-    )
+    return [
+        SlideResult(
+            slide=str(path),
+            out=str(one.out),
+            tiles=len(grid.coords) - len(filling.journal.unreadable),
+            resumed_tiles=rows,
+            unreadable={str(grid.coords[index].tolist()): why for index, why in filling.journal.unreadable.items()},
+            mpp=grid.mpp,
+            level=grid.level,
+            seconds=seconds,
+            tiles_per_s=(len(grid.coords) - rows) / seconds,
+            stages=clock.seconds(slide.file_s),
+        )
+        for one, filling, rows in zip(wanted, fillings, resumed, strict=True)
+    ]
+
+
+def _journal_of(one: Embedding, kept: Path, identity: SlideIdentity, grid: TileGrid, config: EmbedConfig) -> Journal:
+    spec = one.encoder.spec
+    plan = _plan_of(identity, one.encoder, grid, config, one.bundle_sha256)
+    return Journal(kept, plan, spec.embed_dim, _besides(spec, config))
+
+
+def _write(
+    one: Embedding,
+    journal: Journal,
+    slide: Slide,
+    identity: SlideIdentity,
+    mask: TissueMask | None,
+    grid: TileGrid,
+    config: EmbedConfig,
+) -> None:
+    about = slide_attributes(slide, identity, mask, grid)
+    about |= run_attributes(one.encoder, journal.begun) | plan_of(one.encoder.spec, config, one.bundle_sha256)
+    write_output(one.out, journal, grid, about)
+    _write_beside(one.out, slide, mask, grid, journal, config)
+    journal.remove()
 
 
 def _open(path: Path, config: EmbedConfig) -> Slide:
@@ -256,74 +315,6 @@ def _write_beside(
             write()
         except (OSError, AtlasError, ValueError) as error:
             _LOGGER.warning("%s: embedded, but not everything beside it was written: %s", slide.path.name, error)
-
-
-def _run(
-    reader: TileReader,
-    encoder: Encoder,
-    journal: Journal,
-    config: EmbedConfig,
-    clock: StageClock,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    total = len(reader.grid.coords)
-    limit = _most_unreadable(config.max_unreadable, total)
-    saved = time.monotonic()
-    batches = embedded(
-        reader,
-        encoder,
-        clock,
-        first=journal.rows,
-        threads=config.threads,
-        batch=config.batch,
-        tokens=config.tokens,
-    )
-    with closing(batches):
-        for done in batches:
-            with clock.stage("write"):
-                journal.append(done.features, done.unreadable, **done.besides)
-                _check_readable(journal, reader, encoder, config, limit)
-                if time.monotonic() - saved > _CHECKPOINT_S:
-                    journal.checkpoint()
-                    saved = time.monotonic()
-            if progress is not None:
-                progress(journal.rows, total)
-    _check_readable(journal, reader, encoder, config, limit, at_the_end=True)
-    journal.checkpoint()
-
-
-def _check_readable(
-    journal: Journal,
-    reader: TileReader,
-    encoder: Encoder,
-    config: EmbedConfig,
-    limit: int,
-    *,
-    at_the_end: bool = False,
-) -> None:
-    """Try unreadable tiles once more before they are given up, be it by this run or the one before."""
-    if at_the_end or len(journal.unreadable) > limit:
-        waiting = sorted(journal.unreadable)
-        again = read_again(reader, encoder, waiting, batch=config.batch, tokens=config.tokens)
-        for indices, features, besides in again:
-            journal.replace(indices, features, **besides)
-    if len(journal.unreadable) > limit:
-        raise _too_many_unreadable(journal, limit, reader)
-
-
-def _most_unreadable(share: float, total: int) -> int:
-    """One damaged tile of the scanner touches four of ours: it does not fail a slide of a few dozen."""
-    return max(int(share * total), min(_SCANNER_TILE, total // 10)) if share else 0
-
-
-def _too_many_unreadable(journal: Journal, limit: int, reader: TileReader) -> InputError:
-    total = len(reader.grid.coords)
-    first = list(journal.unreadable.items())[:_LISTED]
-    listed = "; ".join(f"{reader.grid.coords[index].tolist()}: {reason}" for index, reason in first)
-    return InputError(
-        f"{len(journal.unreadable)} of {total} tiles are unreadable, at most {limit} may be: {listed}",
-        hint="copy the slide again, or add --max-unreadable 0.05",
-    )
 
 
 def _besides(spec: EncoderSpec, config: EmbedConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
