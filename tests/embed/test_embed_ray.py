@@ -10,6 +10,7 @@ import pytest
 from atlas_edge.cli import run_app
 from atlas_edge.embed.cli import app
 from atlas_edge.embed.jobs import SlideSkipped
+from atlas_edge.embed.workers import SlideJob
 from embed.conftest import make_scan
 from support import RunCommand
 
@@ -49,12 +50,20 @@ def test_two_ray_workers(mean_bundle: Path, tmp_path: Path, run_command: RunComm
 def test_what_ray_says_of_dead_workers_is_no_part_of_the_json(
     mean_bundle: Path, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def embedded(jobs: list[tuple[Path, Path]], *_: Any, **__: Any) -> Iterator[tuple[SlideSkipped, str]]:
+    def embedded(jobs: list[SlideJob], *_: Any, **__: Any) -> Iterator[tuple[SlideSkipped, str]]:
         print("(raylet) A worker died or was killed")
-        yield SlideSkipped(slide=str(jobs[0][0]), out=str(jobs[0][1]), why="no tissue"), "actor"
+        yield SlideSkipped(slide=str(jobs[0][0]), out=str(jobs[0][1][0]), why="no tissue"), "actor"
 
     monkeypatch.setattr("atlas_edge.embed.ray.data.embed_with_ray", embedded)
     words = ["ray", str(scan.parent), "--bundle", str(mean_bundle), "--out", str(tmp_path / "out"), "--json"]
     assert run_app(app, words) == 0
     said = capsys.readouterr()
     assert len(json.loads(said.out)["skipped"]) == 1 and "(raylet)" in said.err
+
+
+def test_a_cluster_that_is_none_is_said(
+    mean_bundle: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["ray", str(scan.parent), "--bundle", str(mean_bundle), "--out", str(tmp_path / "out"), "--address"]
+    assert run_app(app, [*words, "nowhere"]) == 4
+    assert "no Ray cluster at --address nowhere: Invalid address" in capsys.readouterr().err

@@ -92,14 +92,16 @@ def test_whatever_a_slide_raises_is_an_attempt(drop: Path, monkeypatch: pytest.M
 def test_a_batch_goes_on_after_whatever_a_slide_raises(drop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from atlas_edge.embed import workers
 
-    def embed(path: Path, *arguments: Any, **options: Any) -> Any:
+    genuine = workers.embed_slide_for
+
+    def embed(wanted: Any, path: Path, *arguments: Any, **options: Any) -> Any:
         if path.name == "a.tif":
             raise AttributeError("'NoneType' object has no attribute 'tags'")
-        return embed_slide(path, *arguments, **options)
+        return genuine(wanted, path, *arguments, **options)
 
-    monkeypatch.setattr(workers, "embed_slide", embed)
-    jobs = [(drop / name, drop / f"{name}.h5") for name in ("a.tif", "c.tif")]
-    first, second = workers.embed_here(jobs, MeanEncoder(), EmbedConfig(), "", lambda *_: None)
+    monkeypatch.setattr(workers, "embed_slide_for", embed)
+    jobs = [(drop / name, {0: drop / f"{name}.h5"}) for name in ("a.tif", "c.tif")]
+    first, second = workers.embed_here(jobs, {0: (MeanEncoder(), "")}, EmbedConfig(), lambda *_: None)
     assert isinstance(first, SlideFailure)
     assert (first.exit_code, first.reason) == (5, "AttributeError: 'NoneType' object has no attribute 'tags'")
     assert not isinstance(second, SlideFailure)

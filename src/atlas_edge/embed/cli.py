@@ -2,15 +2,15 @@
 
 import dataclasses
 import sys
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from atlas_edge.cli import make_app, print_json, run_app, take_file
-from atlas_edge.embed.config import SLIDE_LIST, EmbedConfig
+from atlas_edge.embed.config import SLIDE_LIST, Bundles, EmbedConfig
 from atlas_edge.embed.ray.command import ray
 from atlas_edge.embed.service.command import service
 from atlas_edge.embed.watch.command import forget, retry, watch
@@ -41,7 +41,7 @@ def embed(
     slide: list[Path] | None = None,
     /,
     *,
-    bundle: str,
+    bundle: Bundles,
     out: Path,
     slide_list: Annotated[Path | None, Parameter(name=SLIDE_LIST)] = None,
     mask: Path | None = None,
@@ -59,8 +59,10 @@ def embed(
 
     Args:
         slide: Slide files, patterns such as '*.svs', or folders with their subfolders.
-        bundle: Bundle folder, or a package of several (or a model, which then runs in PyTorch).
-        out: For one slide the file: .h5, .parquet, .pt, or .zarr, a folder. For several a folder.
+        bundle: Bundle folder, or a package of several (or a model, which then runs in PyTorch). Given again for another
+            one, each slide is embedded by all of them, and decoded once for those of one tile side and scale.
+        out: For one slide the file: .h5, .parquet, .pt, or .zarr, a folder. For several a folder, in which each of
+            several bundles has one of its own name.
         slide_list: CSV file with the columns slide and, if wanted, mpp (µm per pixel, whatever the slide says) and id
             (of the output), in place of names.
         mask: Where tissue is, in place of a search: GeoJSON from QuPath, or a PNG or TIFF of the whole slide, black
@@ -80,13 +82,11 @@ def embed(
         raise UsageError("--devices says already what its workers run on", hint="leave --device and --cache out")
     # One console: a second one would print into the bar of the first.
     screen = output.screen()
-    from atlas_edge.embed.jobs import SlideFailure, SlideSkipped, expand, leave_out_done, one_or_many
+    from atlas_edge.embed.bundles import choose_bundles, jobs_of, left_to_do
+    from atlas_edge.embed.jobs import SlideFailure, SlideSkipped, expand
     from atlas_edge.embed.mask_files import with_masks
-    from atlas_edge.embed.output.files import check_form
-    from atlas_edge.embed.output.tokens import check_tokens, tokens_in_words
-    from atlas_edge.embed.resume.plan import plan_of
+    from atlas_edge.embed.output.tokens import tokens_in_words
     from atlas_edge.embed.slide_list import read_slide_list
-    from atlas_edge.embed.workers import one_bundle, read_spec
 
     if bool(slide) == (slide_list is not None):
         raise UsageError(
@@ -95,37 +95,30 @@ def embed(
         )
     named = slide or []
     found, facts = read_slide_list(slide_list) if slide_list else (expand(named, out), None)
-    jobs = one_or_many(found, named, out, form)
-    alone = len(jobs) == 1 and [path for path, _ in jobs] == named
-    config = dataclasses.replace(config, override_mpp=alone, of_slides=with_masks(jobs, mask, facts, config))
-    for _, target in jobs:
-        check_form(target)
-    bundle, running = one_bundle(bundle, running)
-    spec, sha256 = read_spec(bundle)
-    if config.tokens:
-        for _, target in jobs:
-            check_tokens(target, spec)
-        screen.print(tokens_in_words(spec))
-    to_do, skipped, failures = leave_out_done(
-        jobs, lambda path: plan_of(spec, config.of_slide(path), sha256), overwrite=overwrite, re_embed=re_embed
-    )
-    for item in (*skipped, *(failures if len(jobs) > 1 else ())):
+    bundles = choose_bundles(bundle, out, running)
+    jobs = jobs_of(bundles, found, named, form, tokens=config.tokens)
+    alone = len(found) == 1 and [path for path, _ in jobs[0]] == named
+    config = dataclasses.replace(config, override_mpp=alone, of_slides=with_masks(jobs[0], mask, facts, config))
+    for one in bundles if config.tokens else ():
+        screen.print(tokens_in_words(one.spec))
+    to_do, skipped, failures = left_to_do(bundles, jobs, config, overwrite=overwrite, re_embed=re_embed)
+    for item in (*skipped, *(failures if len(found) > 1 else ())):
         screen.print(result_line(item), markup=False, soft_wrap=not screen.is_terminal)
     if dry_run:
-        _show_plans(to_do, spec, config, screen, json=output.json)
-        _raise_first(failures, len(jobs))
+        _show_plans(to_do, bundles, config, screen, json=output.json)
+        _raise_first(failures, len(found))
         return
     results: list[Any] = []
-    with closing(_results(to_do, bundle, config, devices, streams, running, screen)) as items:
+    with closing(_results(to_do, bundles, config, devices, streams, screen)) as items:
         for item in items:
             failed = isinstance(item, SlideFailure)
             (failures if failed else skipped if isinstance(item, SlideSkipped) else results).append(item)
-            if not failed or len(jobs) > 1:
+            if not failed or len(found) > 1:
                 screen.print(result_line(item), markup=False, soft_wrap=not screen.is_terminal)
     if output.json:
         kinds = {"slides": results, "skipped": skipped, "failed": failures}
         print_json({name: [dataclasses.asdict(item) for item in items] for name, items in kinds.items()})
-    _raise_first(failures, len(jobs))
+    _raise_first(failures, len(found))
 
 
 def main() -> None:
@@ -149,10 +142,14 @@ def result_line(item: Any) -> str:
     return "\n".join(lines)
 
 
-def _show_plans(jobs: list[tuple[Path, Path]], spec: Any, config: Any, screen: Any, *, json: bool) -> None:
+def _show_plans(jobs: Sequence[Any], bundles: Sequence[Any], config: Any, screen: Any, *, json: bool) -> None:
     from atlas_edge.embed.slide import plan_slide
 
-    plans = [{**dataclasses.asdict(plan_slide(slide, spec, config)), "out": str(out)} for slide, out in jobs]
+    plans = [
+        {**dataclasses.asdict(plan_slide(slide, bundles[number].spec, config)), "out": str(out)}
+        for slide, outs in jobs
+        for number, out in outs.items()
+    ]
     for plan in plans:
         screen.print(
             "{slide}: {vendor}, {slide_mpp:.3g} µm per pixel; {tiles} of {candidates} tiles at {mpp:.3g} µm per pixel "
@@ -168,31 +165,29 @@ def _show_plans(jobs: list[tuple[Path, Path]], spec: Any, config: Any, screen: A
 
 
 def _results(
-    jobs: list[tuple[Path, Path]],
-    bundle: str,
-    config: Any,
-    devices: str,
-    streams: int | None,
-    running: Running,
-    screen: Any,
+    jobs: Sequence[Any], bundles: Sequence[Any], config: Any, devices: str, streams: int | None, screen: Any
 ) -> Generator[Any, None, None]:
     from atlas_edge.embed.workers import embed_here, embed_on_devices, open_encoder
 
     if not jobs:
         return
     names = [name.strip() for name in devices.split(",") if name.strip()]
+    wanted = {number: bundles[number] for number in sorted({number for _, outs in jobs for number in outs})}
     if names:
-        with closing(embed_on_devices(jobs, bundle, config, devices=names, streams=streams)) as results:
+        paths = {number: one.path for number, one in wanted.items()}
+        with closing(embed_on_devices(jobs, paths, config, devices=names, streams=streams)) as results:
             yield from results
         return
-    encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams, running=running)
-    if encoder.spec.notice:
-        screen.print(f"WARNING: {encoder.spec.notice}")
-    try:
-        with _progress(screen) as progress:
-            yield from embed_here(jobs, encoder, config, sha256, progress)
-    finally:
-        encoder.close()
+    with ExitStack() as opened:
+        encoders = {}
+        for number, one in wanted.items():
+            encoders[number] = open_encoder(one.path, batch=config.batch, streams=streams, running=one.running)
+            opened.callback(encoders[number][0].close)
+        for notice in dict.fromkeys(encoder.spec.notice for encoder, _ in encoders.values()):
+            if notice:
+                screen.print(f"WARNING: {notice}")
+        progress = opened.enter_context(_progress(screen))
+        yield from embed_here(jobs, encoders, config, progress)
 
 
 @contextmanager
@@ -229,7 +224,8 @@ def _raise_first(failures: list[Any], total: int) -> None:
     if total == 1:
         message, _, hint = failures[0].reason.partition("\n  fix: ")
     else:
-        names = ", ".join(printable(Path(failure.slide).name) for failure in failures)
-        message, hint = f"{len(failures)} of {total} slides failed: {names}", "see the lines above"
+        failed = dict.fromkeys(failure.slide for failure in failures)
+        names = ", ".join(printable(Path(slide).name) for slide in failed)
+        message, hint = f"{len(failed)} of {total} slides failed: {names}", "see the lines above"
     kinds: dict[int, type[AtlasError]] = {kind.exit_code: kind for kind in (UsageError, RuntimeMissing)}
     raise kinds.get(failures[0].exit_code, InputError)(message, hint=hint or None)

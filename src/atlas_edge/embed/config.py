@@ -13,6 +13,10 @@ from atlas_edge.options import Flag, NotTyped, Options, Stain
 
 Patterns = Annotated[tuple[str, ...], Parameter(negative="")]
 
+# What the environment says is one name, which may hold spaces.
+Bundles = Annotated[list[str], Parameter(negative="", env_var_split=lambda _, name, **__: [name])]
+"""Bundles, one each time that the option is given."""
+
 MAGNIFICATION_MPP = 10.0
 """µm per pixel at 1x: how TRIDENT turns magnifications into µm per pixel and back."""
 

@@ -18,6 +18,9 @@ from atlas_edge.system.paths import SLIDE_SUFFIXES, printable
 FORMS = ("h5", "zarr", "parquet", "pt")
 OUTPUT_SUFFIXES = (".h5", ".hdf5", ".zarr", ".parquet", ".pt")
 
+Jobs = list[tuple[Path, Path]]
+"""Slides, and the output of each."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideSkipped:
@@ -110,12 +113,12 @@ def output_names(slide: Path, root: Path, out: Path, form: str) -> Iterator[Path
         yield folder / f"{slide.name}-{number}.{form}"
 
 
-def name_outputs(slides: list[FoundSlide], out: Path, form: str) -> list[tuple[Path, Path]]:
+def name_outputs(slides: list[FoundSlide], out: Path, form: str) -> Jobs:
     """Slides and their outputs below a folder; see `output_names`.
 
     A slide that is embedded there keeps its place, whatever other slides are named beside it this time.
     """
-    jobs: list[tuple[Path, Path]] = []
+    jobs: Jobs = []
     is_folder = cache(Path.is_dir)
     kept: dict[Path, Path] = {}
     for slide in slides:
@@ -135,7 +138,7 @@ def name_outputs(slides: list[FoundSlide], out: Path, form: str) -> list[tuple[P
     return jobs
 
 
-def one_or_many(slides: list[FoundSlide], given: Sequence[Path], out: Path, form: str) -> list[tuple[Path, Path]]:
+def one_or_many(slides: list[FoundSlide], given: Sequence[Path], out: Path, form: str) -> Jobs:
     """Slides and their outputs: a file for one slide where `out` is a file's name, else files in a folder.
 
     Raises:
@@ -161,8 +164,8 @@ def one_or_many(slides: list[FoundSlide], given: Sequence[Path], out: Path, form
 
 
 def leave_out_done(
-    jobs: list[tuple[Path, Path]], plan: Callable[[Path], Plan], *, overwrite: bool, re_embed: bool
-) -> tuple[list[tuple[Path, Path]], list[SlideSkipped], list[SlideFailure]]:
+    jobs: Jobs, plan: Callable[[Path], Plan], *, overwrite: bool, re_embed: bool
+) -> tuple[Jobs, list[SlideSkipped], list[SlideFailure]]:
     """Part jobs into those to do, those that the same plan has done, and those whose output is none of theirs.
 
     Args:
@@ -174,7 +177,7 @@ def leave_out_done(
     Raises:
         UsageError: An output holds embeddings of another plan.
     """
-    to_do: list[tuple[Path, Path]] = []
+    to_do: Jobs = []
     done: list[SlideSkipped] = []
     failed: list[SlideFailure] = []
     for slide, out in jobs:

@@ -4,7 +4,7 @@ import logging
 import multiprocessing
 import os
 import queue
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from atlas_edge.bundle import MANIFEST, read_manifest, sha256_file
 from atlas_edge.cli import system_error
 from atlas_edge.embed.config import EmbedConfig
 from atlas_edge.embed.jobs import SlideFailure, SlideSkipped
-from atlas_edge.embed.slide import SlideResult, embed_slide
+from atlas_edge.embed.slide import Embedding, SlideResult, embed_slide_for
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import AtlasError, InputError, NoTissue, RuntimeMissing, UsageError
 from atlas_edge.models.load import load_encoder, load_model
@@ -25,6 +25,10 @@ from atlas_edge.system.hardware import usable_cores
 from atlas_edge.system.paths import printable
 
 Progress = Callable[[Path, int, int], None]
+SlideJob = tuple[Path, Mapping[int, Path]]
+"""A slide, and its output by the number of each encoder that is to embed it."""
+Encoders = Mapping[int, tuple[Encoder, str]]
+"""Encoders, and what tells each from others; see `bundle_hash`."""
 
 _POLL_S = 1.0
 _LOGGER = logging.getLogger("atlas_edge")
@@ -83,25 +87,30 @@ def bundle_hash(bundle: str) -> str:
 
 
 def embed_here(
-    jobs: list[tuple[Path, Path]], encoder: Encoder, config: EmbedConfig, sha256: str, progress: Progress
+    jobs: Sequence[SlideJob], encoders: Encoders, config: EmbedConfig, progress: Progress
 ) -> Iterator[SlideOutcome]:
     """Embed slides one after the other; one that fails does not stop the rest.
 
     `progress` is told of a slide, 0 and 0 before its tiles are known, then of its tiles done and in all.
     """
-    for slide, out in jobs:
-        progress(slide, 0, 0)
-        yield attempt(slide, out, encoder, config, sha256, progress, alone=len(jobs) == 1)
+    for job in jobs:
+        progress(job[0], 0, 0)
+        yield from attempt(job, encoders, config, progress, alone=len(jobs) == 1)
 
 
 def embed_on_devices(
-    jobs: list[tuple[Path, Path]], bundle: str, config: EmbedConfig, *, devices: list[str], streams: int | None = None
+    jobs: Sequence[SlideJob],
+    bundles: Mapping[int, str],
+    config: EmbedConfig,
+    *,
+    devices: list[str],
+    streams: int | None = None,
 ) -> Generator[SlideOutcome, None, None]:
     """Embed slides with one process a device; each takes the next slide when it has done its first.
 
     Args:
         jobs: Slides and outputs.
-        bundle: Bundle folder.
+        bundles: Bundle folders.
         config: See `EmbedConfig`.
         devices: CUDA devices, as `CUDA_VISIBLE_DEVICES` names them; a worker sees one of them only.
         streams: See `open_encoder`.
@@ -118,7 +127,7 @@ def embed_on_devices(
         waiting.put(job)
     workers = [
         context.Process(
-            target=_work, args=(device, first, bundle, config, streams, len(jobs) == 1, waiting, done), daemon=True
+            target=_work, args=(device, first, bundles, config, streams, len(jobs) == 1, waiting, done), daemon=True
         )
         for device, first in firsts
     ]
@@ -126,14 +135,14 @@ def embed_on_devices(
         worker.start()
     try:
         for _ in jobs:
-            yield _next(done, workers)
+            yield from _next(done, workers)
     finally:
         for worker in workers:
             worker.join(timeout=5)
             worker.terminate()
 
 
-def _next(done: Any, workers: list[Any]) -> SlideOutcome:
+def _next(done: Any, workers: list[Any]) -> list[SlideOutcome]:
     while True:
         try:
             result = done.get(timeout=_POLL_S)
@@ -146,14 +155,14 @@ def _next(done: Any, workers: list[Any]) -> SlideOutcome:
             continue
         if isinstance(result, AtlasError):
             raise result
-        assert isinstance(result, SlideResult | SlideSkipped | SlideFailure)
+        assert isinstance(result, list)
         return result
 
 
 def _work(
     device: str,
-    first: tuple[Path, Path],
-    bundle: str,
+    first: SlideJob,
+    bundles: Mapping[int, str],
     config: EmbedConfig,
     streams: int | None,
     alone: bool,
@@ -161,65 +170,67 @@ def _work(
     done: Any,
 ) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = device
+    encoders: dict[int, tuple[Encoder, str]] = {}
     try:
-        encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams)
-        if encoder.capabilities.gpu is None:
-            raise UsageError(
-                f"--devices {device}: {bundle} runs on the processor here ({encoder.runtime})",
-                hint="leave --devices out, one process uses all cores; a TensorRT bundle takes CUDA devices, and an "
-                "ONNX one with onnxruntime-gpu",
-            )
+        for number, bundle in bundles.items():
+            encoder, sha256 = open_encoder(bundle, batch=config.batch, streams=streams)
+            if encoder.capabilities.gpu is None:
+                raise UsageError(
+                    f"--devices {device}: {bundle} runs on the processor here ({encoder.runtime})",
+                    hint="leave --devices out, one process uses all cores; a TensorRT bundle takes CUDA devices, and "
+                    "an ONNX one with onnxruntime-gpu",
+                )
+            encoders[number] = encoder, sha256
     except AtlasError as error:
         done.put(error)
         return
-    job: tuple[Path, Path] | None = first
+    job: SlideJob | None = first
     while job is not None:
-        slide, out = job
-        item = attempt(slide, out, encoder, config, sha256, lambda *_: None, alone=alone)
-        done.put(replace(item, device=device) if isinstance(item, SlideResult) else item)
+        items = attempt(job, encoders, config, lambda *_: None, alone=alone)
+        done.put([replace(item, device=device) if isinstance(item, SlideResult) else item for item in items])
         job = waiting.get()
-    encoder.close()
+    for encoder, _ in encoders.values():
+        encoder.close()
 
 
 def attempt(
-    slide: Path,
-    out: Path,
-    encoder: Encoder,
-    config: EmbedConfig,
-    sha256: str,
-    progress: Progress,
-    *,
-    alone: bool = False,
-) -> SlideOutcome:
+    job: SlideJob, encoders: Encoders, config: EmbedConfig, progress: Progress, *, alone: bool = False
+) -> list[SlideOutcome]:
     """Embed a slide, or say why not: whatever a slide does to the libraries that read it, the others go on.
 
+    Encoders of one tile side and one µm per pixel share what is decoded.
+
     Args:
-        slide: Slide.
-        out: Output.
-        encoder: What embeds.
+        job: Slide and outputs.
+        encoders: What embeds.
         config: See `EmbedConfig`.
-        sha256: See `bundle_hash`.
         progress: See `embed_here`.
         alone: It is the only one: without tissue there is no result.
     """
+    slide, outs = job
+    sharing: dict[tuple[int, float | None], list[Embedding]] = {}
+    for number, out in outs.items():
+        encoder, sha256 = encoders[number]
+        grid = encoder.spec.tile_px, config.tile_mpp or encoder.spec.mpp
+        sharing.setdefault(grid, []).append(Embedding(encoder=encoder, out=out, bundle_sha256=sha256))
+    return [item for wanted in sharing.values() for item in _attempt(slide, wanted, config, progress, alone)]
+
+
+def _attempt(
+    slide: Path, wanted: Sequence[Embedding], config: EmbedConfig, progress: Progress, alone: bool
+) -> Sequence[SlideOutcome]:
     try:
-        return embed_slide(
-            slide,
-            encoder,
-            out,
-            config,
-            bundle_sha256=sha256,
-            progress=lambda ready, total: progress(slide, ready, total),
-        )
+        return embed_slide_for(wanted, slide, config, progress=lambda ready, total: progress(slide, ready, total))
     except NoTissue as error:
         if alone:
-            return SlideFailure(slide=str(slide), reason=str(error), exit_code=error.exit_code)
-        return SlideSkipped(slide=str(slide), out=str(out), why="no tissue, nothing to embed")
+            return [SlideFailure(slide=str(slide), reason=str(error), exit_code=error.exit_code)]
+        why = "no tissue, nothing to embed"
+        return [SlideSkipped(slide=str(slide), out=str(one.out), why=why) for one in wanted]
     except AtlasError as error:
-        return SlideFailure(slide=str(slide), reason=str(error), exit_code=error.exit_code)
+        return [SlideFailure(slide=str(slide), reason=str(error), exit_code=error.exit_code)]
     except Exception as error:
         _LOGGER.debug("%s", printable(slide), exc_info=True)
-        return SlideFailure(slide=str(slide), reason=failure_of(error), exit_code=InputError.exit_code)
+        return [SlideFailure(slide=str(slide), reason=failure_of(error), exit_code=InputError.exit_code)]
 
 
 def failure_of(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter, validators
 
 from atlas_edge.cli import existing_folder, print_json
-from atlas_edge.embed.config import SLIDE_LIST, EmbedConfig
+from atlas_edge.embed.config import SLIDE_LIST, Bundles, EmbedConfig
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.options import Flag, Output, Running
 
@@ -18,7 +18,7 @@ def ray(
     folder: Path | None = None,
     /,
     *,
-    bundle: str,
+    bundle: Bundles,
     out: Path,
     slide_list: Annotated[Path | None, Parameter(name=SLIDE_LIST)] = None,
     mask: Path | None = None,
@@ -40,8 +40,8 @@ def ray(
 
     Args:
         folder: Folder with slides, with its subfolders.
-        bundle: Bundle folder, or a package, whose variant is chosen on this machine.
-        out: Folder for the embeddings.
+        bundle: Bundle folder, or a package, whose variant is chosen on this machine; given again for another one.
+        out: Folder for the embeddings, in which each of several bundles has one of its own name.
         slide_list: CSV file with the columns slide and, if wanted, mpp (µm per pixel, whatever the slide says) and id
             (of the output), in place of a folder.
         mask: Folder with a file of each slide's name that says where tissue is: GeoJSON from QuPath, or a PNG or TIFF
@@ -56,15 +56,13 @@ def ray(
         output: What is printed.
     """
     screen = output.screen()
+    from atlas_edge.embed.bundles import choose_bundles, jobs_of, left_to_do
     from atlas_edge.embed.cli import result_line
-    from atlas_edge.embed.jobs import FoundSlide, SlideFailure, SlideSkipped, leave_out_done, name_outputs
+    from atlas_edge.embed.jobs import FoundSlide, SlideFailure, SlideSkipped
     from atlas_edge.embed.mask_files import with_masks
     from atlas_edge.embed.output.files import check_form
-    from atlas_edge.embed.output.tokens import check_tokens
-    from atlas_edge.embed.resume.plan import plan_of
     from atlas_edge.embed.slide_files import find_slides
     from atlas_edge.embed.slide_list import read_slide_list
-    from atlas_edge.embed.workers import one_bundle, read_spec
 
     if (folder is None) == (slide_list is None):
         raise UsageError("expected one of a folder and --slides", hint="name a folder, or a CSV file of slides")
@@ -75,18 +73,10 @@ def ray(
     if folder is not None:
         root = existing_folder(folder, "a folder of slides").resolve()
         found = [FoundSlide(path, root) for path in find_slides(root, out)]
-    bundle, _ = one_bundle(bundle, Running())
-    spec, sha256 = read_spec(bundle)
-    if config.tokens:
-        check_tokens(out / f"x.{form}", spec)
-    jobs = name_outputs(found, out, form)
-    config = dataclasses.replace(config, of_slides=with_masks(jobs, mask and mask.resolve(), facts, config))
-    jobs, skipped, failed = leave_out_done(
-        jobs,
-        lambda slide: plan_of(spec, config.of_slide(slide), sha256),
-        overwrite=False,
-        re_embed=re_embed,
-    )
+    bundles = choose_bundles(bundle, out, Running())
+    places = jobs_of(bundles, found, None, form, tokens=config.tokens)
+    config = dataclasses.replace(config, of_slides=with_masks(places[0], mask and mask.resolve(), facts, config))
+    jobs, skipped, failed = left_to_do(bundles, places, config, overwrite=False, re_embed=re_embed)
     screen.print(f"{len(jobs)} slides to embed, {len(skipped)} already embedded", soft_wrap=True)
     for failure in failed:
         screen.print(result_line(failure), markup=False, soft_wrap=True)
@@ -96,9 +86,8 @@ def ray(
     if jobs and not dry_run:
         from atlas_edge.embed.ray.data import embed_with_ray
 
-        items = embed_with_ray(
-            jobs, str(Path(bundle).resolve()), config, workers=workers, gpus_a_worker=gpus_a_worker, address=address
-        )
+        paths = {number: str(Path(one.path).resolve()) for number, one in enumerate(bundles)}
+        items = embed_with_ray(jobs, paths, config, workers=workers, gpus_a_worker=gpus_a_worker, address=address)
         # Ray tells on stdout of workers that died.
         with contextlib.redirect_stdout(sys.stderr):
             for item, actor in items:
@@ -111,4 +100,5 @@ def ray(
         to_do = [str(slide) for slide, _ in jobs] if dry_run else []
         print_json({"slides": results, "skipped": without_tissue, "failed": failures, "to_do": to_do})
     if failures:
-        raise InputError(f"{len(failures)} of {len(found)} slides failed", hint="see the lines above")
+        failed_slides = {failure["slide"] for failure in failures}
+        raise InputError(f"{len(failed_slides)} of {len(found)} slides failed", hint="see the lines above")
