@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from atlas_edge.embed.jobs import FoundSlide, expand, leave_out_done, name_outputs, one_or_many
-from atlas_edge.embed.resume.plan import Plan, plan_of
+from atlas_edge.embed.resume.plan import Plan, attributes_of, plan_of
 from atlas_edge.embed.slide import EmbedConfig, embed_slide
 from atlas_edge.embed.slide_files import find_slides, slide_files, slide_identity
 from atlas_edge.errors import InputError, UsageError
@@ -97,6 +97,24 @@ def test_done_by_the_same_plan_is_left_out_and_another_plan_refused(scan: Path, 
     os.utime(scan, (1e9, 1e9))
     with pytest.raises(UsageError, match="the slide has changed since"):
         leave_out_done(jobs, plan, **same)
+
+
+def test_an_output_is_opened_once(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, out, config = MeanEncoder(), tmp_path / "out", EmbedConfig(tissue=False, overview=False)
+    embed_slide(scan, encoder, out / "scan.h5", config)
+    opened: list[Path] = []
+    monkeypatch.setattr(
+        "atlas_edge.embed.jobs.attributes_of", lambda place: opened.append(place) or attributes_of(place)
+    )
+
+    def is_left_out() -> bool:
+        jobs = name_outputs([FoundSlide(scan, tmp_path)], out, "h5")
+        return not leave_out_done(jobs, always(plan_of(encoder.spec, config, "")), overwrite=False, re_embed=True)[0]
+
+    assert is_left_out() and opened == [out / "scan.h5"]
+    # What was replaced meanwhile is looked at again.
+    embed_slide(scan, encoder, out / "scan.h5", replace(config, min_tissue=0.5))
+    assert not is_left_out()
 
 
 @pytest.mark.parametrize("form", ["h5", "parquet", "zarr"])

@@ -5,7 +5,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ def leave_out_done(
         if overwrite or not out.exists():
             to_do.append((slide, out))
             continue
-        said = attributes_of(out)
+        said = _attributes(out)
         if said is None and re_embed:
             to_do.append((slide, out))
             continue
@@ -234,12 +234,23 @@ def _place_that_holds(slide: FoundSlide, out: Path, form: str, is_folder: Callab
         if not is_folder(out / path.relative_to(root).parent):
             continue
         for place in itertools.takewhile(Path.exists, output_names(path, root, out, form)):
-            said = attributes_of(place) or {}
+            said = _attributes(place) or {}
             if "slide" in said and is_of_slide(said, path) and is_current(place, said, identity):
                 return place
     return None
 
 
 def _is_of_another(place: Path, slide: Path) -> bool:
-    said = attributes_of(place) if place.exists() else None
+    said = _attributes(place) if place.exists() else None
     return said is not None and not is_of_slide(said, slide)
+
+
+def _attributes(out: Path) -> dict[str, Any] | None:
+    status = out.stat()
+    return _attributes_as_they_are(out, status.st_ino, status.st_mtime_ns)
+
+
+# Asked for when outputs are named, and again when they are left out: in an archive a matter of minutes.
+@lru_cache(maxsize=2**14)
+def _attributes_as_they_are(out: Path, inode: int, mtime_ns: int) -> dict[str, Any] | None:
+    return attributes_of(out)
