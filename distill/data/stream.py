@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.distill.data.augment import Augmentation, fresh_view, stored_view
 from atlas_edge.distill.data.cache import FeatureCache
-from atlas_edge.distill.data.order import shuffled
+from atlas_edge.distill.data.order import BalancedOrder, EvenOrder
 from atlas_edge.distill.data.teachers import Features, Teacher
 from atlas_edge.distill.data.tileset import TrainingTiles, tile_hash
 from atlas_edge.errors import UsageError
@@ -97,7 +97,8 @@ class ViewStream:
         fresh_share: Share of views that get a fresh half.
         tile_px: Side of the views.
         batch: Views a step, over all processes.
-        seed: Seed of order and fresh views.
+        seed: Seed of fresh views.
+        order: Which views come when.
         rank: Number of this process.
         world: Processes.
     """
@@ -112,6 +113,7 @@ class ViewStream:
     tile_px: int
     batch: int
     seed: int
+    order: EvenOrder | BalancedOrder
     rank: int = 0
     world: int = 1
 
@@ -137,7 +139,7 @@ class ViewStream:
         """This process's share of a step's batch."""
         epoch, place = divmod(step, self.steps_per_epoch)
         places = np.arange(place * self.batch, (place + 1) * self.batch)[self.rank :: self.world]
-        views = shuffled(places, views=self.views, seed=self.seed, epoch=epoch)
+        views = self.order.at(places, epoch)
         shown, hashes = self._stored(views)
         pixels = [self.freshen(view, number, epoch=epoch) for view, number in zip(shown, views.tolist(), strict=True)]
         features = tuple(target.of(views, hashes, shown) for target in self.targets)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas_edge.errors import InputError
+from atlas_edge.errors import InputError, UsageError
 from atlas_edge.manifest import TilesProvenance
 from atlas_edge.tiles import TileRecord, TileSource, open_tiles
 from atlas_edge.tiles.overlap import check_disjoint
@@ -21,23 +21,48 @@ class TrainingTiles:
 
     Attributes:
         sources: Where the pixels are.
-        entries: `(source number, record)` of each tile.
+        listings: Records of each.
+        ends: `(sources,)` tiles of each source and those before it.
     """
 
     sources: tuple[TileSource, ...]
-    entries: tuple[tuple[int, TileRecord], ...]
+    listings: tuple[Sequence[TileRecord], ...]
+    ends: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return int(self.ends[-1])
+
+    def entry(self, index: int) -> tuple[int, TileRecord]:
+        """Source number and record of a tile."""
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        listing = self.listings[number]
+        return number, listing[index - int(self.ends[number]) + len(listing)]
+
+    def slides(self) -> NDArray[np.int32]:
+        """Number of each tile's slide, `(tiles,)`.
+
+        Raises:
+            UsageError: A tile set does not say of which slide a tile is.
+        """
+        numbers: dict[tuple[int, str], int] = {}
+        found = np.empty(len(self), dtype=np.int32)
+        for number, (source, listing) in enumerate(zip(self.sources, self.listings, strict=True)):
+            own = found[self.ends[number] - len(listing) : self.ends[number]]
+            # A million tiles of one slide need no records.
+            groups = [source.slide_name] if isinstance(source, SlideTiles) else [record.group for record in listing]
+            if None in groups:
+                raise UsageError(f"{source.name} does not say of which slide its tiles are", hint="use --balance tiles")
+            own[:] = [numbers.setdefault((number, str(group)), len(numbers)) for group in groups]
+        return found
 
     def id(self, index: int) -> str:
         """Name of a tile, which seeds its views: into which shards a pack was cut does not change them."""
-        number, record = self.entries[index]
+        number, record = self.entry(index)
         return f"{self.sources[number].name}/{record.id.rpartition('.zip/')[2]}"
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Decode one tile, `(H, W, 3)` uint8."""
-        number, record = self.entries[index]
+        number, record = self.entry(index)
         return self.sources[number].read(record)
 
     @property
@@ -59,8 +84,7 @@ class TrainingTiles:
         Raises:
             InputError: A slide or tile is in both.
         """
-        for number, own in enumerate(self.sources):
-            learned = [record for of, record in self.entries if of == number]
+        for own, learned in zip(self.sources, self.listings, strict=True):
             check_disjoint(
                 (own, learned), (source, records), names=("training", "held-out"), options=("--tiles", "--held-out")
             )
@@ -74,18 +98,17 @@ class TrainingTiles:
 
     def provenance(self) -> tuple[TilesProvenance, ...]:
         """What the student's card says of the tiles."""
-        counts = np.bincount([number for number, _ in self.entries], minlength=len(self.sources))
         return tuple(
             TilesProvenance(
                 name=source.name,
                 kind=source.kind,
                 split=source.split,
-                tiles=int(count),
+                tiles=len(listing),
                 fingerprint=source.fingerprint(),
                 synthetic=source.synthetic,
                 licence=source.licence,
             )
-            for source, count in zip(self.sources, counts, strict=True)
+            for source, listing in zip(self.sources, self.listings, strict=True)
         )
 
 
@@ -103,10 +126,11 @@ def open_training_tiles(specs: Sequence[str], *, tile_px: int = 224) -> Training
         open_tiles(spec, role="calibration") if slide is None else SlideTiles(slide, tile_px=tile_px)
         for spec, slide in ((spec, slide_spec(spec)) for spec in specs)
     )
-    entries = tuple((number, record) for number, source in enumerate(sources) for record in source.records())
-    if not entries:
+    listings = tuple(source.listing() for source in sources)
+    ends = np.cumsum([len(listing) for listing in listings], dtype=np.int64)
+    if not len(ends) or not ends[-1]:
         raise InputError("the tile sets hold no tile", hint="give at least one folder of tiles")
-    return TrainingTiles(sources=sources, entries=entries)
+    return TrainingTiles(sources=sources, listings=listings, ends=ends)
 
 
 def tile_hash(tile: NDArray[np.uint8]) -> int:

@@ -87,6 +87,7 @@ class TrainOptions(FitOptions):
         relational_weight: Weight of the similarity-matrix loss.
         matryoshka: Embedding prefixes that must be useful alone, dimensions.
         fresh_share: Share of views that get it.
+        balance: What comes equally often: tiles, or slides, of which large ones have many tiles.
         workers: Decoding threads.
         checkpoint_every: Steps between checkpoints.
         evaluate_every: Steps between looks at the held-out tiles.
@@ -116,6 +117,7 @@ class TrainOptions(FitOptions):
     relational_weight: Annotated[float, Ge(0)] = 0.0
     matryoshka: Annotated[tuple[Annotated[int, Ge(1)], ...], Parameter(negative="", consume_multiple=True)] = ()
     fresh_share: Annotated[float, Ge(0), Le(1)] = 0.5
+    balance: Literal["tiles", "slides"] = "tiles"
     workers: Annotated[int, Ge(1)] = 1
     checkpoint_every: Annotated[int, Ge(1)] = 100
     evaluate_every: Annotated[int, Ge(1)] = 100

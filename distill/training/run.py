@@ -13,6 +13,7 @@ import numpy as np
 
 from atlas_edge.distill.data.augment import Augmentation
 from atlas_edge.distill.data.cache import CacheIndex, FeatureCache
+from atlas_edge.distill.data.order import BalancedOrder, EvenOrder
 from atlas_edge.distill.data.stream import CachedTargets, OnlineTargets, Targets, ViewStream
 from atlas_edge.distill.data.teachers import Teacher, licence_warning, open_teacher
 from atlas_edge.distill.data.tileset import TrainingTiles, open_training_tiles
@@ -185,6 +186,11 @@ def open_stream(config: TrainConfig, tiles: TrainingTiles) -> ViewStream:
             f"no teacher gives patch tokens, and --patch-weight {config.patch_weight:g} asks for them",
             hint=f"compute the features with atlas-distill cache … --grid {grid}, or train with --patch-weight 0",
         )
+    order = (
+        BalancedOrder(tiles.slides(), seeds=len(seeds), seed=config.seed)
+        if config.balance == "slides"
+        else EvenOrder(len(tiles) * len(seeds), config.seed)
+    )
     return ViewStream(
         tiles=tiles,
         targets=tuple(targets),
@@ -196,6 +202,7 @@ def open_stream(config: TrainConfig, tiles: TrainingTiles) -> ViewStream:
         tile_px=architecture.tile_px,
         batch=config.batch,
         seed=config.seed,
+        order=order,
         rank=int(os.environ.get("RANK", "0")),
         world=int(os.environ.get("WORLD_SIZE", "1")),
     )

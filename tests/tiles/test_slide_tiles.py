@@ -1,6 +1,8 @@
 """Slides as tile sets: what calibrates may come straight from the scanner."""
 
+import tracemalloc
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from PIL import Image
 from atlas_edge.errors import InputError
 from atlas_edge.tiles import batches, open_tiles, provenance, slide_tiles
 from atlas_edge.tiles.overlap import halves
+from atlas_edge.tiles.slide_spec import SlideSpec
+from atlas_edge.tiles.slide_tiles import SlideTiles
 
 pytest.importorskip("openslide")
 TiffFile, imwrite = (getattr(pytest.importorskip("tifffile"), name) for name in ("TiffFile", "imwrite"))
@@ -62,6 +66,25 @@ def test_every_scale_between_two(slides: Path) -> None:
     with pytest.raises(InputError, match="detail cannot be invented") as told:
         open_tiles(f"{slides / 'case1.svs'}@0.25-2")
     assert told.value.hint == f"give {slides / 'case1.svs'}@0.5-2"
+
+
+def test_a_slide_s_tiles_are_told_by_number(slides: Path) -> None:
+    with closing(SlideTiles(SlideSpec(slides / "case1.svs", (0.5, 1.0)))) as source:
+        listing, records = source.listing(), list(source.records())
+        assert len(listing) == len(records) > 8
+        assert [listing[number] for number in range(len(records))] == records and listing[-1] == records[-1]
+        assert list(listing[3:7]) == records[3:7]
+        with pytest.raises(IndexError):
+            listing[len(records)]
+        # A slide of three million tiles: their places, and no record.
+        grid = source._grids[0]
+        source._grids = (replace(grid, coords=np.zeros((3_000_000, 2), dtype=np.int64)), source._grids[1])
+        tracemalloc.start()
+        large = source.listing()
+        assert len(large) == 3_000_000 + len(records) - len(grid.coords)
+        assert large[-1] == records[-1] and large[2_999_999].id == "0.5/0_0"
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+        tracemalloc.stop()
 
 
 def test_folder_of_slides(slides: Path) -> None:

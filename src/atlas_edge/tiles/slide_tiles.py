@@ -5,11 +5,11 @@ import logging
 import re
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,11 +74,21 @@ class SlideTiles(TileSource):
 
     def records(self) -> Iterator[TileRecord]:
         """From the first µm per pixel to the last, row by row."""
-        for number, (mpp, grid) in enumerate(zip(self.mpps, self._grids, strict=True)):
-            for x, y in grid.coords:
-                name = f"{mpp:g}/{x}_{y}"
-                own = grid.mpp if self.mpp_range is None else max(self._spec.drawn_mpp(mpp, name), self._finest)
-                yield TileRecord(id=name, group=self.slide_name, mpp=own, locator=(number, int(x), int(y)))
+        return iter(self.listing())
+
+    def listing(self) -> Sequence[TileRecord]:
+        """See `records`; a tile takes the twenty bytes of its place."""
+        return _Listing(self._record, sum(len(grid.coords) for grid in self._grids))
+
+    def _record(self, number: int) -> TileRecord:
+        grid_number = 0
+        while number >= (count := len(self._grids[grid_number].coords)):
+            number, grid_number = number - count, grid_number + 1
+        mpp, grid = self.mpps[grid_number], self._grids[grid_number]
+        x, y = (int(part) for part in grid.coords[number])
+        name = f"{mpp:g}/{x}_{y}"
+        own = grid.mpp if self.mpp_range is None else max(self._spec.drawn_mpp(mpp, name), self._finest)
+        return TileRecord(id=name, group=self.slide_name, mpp=own, locator=(grid_number, x, y))
 
     def read(self, record: TileRecord) -> NDArray[np.uint8]:
         """See `TileSource.read`; may be called from several threads."""
@@ -120,6 +130,24 @@ class SlideTiles(TileSource):
     def close(self) -> None:
         """Close the slide."""
         _HANDLES.close(self._spec)
+
+
+class _Listing(Sequence[TileRecord]):
+    """Records that are made when they are asked for."""
+
+    def __init__(self, record: Callable[[int], TileRecord], count: int) -> None:
+        self._record, self._count = record, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, number: int) -> TileRecord: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[TileRecord]: ...
+    def __getitem__(self, number: int | slice) -> TileRecord | Sequence[TileRecord]:
+        found = range(self._count)[number]
+        return self._record(found) if isinstance(found, int) else [self._record(each) for each in found]
 
 
 class SlideFolder(TileSource):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -74,6 +74,10 @@ class TileSource(ABC):
     @abstractmethod
     def records(self) -> Iterator[TileRecord]:
         """Stream the records in a fixed order, decoding nothing."""
+
+    def listing(self) -> Sequence[TileRecord]:
+        """All records, by number; a source that can tell any of them holds no list."""
+        return tuple(self.records())
 
     @abstractmethod
     def read(self, record: TileRecord) -> NDArray[np.uint8]:

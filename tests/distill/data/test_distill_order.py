@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from atlas_edge.distill.data.order import shuffled
+from atlas_edge.distill.data.order import BalancedOrder, shuffled
 
 
 @pytest.mark.parametrize("views", [1, 2, 3, 4, 5, 31, 32, 33, 1000, 4097, 65_536])
@@ -37,6 +37,25 @@ def test_it_is_as_random_as_a_drawn_permutation() -> None:
     assert stats.chisquare(counts, expected / expected.sum() * counts.sum()).pvalue > 1e-3
     correlation = np.mean([np.corrcoef(order[:-1], order[1:])[0, 1] for order in orders])
     assert abs(correlation) < 4 / np.sqrt(orders.size)
+
+
+def test_every_slide_comes_equally_often_and_shows_all_before_any_again() -> None:
+    slides = np.array([2, 0, 1, 0, 0, 0, 2], dtype=np.int32)
+    order = BalancedOrder(slides, seeds=2, seed=3)
+    assert order.views == 14
+    # Six epochs as they are trained, in batches; any place alone gives the same.
+    places = [(np.arange(start, min(start + 4, 14)), epoch) for epoch in range(6) for start in range(0, 14, 4)]
+    views = np.concatenate([order.at(*place) for place in places])
+    assert [int(order.at(np.array([place]), 2)[0]) for place in range(14)] == views[28:42].tolist()
+    seen = slides[views % 7]
+    rounds = seen.reshape(-1, 3)
+    assert (np.sort(rounds, axis=1) == [0, 1, 2]).all() and len({tuple(one) for one in rounds.tolist()}) > 3
+    for slide, count in enumerate([8, 2, 4]):
+        own = views[seen == slide].tolist()
+        cycles = [tuple(own[start : start + count]) for start in range(0, len(own) - count + 1, count)]
+        assert all(len(set(cycle)) == count for cycle in cycles) and len(set(cycles)) > 1
+    other = BalancedOrder(slides, seeds=2, seed=4)
+    assert not np.array_equal(other.at(np.arange(14), 0), order.at(np.arange(14), 0))
 
 
 def test_a_batch_of_a_hundred_million_views_needs_no_list_of_them() -> None:

@@ -15,6 +15,7 @@ from tiny_runs import tiny_config
 from atlas_edge.distill.data import stream as streams
 from atlas_edge.distill.data.augment import Augmentation
 from atlas_edge.distill.data.cache import write_cache
+from atlas_edge.distill.data.order import EvenOrder
 from atlas_edge.distill.data.teachers import open_teacher
 from atlas_edge.distill.data.tileset import open_training_tiles
 from atlas_edge.distill.training import run as whole_run
@@ -169,10 +170,12 @@ def test_two_processes_see_every_view_of_an_epoch_once(tile_folder: Path) -> Non
         def of(self, views: Any, *_: Any) -> None:
             seen.extend(views.tolist())
 
+    tiles = open_training_tiles([str(tile_folder)])
     both = [
         streams.ViewStream(
-            tiles=open_training_tiles([str(tile_folder)]), targets=(Target(),), origins=(), seeds=(0, 1), stored=weak,  # type: ignore[arg-type]
-            fresh=weak, fresh_share=0.5, tile_px=32, batch=4, seed=987, rank=rank, world=2,
+            tiles=tiles, targets=(Target(),), origins=(), seeds=(0, 1), stored=weak,  # type: ignore[arg-type]
+            fresh=weak, fresh_share=0.5, tile_px=32, batch=4, seed=987, order=EvenOrder(2 * len(tiles), 987), rank=rank,
+            world=2,
         )
         for rank in (0, 1)
     ]  # fmt: skip

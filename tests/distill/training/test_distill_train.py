@@ -5,6 +5,7 @@ import json
 import os
 import pkgutil
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,7 +26,7 @@ from atlas_edge.distill.data.teachers import open_teacher
 from atlas_edge.distill.data.tileset import open_training_tiles
 from atlas_edge.distill.training import checkpoint, loop
 from atlas_edge.distill.training.metrics import read_metrics
-from atlas_edge.distill.training.run import distill
+from atlas_edge.distill.training.run import distill, open_stream
 from atlas_edge.distill.training.student import build_student, save_student, student_folder
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
 from atlas_edge.models.load import load_model
@@ -324,7 +325,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_fit(
     (tmp_path / "file").write_text("no folder")
     begun: list[object] = []
     monkeypatch.setattr("atlas_edge.distill.training.state.fit_to_teacher", lambda *arguments: begun.append(arguments))
-    with pytest.raises(FileExistsError):
+    with pytest.raises(InputError, match="takes no files"):
         fit_student(tiny_config(tiny_model, tile_folder, tiny_student, tmp_path / "file" / "out", init="teacher"))
     assert begun == []
 
@@ -346,6 +347,24 @@ def test_every_variant_of_the_loss_trains(
     assert losses_of(tmp_path / "fitted")[1] < 0.5 * losses[1]
     rows = read_metrics(out)
     assert (rows[0]["patch_loss"] is None) == (options.get("patch_weight") == 0.0)
+
+
+def test_slides_come_equally_often_where_that_is_asked(
+    tiny_model: Path, tile_folder: Path, tiny_student: Path, tmp_path: Path
+) -> None:
+    pack = tmp_path / "pack"
+    shutil.copytree(tile_folder, pack)
+    # One slide has three tiles of twenty-four.
+    files = sorted(path.relative_to(pack).as_posix() for path in pack.rglob("*.png"))
+    rows = [f"{file},,{'small' if number < 3 else 'large'}" for number, file in enumerate(files)]
+    (pack / "manifest.csv").write_text("\n".join(["file,shard,group", *rows]) + "\n")
+    config = tiny_config(tiny_model, pack, tiny_student, tmp_path / "s", steps=2, balance="slides")
+    tiles = open_training_tiles(config.tiles)
+    drawn = open_stream(config, tiles).order.at(np.arange(40), 0) % len(tiles)
+    assert sum(tiles.entry(index)[1].group == "small" for index in drawn.tolist()) == 20
+    distill(config)
+    with pytest.raises(UsageError, match="few does not say of which slide its tiles are"):
+        distill(replace(config, tiles=(str(tile_folder),), out=tmp_path / "other"))
 
 
 def test_several_teachers_teach_together_and_each_term_is_a_mean_over_them(
