@@ -43,16 +43,16 @@ def layout(
     bundle: Path,
     /,
     *,
-    layout: Literal["triton", "ovms", "onnxruntime"],
+    layout: Literal["triton", "ovms", "onnxruntime", "bioimageio"],
     out: Path,
     overwrite: Flag = False,
 ) -> None:
-    """Copy a bundle's model into the folders that a model server or ONNX Runtime reads, with its configuration.
+    """Copy a bundle's model into the folder that a model server or another program reads, with its configuration.
 
     Args:
         bundle: Bundle folder.
         layout: Triton's model repository, OpenVINO Model Server's folder with config.json, or a model package of ONNX
-            Runtime.
+            Runtime, or rdf.yaml of the BioImage Model Zoo with tiles and embeddings to test it by.
         out: Folder to write.
         overwrite: Replace a folder that this command wrote.
     """
@@ -61,5 +61,5 @@ def layout(
     manifest = write_layout(bundle, out, layout=layout, overwrite=overwrite)
     if manifest.notice:
         console().print(f"WARNING: {manifest.notice}", style="yellow")
-    version = "" if layout == "onnxruntime" else ", version 1"
+    version = ", version 1" if layout in ("triton", "ovms") else ""
     print(f"{out}: {server_name(manifest)}{version}, for {layout}")

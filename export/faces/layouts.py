@@ -1,4 +1,4 @@
-"""A bundle in the folders that others read: Triton's, OpenVINO Model Server's, and ONNX Runtime's model package."""
+"""A bundle in the folders that others read: model servers', ONNX Runtime's, the BioImage Model Zoo's."""
 
 import json
 import re
@@ -9,6 +9,7 @@ from typing import Literal
 
 from atlas_edge.bundle import check_outside, model_folder, verify_bundle
 from atlas_edge.errors import UsageError
+from atlas_edge.export.faces.bioimageio import RDF, write_description
 from atlas_edge.manifest import Manifest
 from atlas_edge.runtimes.plain import model_notes
 from atlas_edge.runtimes.tensorrt import STRIPPED
@@ -16,7 +17,7 @@ from atlas_edge.runtimes.tensorrt_library import RTX
 from atlas_edge.spec import INPUT, OUTPUT, TOKENS
 from atlas_edge.system.atomic import atomic_folder
 
-Layout = Literal["triton", "ovms", "onnxruntime"]
+Layout = Literal["triton", "ovms", "onnxruntime", "bioimageio"]
 
 COMPONENT = "encoder"
 """Of a model package."""
@@ -48,7 +49,7 @@ def write_layout(bundle: Path, out: Path, *, layout: Layout, overwrite: bool = F
     Args:
         bundle: Bundle folder.
         out: Folder to write: Triton's model repository, the folder of OVMS's `config.json`, each with version 1 of the
-            model, or a model package of ONNX Runtime (1.29 and later).
+            model, a model package of ONNX Runtime (1.29 and later), or a folder with `rdf.yaml`.
         layout: Which of them.
         overwrite: Replace a folder that this command wrote.
 
@@ -57,8 +58,8 @@ def write_layout(bundle: Path, out: Path, *, layout: Layout, overwrite: bool = F
 
     Raises:
         UsageError: That program runs no models of this kind (OVMS no engines; Triton none of TensorRT-RTX, and none
-            without its weights; a model package holds ONNX), or `out` is taken or inside the bundle.
-        InputError, ChecksumError: The bundle is damaged.
+            without its weights; the last two hold ONNX), or `out` is taken or inside the bundle.
+        InputError, ChecksumError: The bundle is damaged, or has no selftest and `rdf.yaml` needs one.
     """
     check_outside(bundle, out)
     manifest = verify_bundle(bundle)
@@ -71,21 +72,24 @@ def write_layout(bundle: Path, out: Path, *, layout: Layout, overwrite: bool = F
     # A bundle has a manifest.json, too: a package is known by its model beside it.
     marks = (configuration,) if layout != "onnxruntime" else (configuration, str(place / own_name))
     with atomic_folder(out, marks=marks, overwrite=overwrite) as folder:
-        (folder / place).mkdir(parents=True)
+        (folder / place).mkdir(parents=True, exist_ok=True)
         for source in _with_weights(model_file):
             target = own_name if source == model_file else source.name
             shutil.copyfile(source, folder / place / target)
-        (folder / configuration).write_text(write(manifest), encoding="utf-8")
+        if write is None:
+            write_description(bundle, manifest, folder)
+        else:
+            (folder / configuration).write_text(write(manifest), encoding="utf-8")
     return manifest
 
 
 def _check_runs(manifest: Manifest, layout: Layout) -> None:
     """Refuse a model that the program cannot open."""
     execution = manifest.execution
-    if layout == "onnxruntime":
+    if layout in ("onnxruntime", "bioimageio"):
         if not execution.model_file.endswith(".onnx"):
             raise UsageError(
-                f"a model package of ONNX Runtime holds ONNX graphs, and this bundle is for {manifest.target.value}",
+                f"--layout {layout} holds ONNX graphs, and this bundle is for {manifest.target.value}",
                 hint="give the bundle `onnx` inside it, or one of --target onnx",
             )
         return
@@ -164,11 +168,12 @@ def package_manifest(manifest: Manifest) -> str:
     return json.dumps(package, indent=2) + "\n"
 
 
-# What writes the configuration, where it lies, and where the model does.
-_FORMS: dict[Layout, tuple[Callable[[Manifest], str], str, str]] = {
+# What writes the configuration, where it lies, and where the model does; rdf.yaml names other files, too.
+_FORMS: dict[Layout, tuple[Callable[[Manifest], str] | None, str, str]] = {
     "triton": (triton_config, "{name}/config.pbtxt", "{name}/1"),
     "ovms": (ovms_config, "config.json", "{name}/1"),
     "onnxruntime": (package_manifest, "manifest.json", "{name}"),
+    "bioimageio": (None, RDF, "."),
 }
 
 

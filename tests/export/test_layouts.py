@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas_edge.bundle import read_manifest, write_manifest
+from atlas_edge.bench.selftest.run import write_selftest
+from atlas_edge.bundle import read_manifest, sha256_file, write_manifest
 from atlas_edge.cli import run_app
 from atlas_edge.errors import UsageError
 from atlas_edge.export.cli import app
 from atlas_edge.export.faces.layouts import COMPONENT, ovms_config, triton_config, write_layout
 from atlas_edge.manifest import Execution, Manifest
+from atlas_edge.runtimes.torch import TorchEncoder
 from atlas_edge.spec import TokenGrid
 
 # Of a model's `config` in OVMS's src/schema.cpp (August 2026).
@@ -179,3 +181,33 @@ def test_onnx_runtime_opens_its_model_package(bundle: Path, tmp_path: Path, caps
     assert run_app(app, [*words[:-1], str(other), "--overwrite"]) == 2
     with pytest.raises(UsageError, match="holds ONNX graphs"):
         write_layout(bundle, tmp_path / "out", layout="onnxruntime")
+
+
+def test_the_model_zoo_s_description_holds_what_it_is_tested_by(tiny_model: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from atlas_edge.models.graph import export_onnx
+    from atlas_edge.models.load import load_model
+    from bundles import plain_manifest
+
+    folder, out = tmp_path / "bundle", tmp_path / "zoo"
+    folder.mkdir()
+    model = load_model(str(tiny_model))
+    export_onnx(model.module, model.spec, folder / "model.onnx")
+    write_selftest(folder, TorchEncoder(model.module, model.spec))
+    (folder / "README.md").write_text("# tiny\n")
+    write_manifest(folder, plain_manifest(model))
+    write_layout(folder, out, layout="bioimageio")
+    told = json.loads((out / "rdf.yaml").read_text())
+    (given,), (wanted,) = told["inputs"], told["outputs"]
+    for file in (given["test_tensor"], wanted["test_tensor"], told["weights"]["onnx"]):
+        assert sha256_file(out / file["source"]) == file["sha256"]
+    assert (told["license"], told["weights"]["onnx"]["opset_version"]) == ("CC0-1.0", 20)
+    assert [axis.get("size") for axis in given["axes"]] == [None, 32, 32, None] and wanted["axes"][1]["size"] == 64
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {given["id"]: np.load(out / given["test_tensor"]["source"])})
+    np.testing.assert_allclose(found, np.load(out / wanted["test_tensor"]["source"]), atol=1e-4)
+    try:
+        from bioimageio.core import test_model
+    except ImportError:
+        return
+    assert test_model(out / "rdf.yaml").status == "passed"
