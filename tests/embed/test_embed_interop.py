@@ -134,6 +134,29 @@ def test_clams_training_loads_the_pt(scan: Path, tmp_path: Path) -> None:
         leave_out_done(jobs, lambda _: other, overwrite=False, re_embed=False)
 
 
+def test_anndatas_own_layout(scan: Path, tmp_path: Path) -> None:
+    config = EmbedConfig(tissue=False, overview=False)
+    for form in ("h5", "h5ad"):
+        embed_slide(scan, MeanEncoder(), tmp_path / f"scan.{form}", config)
+    with h5py.File(tmp_path / "scan.h5") as plain, h5py.File(tmp_path / "scan.h5ad") as file:
+        kinds = {"": "anndata", "X": "array", "obs": "dataframe", "obs/_index": "string-array", "obs/focus": "array"}
+        kinds |= {"var": "dataframe", "obsm": "dict", "layers": "dict", "uns/atlas_edge": "dict"}
+        kinds |= {"uns/atlas_edge/mpp": "numeric-scalar", "uns/atlas_edge/encoder": "string"}
+        assert {name: file[name or "/"].attrs["encoding-type"] for name in kinds} == kinds
+        every: list[str] = []
+        file.visititems(lambda name, item: every.append(name) if "encoding-version" not in item.attrs else None)
+        assert not every, "what does not say how it is written is not read"
+        coords, x_y = plain["coords"][:], zip(file["obs/x"][:], file["obs/y"][:], strict=True)
+        assert np.array_equal(file["X"][:], plain["features"][:])
+        assert [name.decode() for name in file["obs/_index"][:]] == [f"{x}_{y}" for x, y in x_y]
+        assert np.array_equal(file["obsm/spatial"][:], coords + 16)
+        assert list(file["obs"].attrs["column-order"]) == ["x", "y", "focus"]
+        assert np.array_equal(file["uns/slide_features"][:], plain["slide_features"][:])
+        assert file["var/_index"].shape == (48,) and file["var"].attrs["column-order"].shape == (0,)
+    about = attributes_of(tmp_path / "scan.h5ad")
+    assert about is not None and not differences(about, plan_of(MeanEncoder.spec, config, ""))
+
+
 def test_without_pytorch_no_pt_is_begun(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("atlas_edge.system.hardware.installed_module", lambda name: None if name == "torch" else name)
     with pytest.raises(RuntimeMissing, match=r"torch is not installed"):

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,9 +104,12 @@ def test_an_output_is_opened_once(scan: Path, tmp_path: Path, monkeypatch: pytes
     encoder, out, config = MeanEncoder(), tmp_path / "out", EmbedConfig(tissue=False, overview=False)
     embed_slide(scan, encoder, out / "scan.h5", config)
     opened: list[Path] = []
-    monkeypatch.setattr(
-        "atlas_edge.embed.jobs.attributes_of", lambda place: opened.append(place) or attributes_of(place)
-    )
+
+    def looked(place: Path) -> dict[str, Any] | None:
+        opened.append(place)
+        return attributes_of(place)
+
+    monkeypatch.setattr("atlas_edge.embed.jobs.attributes_of", looked)
 
     def is_left_out() -> bool:
         jobs = name_outputs([FoundSlide(scan, tmp_path)], out, "h5")

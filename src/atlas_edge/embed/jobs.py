@@ -15,8 +15,8 @@ from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides.readers.ngff import is_ngff
 from atlas_edge.system.paths import SLIDE_SUFFIXES, printable
 
-FORMS = ("h5", "zarr", "parquet", "pt")
-OUTPUT_SUFFIXES = (".h5", ".hdf5", ".zarr", ".parquet", ".pt")
+FORMS = ("h5", "h5ad", "zarr", "parquet", "pt")
+OUTPUT_SUFFIXES = (".h5", ".hdf5", ".h5ad", ".zarr", ".parquet", ".pt")
 
 Jobs = list[tuple[Path, Path]]
 """Slides, and the output of each."""
@@ -246,7 +246,10 @@ def _is_of_another(place: Path, slide: Path) -> bool:
 
 
 def _attributes(out: Path) -> dict[str, Any] | None:
-    status = out.stat()
+    try:
+        status = out.stat()
+    except OSError:  # it went a moment ago
+        return None
     return _attributes_as_they_are(out, status.st_ino, status.st_mtime_ns)
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.cli import require_module
+from atlas_edge.embed.output.anndata import write_anndata
 from atlas_edge.embed.output.attributes import Attributes, coords_attributes
-from atlas_edge.embed.output.slide_features import geometric_median_of, mean_of
+from atlas_edge.embed.output.rows import ROWS, kept_rows, of_slide, of_tiles
 from atlas_edge.embed.output.tokens import write_tokens
-from atlas_edge.embed.pipeline import MEASURES
 from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.embed.resume.plan import ABOUT
 from atlas_edge.errors import InputError, UsageError
@@ -24,7 +24,6 @@ from atlas_edge.slides import TileGrid
 from atlas_edge.slides.readers.ngff import is_ngff
 from atlas_edge.system.atomic import replace_file
 
-_ROWS = 4096
 # Coordinates, measures, and what a container needs.
 _BYTES_A_ROW_BESIDES = 64
 _CONTAINER_BYTES = 2**15
@@ -37,8 +36,8 @@ class DiskFull(InputError):
 def write_output(out: Path, journal: Journal, grid: TileGrid, attributes: Attributes) -> int:
     """Write `out` whole or not at all; unreadable tiles are left out of it and listed beside the features.
 
-    Its suffix chooses the form: `.h5` or `.hdf5`, `.zarr` (a folder, zarr format 3), `.parquet` (one row a tile),
-    `.pt` (the features alone, as CLAM loads them).
+    Its suffix chooses the form: `.h5` or `.hdf5`, `.h5ad` (AnnData), `.zarr` (a folder, zarr format 3),
+    `.parquet` (one row a tile), `.pt` (the features alone, as CLAM loads them).
 
     Returns:
         Rows written.
@@ -69,6 +68,7 @@ def check_form(out: Path) -> Callable[[Path, Journal, NDArray[np.bool_], TileGri
     forms = {
         ".h5": (_write_hdf5, "h5py", "slides"),
         ".hdf5": (_write_hdf5, "h5py", "slides"),
+        ".h5ad": (write_anndata, "h5py", "slides"),
         ".zarr": (_write_zarr, "zarr", "zarr"),
         ".parquet": (_write_parquet, "pyarrow", "tiles"),
         ".pt": (_write_pt, "torch", "torch"),
@@ -137,13 +137,13 @@ def _write_hdf5(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: Til
         coords = file.create_dataset("coords", data=grid.coords[keep])
         coords.attrs.update(coords_attributes(grid, attributes))
         file.create_dataset("unreadable_coords", data=grid.coords[~keep])
-        for name, values in _of_tiles(journal, keep, grid).items():
+        for name, values in of_tiles(journal, keep, grid).items():
             file.create_dataset(name, data=values)
-        for name, (values, about) in _of_slide(journal, keep, grid).items():
+        for name, (values, about) in of_slide(journal, keep, grid).items():
             file.create_dataset(name, data=values).attrs.update(about)
         write_tokens(file.create_dataset, journal, keep)
         features = file.create_dataset("features", (int(keep.sum()), attributes["embed_dim"]), dtype="<f4")
-        for start, _, rows in _kept_rows(journal, keep, grid):
+        for start, _, rows in kept_rows(journal, keep, grid):
             features[start : start + len(rows)] = rows
 
 
@@ -155,13 +155,13 @@ def _write_zarr(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: Til
     coords = group.create_array("coords", data=grid.coords[keep], chunks=(max(shape[0], 1), 2))
     coords.update_attributes(coords_attributes(grid, attributes))
     group.create_array("unreadable_coords", data=grid.coords[~keep].reshape(-1, 2))
-    for name, values in _of_tiles(journal, keep, grid).items():
+    for name, values in of_tiles(journal, keep, grid).items():
         group.create_array(name, data=values, chunks=(max(len(values), 1),))
-    for name, (values, about) in _of_slide(journal, keep, grid).items():
+    for name, (values, about) in of_slide(journal, keep, grid).items():
         group.create_array(name, data=values).update_attributes(about)
     write_tokens(group.create_array, journal, keep, in_chunks=True)
-    features = group.create_array("features", shape=shape, chunks=(min(_ROWS, max(shape[0], 1)), shape[1]), dtype="<f4")
-    for start, _, rows in _kept_rows(journal, keep, grid):
+    features = group.create_array("features", shape=shape, chunks=(min(ROWS, max(shape[0], 1)), shape[1]), dtype="<f4")
+    for start, _, rows in kept_rows(journal, keep, grid):
         features[start : start + len(rows)] = rows
 
 
@@ -174,11 +174,11 @@ def _write_parquet(
     dim = attributes["embed_dim"]
     about = {**attributes, **coords_attributes(grid, attributes), "unreadable_coords": grid.coords[~keep].tolist()}
     fields = [("x", pyarrow.int64()), ("y", pyarrow.int64()), ("features", pyarrow.list_(pyarrow.float32(), dim))]
-    measured = _of_tiles(journal, keep, grid)
+    measured = of_tiles(journal, keep, grid)
     fields += [(name, pyarrow.float32()) for name in measured]
     schema = pyarrow.schema(fields, metadata={key: str(value) for key, value in about.items()})
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for start, coords, rows in _kept_rows(journal, keep, grid):
+        for start, coords, rows in kept_rows(journal, keep, grid):
             features = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.ravel()), dim)
             rest = [values[start : start + len(rows)] for values in measured.values()]
             columns = [coords[:, 0].copy(), coords[:, 1].copy(), features, *rest]
@@ -190,7 +190,7 @@ def _write_pt(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: TileG
     import torch
 
     features = np.empty((int(keep.sum()), attributes["embed_dim"]), dtype=np.float32)
-    for start, _, rows in _kept_rows(journal, keep, grid):
+    for start, _, rows in kept_rows(journal, keep, grid):
         features[start : start + len(rows)] = rows
     with path.open("wb") as opened:  # by its name PyTorch would call the records, too
         torch.save(torch.from_numpy(features), opened)
@@ -200,40 +200,6 @@ def _write_pt(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: TileG
         for name, coords in (("coords", grid.coords[keep]), ("unreadable_coords", grid.coords[~keep])):
             with file.open(f"{root}/{name}.npy", "w") as array:
                 np.save(array, coords)
-
-
-def _of_tiles(journal: Journal, keep: NDArray[np.bool_], grid: TileGrid) -> dict[str, NDArray[np.float32]]:
-    """What is known of each readable tile beside its embedding, `(N,)` float32 each."""
-    found = {name: journal.read(0, len(keep), name)[keep] for name in MEASURES}
-    return found if grid.tissue_share is None else {"tissue_share": grid.tissue_share[keep], **found}
-
-
-def _of_slide(
-    journal: Journal, keep: NDArray[np.bool_], grid: TileGrid
-) -> dict[str, tuple[NDArray[np.float32], dict[str, str]]]:
-    """Embeddings of the slide as a whole, `(D,)` float32 each, and how each was made."""
-    if not keep.any():
-        return {}
-
-    def rows() -> Iterator[NDArray[np.float32]]:
-        return (part for _, _, part in _kept_rows(journal, keep, grid) if len(part))
-
-    return {
-        "slide_features": (mean_of(rows), {"pooling": "mean"}),
-        "slide_features_median": (geometric_median_of(rows), {"pooling": "geometric median"}),
-    }
-
-
-def _kept_rows(
-    journal: Journal, keep: NDArray[np.bool_], grid: TileGrid
-) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]:
-    """Position in the output, coords and features of readable tiles, some thousand at a time."""
-    done = 0
-    for start in range(0, len(keep), _ROWS):
-        part = slice(start, min(start + _ROWS, len(keep)))
-        rows = journal.read(part.start, part.stop)[keep[part]]
-        yield done, grid.coords[part][keep[part]], rows
-        done += len(rows)
 
 
 def _sync(path: Path) -> None:

@@ -149,4 +149,4 @@ def _pt(out: Path) -> dict[str, Any]:
     return found
 
 
-_READERS = {".h5": _hdf5, ".hdf5": _hdf5, ".zarr": _zarr, ".parquet": _parquet, ".pt": _pt}
+_READERS = {".h5": _hdf5, ".hdf5": _hdf5, ".h5ad": _hdf5, ".zarr": _zarr, ".parquet": _parquet, ".pt": _pt}
