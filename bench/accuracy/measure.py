@@ -191,8 +191,8 @@ class _Work:
         """Registered scans as one encoder sees them; compared once."""
         if name not in self._pairs:
             places, scans = self.evaluation.positions, self.evaluation.scans
-            known = places is not None and scans is not None
-            self._pairs[name] = scan_pairs(self.embedded[name], places, scans) if known else None
+            known = None if places is None or scans is None else (places, scans)
+            self._pairs[name] = None if known is None else scan_pairs(self.embedded[name], *known)
         return self._pairs[name]
 
 

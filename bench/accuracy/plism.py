@@ -87,17 +87,16 @@ def scan_pairs(embeddings: NDArray[np.float32], positions: Sequence[str], scans:
     row_at: dict[Scan, NDArray[np.int64]] = {}
     for row, (place, scan) in enumerate(zip(places, scans, strict=True)):
         row_at.setdefault(scan, np.full(len(names), -1))[place] = row
-    cosines, top_10, ranks, kinds = [], [], [], []
+    cosines: list[NDArray[np.float64]] = []
+    top_10: list[NDArray[np.float64]] = []
+    ranks, kinds = [], []
     for one, two in combinations(sorted(row_at, key=lambda scan: scan.name), 2):
         shared = (row_at[one] >= 0) & (row_at[two] >= 0)
         if shared.sum() < 2:
             continue
         a, b = unit[row_at[one][shared]], unit[row_at[two][shared]]
         ranks.append(twin_ranks(a, b))
-        for found, values in (
-            (cosines, np.einsum("nd,nd->n", a, b)),
-            (top_10, (ranks[-1] < 10).mean(axis=0)),
-        ):
+        for found, values in ((cosines, np.einsum("nd,nd->n", a, b)), (top_10, (ranks[-1] < 10).mean(axis=0))):
             found.append(np.full(len(names), np.nan))
             found[-1][shared] = values
         kinds.append(_kind(one, two))
@@ -139,9 +138,9 @@ def plism_drops(reference: ScanPairs, candidate: ScanPairs, *, seed: int = 0) ->
     Returns:
         By `COSINE`, `KINDS` and `LEADERBOARD`, as far as there are such pairs.
     """
-    seen = np.isfinite(reference.cosines).any(axis=0)
+    seen = np.asarray(np.isfinite(reference.cosines).any(axis=0))
     units = int(seen.sum())
-    whole = seen[None].astype(np.float64)
+    whole = seen.astype(np.float64)[None]
     drawn = np.random.default_rng(seed).multinomial(units, whole[0] / units, size=RESAMPLES).astype(np.float64)
     lost = [
         {name: values - theirs[name] for name, values in ours.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atlas_edge.bench.selftest.run import read_selftest
 from atlas_edge.manifest import Manifest
@@ -35,7 +36,10 @@ def write_description(bundle: Path, manifest: Manifest, folder: Path) -> None:
     """
     stored = read_selftest(bundle)
     found = stored.reference if stored.deployed is None else stored.deployed
-    arrays = {"test_input.npy": stored.draw(manifest.encoder)[:_TILES], "test_output.npy": found[:_TILES]}
+    arrays: dict[str, NDArray[Any]] = {
+        "test_input.npy": stored.draw(manifest.encoder)[:_TILES],
+        "test_output.npy": found[:_TILES],
+    }
     for name, array in arrays.items():
         np.save(folder / name, array, allow_pickle=False)
     card = (bundle / README).read_text(encoding="utf-8")

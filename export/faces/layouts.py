@@ -67,10 +67,10 @@ def write_layout(bundle: Path, out: Path, *, layout: Layout, overwrite: bool = F
     _check_runs(manifest, layout)
     name = server_name(manifest)
     own_name = _TRITON[model_file.suffix][1] if layout == "triton" else model_file.name
-    write, configuration, place = _FORMS[layout]
-    configuration, place = configuration.format(name=name), Path(place.format(name=name))
+    write, *forms = _FORMS[layout]
+    configuration, place = (form.format(name=name) for form in forms)
     # A bundle has a manifest.json, too: a package is known by its model beside it.
-    marks = (configuration,) if layout != "onnxruntime" else (configuration, str(place / own_name))
+    marks = (configuration,) if layout != "onnxruntime" else (configuration, f"{place}/{own_name}")
     with atomic_folder(out, marks=marks, overwrite=overwrite) as folder:
         (folder / place).mkdir(parents=True, exist_ok=True)
         for source in _with_weights(model_file):
