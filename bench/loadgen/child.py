@@ -65,15 +65,15 @@ def _run_all(request: LoadGenRequest) -> str:
     encoder = open_bundle(request.bundle, device=request.device, threads=request.threads)
     try:
         for scenario in SCENARIOS:
-            per_tile_s = _warm_up(encoder, tiles, one_by_one=scenario == "SingleStream")
+            per_tile_s = warm_seconds(encoder, tiles, one_by_one=scenario == "SingleStream")
             for run in RUNS:
-                _run(encoder, tiles, scenario, run, per_tile_s, request)
+                run_scenario(encoder, tiles, scenario, run, per_tile_s, seconds=request.seconds, folder=request.folder)
     finally:
         encoder.close()
     return encoder.runtime
 
 
-def _warm_up(encoder: Encoder, tiles: NDArray[np.uint8], *, one_by_one: bool) -> float:
+def warm_seconds(encoder: Encoder, tiles: NDArray[np.uint8], *, one_by_one: bool) -> float:
     """Seconds a tile, once the encoder is warm."""
     piece = tiles[:1] if one_by_one else tiles[:_CALL]
     encoder.encode(piece)
@@ -84,22 +84,40 @@ def _warm_up(encoder: Encoder, tiles: NDArray[np.uint8], *, one_by_one: bool) ->
     return (time.perf_counter() - started) / (calls * len(piece))
 
 
-def _run(
-    encoder: Encoder, tiles: NDArray[np.uint8], scenario: str, run: str, per_tile_s: float, request: LoadGenRequest
+def run_scenario(
+    encoder: Encoder,
+    tiles: NDArray[np.uint8],
+    scenario: str,
+    run: str,
+    per_tile_s: float,
+    *,
+    seconds: float,
+    folder: Path,
 ) -> None:
+    """One of LoadGen's runs; its logs go to `folder/<scenario>/<run>`.
+
+    Args:
+        encoder: Open and warm.
+        tiles: `(N, tile_px, tile_px, 3)` uint8.
+        scenario: One of `SCENARIOS`.
+        run: One of `RUNS`.
+        per_tile_s: From `warm_seconds`.
+        seconds: Least duration of a timed run.
+        folder: Of the logs.
+    """
     import mlperf_loadgen as loadgen
 
     settings = loadgen.TestSettings()
     settings.scenario = getattr(loadgen.TestScenario, scenario)
     settings.mode = loadgen.TestMode.AccuracyOnly if run == "accuracy" else loadgen.TestMode.PerformanceOnly
-    settings.min_duration_ms = round(1e3 * request.seconds)
+    settings.min_duration_ms = round(1e3 * seconds)
     settings.min_query_count = 1 if scenario == "Offline" else len(tiles)
     # It asks for as many tiles as the shortest duration takes by this; a machine that runs faster then ends early.
-    settings.offline_expected_qps = max(_SPARE / per_tile_s, len(tiles) / request.seconds)
+    settings.offline_expected_qps = max(_SPARE / per_tile_s, len(tiles) / seconds)
     settings.single_stream_expected_latency_ns = max(round(1e9 * per_tile_s), 1)
     settings.accuracy_log_probability = 1.0 if run == "TEST01" else 0.0
     output = loadgen.LogOutputSettings()
-    output.outdir, output.copy_summary_to_stdout = str(request.folder / scenario / run), False
+    output.outdir, output.copy_summary_to_stdout = str(folder / scenario / run), False
     Path(output.outdir).mkdir(parents=True)
     log = loadgen.LogSettings()
     log.log_output, log.enable_trace = output, False
