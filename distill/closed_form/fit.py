@@ -12,8 +12,8 @@ from atlas_edge.system.hardware import peak_memory_bytes
 
 # What of a training configuration a fit reads.
 OPTIONS = {
-    "teachers", "tiles", "out", "student", "init_from", "init_tiles", "whitening", "views", "stored", "fresh",
-    "fresh_share", "precision", "seed", "threads", "half", "keep_paths"
+    "teachers", "tiles", "out", "student", "patch", "registers", "pooling", "init_from", "init_tiles", "whitening",
+    "views", "stored", "fresh", "fresh_share", "precision", "seed", "threads", "half", "keep_paths"
 }  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def fit_student(
     from atlas_edge.distill.data.teachers import licence_warning
     from atlas_edge.distill.training.run import open_stream, student_licence, training_tiles
     from atlas_edge.distill.training.state import fit_to_teacher
-    from atlas_edge.distill.training.student import build_student, save_student
+    from atlas_edge.distill.training.student import save_student, student_of
 
     check_vacant(config.out, marks=STUDENT_FILES, overwrite=overwrite)
     if config.threads is not None:
@@ -72,7 +72,7 @@ def fit_student(
     warning = licence_warning(teacher)
     if warning is not None:
         warn(warning)
-    backbone, architecture = build_student(config.student, seed=config.seed)
+    backbone, architecture = student_of(config)
     architecture = architecture.of_tiles(tiles.mpp_range)
     # Opened first, so that a place that cannot be written is told before the minutes of the fit.
     with atomic_folder(config.out, marks=STUDENT_FILES, overwrite=overwrite) as folder:
@@ -92,7 +92,7 @@ def fit_student(
         shown = config.shown_tiles(tiles.provenance())
         record["tiles"] = [entry.model_dump() for entry in shown]
         (folder / "report.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        card = fitted_card(config, report, shown, licence=licence, mpp_range=architecture.mpp_range)
+        card = fitted_card(config, report, shown, licence=licence, architecture=architecture)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return report
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas_edge.distill.training.student import student_folder
+from atlas_edge.distill.training.student import Architecture, student_folder
 from atlas_edge.manifest import ModelProvenance, TilesProvenance
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ import timm
 
 encoder = timm.create_model("local-dir:{name}", pretrained=True)  # or atlas-export {name} …
 ```
-
+{pooling}
 ## Where it came from
 
 | | |
@@ -39,6 +39,11 @@ encoder = timm.create_model("local-dir:{name}", pretrained=True)  # or atlas-exp
 {measured} Run `atlas-distill evaluate {teacher} {name} --fit … --tiles …` for what it keeps of its teacher.
 """
 
+_BOTH = """
+Its embedding is the CLS token beside the mean patch token, which timm does not put together:
+`atlas_edge.load_encoder("{name}")` does, and so does what `atlas-export {name} …` makes.
+"""
+
 
 def student_card(
     config: "TrainConfig",
@@ -47,7 +52,7 @@ def student_card(
     rows: Sequence[dict[str, Any]],
     *,
     licence: str,
-    mpp_range: tuple[float, float] | None,
+    architecture: Architecture,
 ) -> str:
     """Model card of a trained student in the Hugging Face form: YAML front matter, then Markdown."""
     loss = rows[-1]["loss"] if rows else float("nan")
@@ -58,7 +63,7 @@ def student_card(
         tiles,
         report.warnings,
         licence=licence,
-        mpp_range=mpp_range,
+        architecture=architecture,
         recipe=f"{config.steps} steps of {config.batch} views, AdamW {config.lr:g}, {config.loss} loss, "
         f"PHI-S {'on' if config.phi_s else 'off'}, patch tokens × {config.patch_weight:g}, "
         f"first weights: {_first_weights(config)}",
@@ -73,7 +78,7 @@ def fitted_card(
     tiles: Sequence[TilesProvenance],
     *,
     licence: str,
-    mpp_range: tuple[float, float] | None,
+    architecture: Architecture,
 ) -> str:
     """Model card of a student that was fitted and not trained, in the same form."""
     return _card(
@@ -82,7 +87,7 @@ def fitted_card(
         tiles,
         report.warnings,
         licence=licence,
-        mpp_range=mpp_range,
+        architecture=architecture,
         recipe=f"fitted to the teacher in closed form on {report.views} views (atlas-distill fit), "
         f"output evened out (whitening {config.whitening:g}), not trained",
         measured=f"Mean cosine of its mapped CLS token to the teacher's {report.cls_cosine:.4f}, on the views of the fit;"
@@ -97,12 +102,13 @@ def _card(
     warnings: Sequence[str],
     *,
     licence: str,
-    mpp_range: tuple[float, float] | None,
+    architecture: Architecture,
     recipe: str,
     measured: str,
 ) -> str:
     from huggingface_hub import ModelCardData
 
+    span = architecture.mpp_range
     data = ModelCardData(
         license=licence,
         library_name="timm",
@@ -124,7 +130,8 @@ def _card(
             f"{', procedural' if entry.synthetic else ''} (licence: {entry.licence or 'not stated'})"
             for entry in tiles
         ),
-        scales="" if mpp_range is None else f"<br>at all of {mpp_range[0]:g} to {mpp_range[1]:g} µm per pixel",
+        pooling="" if architecture.pooling == "cls" else _BOTH.format(name=config.out.name),
+        scales="" if span is None else f"<br>at all of {span[0]:g} to {span[1]:g} µm per pixel",
         recipe=recipe,
         stored=config.stored,
         fresh=config.fresh,

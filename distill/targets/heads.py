@@ -35,7 +35,7 @@ class FirstLook:
     Attributes:
         cls: CLS tokens `(n, width)`, one list a teacher.
         patches: Some patch tokens of each view `(n, places, width)`, one list a teacher; empty where none are wanted.
-        own_cls: The student's CLS tokens; empty where heads are to stay random.
+        own_cls: The student's embeddings; empty where heads are to stay random.
         own_patches: The student's patch tokens at the same places.
     """
 
@@ -75,7 +75,11 @@ class FirstLook:
 
 
 def look_over(
-    stream: ViewStream, views: int, *, patches: bool, student: Callable[[NDArray[np.uint8]], Tensor] | None
+    stream: ViewStream,
+    views: int,
+    *,
+    patches: bool,
+    student: Callable[[NDArray[np.uint8]], tuple[Tensor, Tensor]] | None,
 ) -> FirstLook:
     """Look at some views.
 
@@ -83,7 +87,8 @@ def look_over(
         stream: Where they come from.
         views: How many, spread over all.
         patches: Whether patch tokens are wanted.
-        student: Takes `(B, H, W, 3)` uint8 to tokens `(B, 1 + grid², width)`, CLS first; None leaves it out.
+        student: Takes `(B, H, W, 3)` uint8 to embeddings `(B, D)` and patch tokens `(B, grid², width)`; None leaves it
+            out.
     """
     teachers = range(len(stream.targets))
     generator = np.random.default_rng(0)
@@ -98,10 +103,10 @@ def look_over(
             if places is not None and found.patches is not None:
                 some.append(_on_host(found.patches[:, torch.from_numpy(places)]))
         if student is not None:
-            tokens = student(pixels).numpy()
-            look.own_cls.append(tokens[:, 0])
+            embeddings, tokens = student(pixels)
+            look.own_cls.append(embeddings.numpy())
             if places is not None:
-                look.own_patches.append(tokens[:, 1:][:, places])
+                look.own_patches.append(tokens.numpy()[:, places])
     return look
 
 

@@ -64,15 +64,22 @@ class TeacherHead(nn.Module):
         width: Student's width.
         cls: Transform of the teacher's CLS tokens (of its pooled features for a CNN).
         patches: Transform of its patch tokens; None without them.
+        embed_dim: Of the student's embedding; None where that is its CLS token.
         kind: `linear`, or `mlp` for `MlpHead`.
     """
 
     def __init__(
-        self, width: int, cls: TargetTransform, patches: TargetTransform | None, *, kind: HeadName = "linear"
+        self,
+        width: int,
+        cls: TargetTransform,
+        patches: TargetTransform | None,
+        *,
+        embed_dim: int | None = None,
+        kind: HeadName = "linear",
     ) -> None:
         super().__init__()
         make = MlpHead if kind == "mlp" else nn.Linear
-        self.cls = make(width, len(cls.mean))
+        self.cls = make(embed_dim or width, len(cls.mean))
         self.patches = None if patches is None else make(width, len(patches.mean))
         self.cls_target = Target(cls)
         self.patch_target = None if patches is None else Target(patches)

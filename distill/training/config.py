@@ -29,6 +29,9 @@ class FitOptions(Options):
     Attributes:
         out: Folder of the student.
         student: Registry name, timm architecture, or folder of a ViT with the teacher's head size and no more blocks.
+        patch: Patch side of atlas2-s or atlas2-b, pixels: 14, 16, or 8, which has rotary positions and 8 registers.
+        registers: Register tokens of a registry student.
+        pooling: How the student embeds: by its CLS token, or that beside the mean patch token; its own when left out.
         init_tiles: Views used for the fit in closed form, spread over all views of all tiles.
         whitening: How far that fit evens out the CLS embedding's channels: 0 turns and centres them, 1 gives them equal
             deviations.
@@ -46,6 +49,9 @@ class FitOptions(Options):
 
     out: Path
     student: str = "vit_tiny_patch16_224"
+    patch: int | None = None
+    registers: int | None = None
+    pooling: Literal["cls", "cls+mean"] | None = None
     init_tiles: Annotated[int, Ge(2)] = 384
     whitening: Annotated[float, Ge(0), Le(1)] = 0.5
     views: Annotated[int, Ge(1)] = 4

@@ -48,7 +48,7 @@ def held_out_figures(model: Distiller, held_out: HeldOut, architecture: Architec
     was_training = model.training
     model.eval()
     found = [
-        model(normalised(held_out.tiles[start : start + _BATCH], architecture).to(device))[:, 0].float()
+        model.embed(model(normalised(held_out.tiles[start : start + _BATCH], architecture).to(device))).float()
         for start in range(0, len(held_out.tiles), _BATCH)
     ]
     tokens = torch.cat(found)

@@ -231,12 +231,13 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def _loss(config: TrainConfig, state: State, tokens: Tensor, batch: TrainingBatch) -> tuple[Tensor, ...]:
     """The loss, its term of CLS tokens, and that of patch tokens where there is one."""
     prefix = state.model.prefix_tokens
+    embedding = state.model.embed(tokens)
     cls_losses, patch_losses, relational_losses = [], [], []
     for head, features in zip(state.model.heads, batch.features, strict=True):
         target = head.cls_target(features.cls)
-        cls_losses.append(nested_loss(head.cls, tokens[:, 0], target, config.matryoshka, config.loss))
+        cls_losses.append(nested_loss(head.cls, embedding, target, config.matryoshka, config.loss))
         if config.relational_weight:
-            relational_losses.append(relational_loss(tokens[:, 0], target))
+            relational_losses.append(relational_loss(embedding, target))
         if head.patches is not None and features.patches is not None:
             wanted = head.patch_target(features.patches)
             patch_losses.append(feature_loss(head.patches(tokens[:, prefix:]), wanted, config.loss))

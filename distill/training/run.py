@@ -141,10 +141,10 @@ def student_licence(stream: ViewStream) -> str:
 
 def training_tiles(config: TrainConfig) -> TrainingTiles:
     """The tile sets and slides of a configuration; slides are cut at the student's size."""
-    from atlas_edge.distill.training.student import build_student
+    from atlas_edge.distill.training.student import student_of
 
     slides = any(slide_spec(spec) is not None for spec in config.tiles)
-    tile_px = build_student(config.student)[1].tile_px if slides else 224
+    tile_px = student_of(config)[1].tile_px if slides else 224
     return open_training_tiles(config.tiles, tile_px=tile_px)
 
 
@@ -155,13 +155,13 @@ def open_stream(config: TrainConfig, tiles: TrainingTiles) -> ViewStream:
         UsageError: Teachers, caches, student and options do not go together.
         InputError: A teacher or cache cannot be read.
     """
-    from atlas_edge.distill.training.student import build_student, first_weights, patch_grid
+    from atlas_edge.distill.training.student import embed_dim, first_weights, patch_grid, student_of
 
-    backbone, architecture = build_student(config.student)
-    if max(config.matryoshka, default=0) > backbone.num_features:
+    backbone, architecture = student_of(config)
+    dim = embed_dim(backbone, architecture.pooling)
+    if max(config.matryoshka, default=0) > dim:
         raise UsageError(
-            f"--matryoshka {max(config.matryoshka)} is more than the {backbone.num_features} dimensions of "
-            f"{config.student}",
+            f"--matryoshka {max(config.matryoshka)} is more than the {dim} dimensions of {config.student}",
             hint="name prefixes of its embedding",
         )
     grid = patch_grid(backbone) if config.patch_weight else None
@@ -273,7 +273,7 @@ def _write(
         if (run / "tensorboard").is_dir():
             shutil.copytree(run / "tensorboard", folder / "tensorboard")
         loss_plot(rows, folder / "loss.png")
-        card = student_card(config, report, shown, rows, licence=licence, mpp_range=architecture.mpp_range)
+        card = student_card(config, report, shown, rows, licence=licence, architecture=architecture)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 

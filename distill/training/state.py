@@ -24,10 +24,11 @@ from atlas_edge.distill.training.student import (
     Architecture,
     Distiller,
     Fitted,
-    build_student,
     inherit_from,
     make_heads,
+    pooled,
     student_folder,
+    student_of,
 )
 from atlas_edge.system.hardware import cpu
 
@@ -108,7 +109,7 @@ def start(
 ) -> State:
     """A fresh run's state, or that of the one in the folder."""
     torch.manual_seed(config.seed)
-    backbone, architecture = build_student(config.student, seed=config.seed)
+    backbone, architecture = student_of(config)
     device = own_device()
     if device.type == "cpu":
         _attend_by_products(backbone)
@@ -124,10 +125,10 @@ def start(
         if on_host:
             backbone.cpu()
     transforms = _stored_transforms(run) if look is None else look.transforms(normalise=config.phi_s)
-    heads = make_heads(backbone, transforms, kind=config.head)
+    heads = make_heads(backbone, transforms, kind=config.head, pooling=architecture.pooling)
     if look is not None:
         look.fit(heads, transforms)
-    model = Distiller(backbone, heads)
+    model = Distiller(backbone, heads, architecture.pooling)
     groups = parameter_groups(model, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
     optimiser = torch.optim.AdamW(groups, lr=config.lr, fused=True)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -176,17 +177,18 @@ def _attend_by_products(backbone: nn.Module) -> None:
 
 def _features(
     config: TrainConfig, backbone: nn.Module, architecture: Architecture
-) -> Callable[[NDArray[np.uint8]], Tensor]:
-    """The student as it is before the first step: its CLS and patch tokens `(B, 1 + grid², width)` of some tiles."""
+) -> Callable[[NDArray[np.uint8]], tuple[Tensor, Tensor]]:
+    """The student before the first step: embeddings `(B, D)` and patch tokens `(B, grid², width)` of some tiles."""
     device = own_device()
     backbone.to(device)
 
-    def compute(pixels: NDArray[np.uint8]) -> Tensor:
+    def compute(pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
         images = normalised(pixels, architecture).to(device)
         with torch.no_grad(), autocast(device, config.precision):
             tokens: Tensor = backbone.eval().forward_features(images)
         backbone.train()
-        return torch.cat([tokens[:, :1], tokens[:, int(backbone.num_prefix_tokens) :]], dim=1).float().cpu()
+        tokens, prefix = tokens.float().cpu(), int(backbone.num_prefix_tokens)
+        return pooled(tokens, prefix, architecture.pooling), tokens[:, prefix:]
 
     return compute
 

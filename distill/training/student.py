@@ -18,13 +18,14 @@ from atlas_edge.distill.targets.phis import TargetTransform
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import ModelProvenance
 from atlas_edge.models.load import load_model
-from atlas_edge.models.students import EMBEDDED, STUDENT_TILE_PX, STUDENTS
+from atlas_edge.models.students import EMBEDDED, STUDENT_TILE_PX, STUDENTS, find_student
 from atlas_edge.models.timm_config import CONFIG, WEIGHTS
+from atlas_edge.spec import Pooling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from atlas_edge.distill.training.config import HeadName, TrainConfig
+    from atlas_edge.distill.training.config import FitOptions, HeadName, TrainConfig
 
 _BATCH = 32
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -42,6 +43,7 @@ class Architecture:
         tile_px: Input side.
         mpp: µm per pixel, or None.
         mpp_range: Finest and coarsest µm per pixel, where all between them are learnt; None otherwise.
+        pooling: `cls`, or `cls+mean`: CLS beside the mean patch token.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Architecture:
     tile_px: int = 224
     mpp: float | None = None
     mpp_range: tuple[float, float] | None = None
+    pooling: Pooling = "cls"
 
     def of_tiles(self, mpp_range: tuple[float, float] | None) -> "Architecture":
         """As it is once it has learnt tiles of a range of µm per pixel; None are tiles of single ones."""
@@ -78,11 +81,16 @@ class Distiller(nn.Module):
         heads: One a teacher.
     """
 
-    def __init__(self, backbone: nn.Module, heads: Sequence[TeacherHead]) -> None:
+    def __init__(self, backbone: nn.Module, heads: Sequence[TeacherHead], pooling: Pooling = "cls") -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleList(heads)
         self.prefix_tokens = int(backbone.num_prefix_tokens)
+        self.pooling = pooling
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embedding `(B, D)` of tokens `(B, prefix + grid², width)`."""
+        return pooled(tokens, self.prefix_tokens, self.pooling)
 
     def forward(self, images: Tensor) -> Tensor:
         """Final normalised tokens `(B, prefix + grid², width)` of normalised images."""
@@ -90,10 +98,42 @@ class Distiller(nn.Module):
         return tokens
 
 
+def pooled(tokens: Tensor, prefix: int, pooling: Pooling) -> Tensor:
+    """Embedding `(B, D)` of tokens `(B, prefix + grid², width)`: CLS, or CLS beside the mean patch token."""
+    cls = tokens[:, 0]
+    return cls if pooling == "cls" else torch.cat([cls, tokens[:, prefix:].mean(dim=1)], dim=-1)
+
+
+def embed_dim(backbone: nn.Module, pooling: Pooling) -> int:
+    """Dimensions of the embedding."""
+    return int(backbone.num_features) * (2 if pooling == "cls+mean" else 1)
+
+
+def student_of(config: "FitOptions") -> tuple[nn.Module, Architecture]:
+    """The student that options name; see `build_student`."""
+    return build_student(
+        config.student, seed=config.seed, patch=config.patch, registers=config.registers, pooling=config.pooling
+    )
+
+
 def build_student(
-    name: str, *, arguments: dict[str, Any] | None = None, seed: int = 0
+    name: str,
+    *,
+    arguments: dict[str, Any] | None = None,
+    seed: int = 0,
+    patch: int | None = None,
+    registers: int | None = None,
+    pooling: Pooling | None = None,
 ) -> tuple[nn.Module, Architecture]:
     """A student to train: a registry name, `atlas2-demo` or a folder to go on from, or any timm ViT by its name.
+
+    Args:
+        name: See above.
+        arguments: For a timm architecture.
+        seed: Of random weights.
+        patch: Patch side of a registry student.
+        registers: Register tokens of a registry student.
+        pooling: `cls` or `cls+mean`; the student's own when None.
 
     Raises:
         UsageError: No such student, or a network that does not embed by a CLS token beside patch tokens.
@@ -102,14 +142,16 @@ def build_student(
 
     folder = student_folder(name)
     if name in STUDENTS or folder is not None:
-        loaded = load_model(name, seed=seed)
+        loaded = load_model(name, patch=patch, registers=registers, pooling=pooling, seed=seed)
         backbone, spec = loaded.module.backbone, loaded.spec
-        if spec.pooling != "cls":
+        if spec.pooling not in ("cls", "cls+mean"):
             raise UsageError(
-                f"{name} embeds by {spec.pooling}, and students by their CLS token alone",
-                hint="choose another --student",
+                f"{name} embeds by {spec.pooling}, and students by CLS token, or that beside the mean patch token",
+                hint="add --pooling cls or cls+mean, or choose another --student",
             )
-        shape = _shape_arguments(backbone) if folder is None else _folder_arguments(folder)
+        shape = (
+            _registry_arguments(name, spec.tile_px, patch, registers) if folder is None else _folder_arguments(folder)
+        )
         architecture = Architecture(
             name=spec.architecture,
             arguments=shape,
@@ -118,6 +160,12 @@ def build_student(
             tile_px=spec.tile_px,
             mpp=spec.mpp,
             mpp_range=spec.mpp_range,
+            pooling=spec.pooling,
+        )
+    elif patch is not None or registers is not None:
+        raise UsageError(
+            f"--patch and --registers are of {' and '.join(STUDENTS)}; {name} has its own",
+            hint="leave them out, or choose another --student",
         )
     elif timm.is_model(name):
         shape = {"num_classes": 0, **_size(name), **(arguments or {})}
@@ -125,7 +173,8 @@ def build_student(
         if getattr(backbone, "cls_token", None) is not None and backbone.global_pool != "token":
             shape["global_pool"] = "token"
             backbone = _random_weights(name, shape, seed=seed)
-        architecture = Architecture(name=name, arguments=shape, tile_px=int(shape.get("img_size", STUDENT_TILE_PX)))
+        side = int(shape.get("img_size", STUDENT_TILE_PX))
+        architecture = Architecture(name=name, arguments=shape, tile_px=side, pooling=pooling or "cls")
     else:
         raise UsageError(
             f"no student is called {name!r}",
@@ -184,11 +233,15 @@ def patch_grid(backbone: nn.Module) -> int:
 
 
 def make_heads(
-    backbone: nn.Module, transforms: Sequence[tuple[TargetTransform, TargetTransform | None]], *, kind: "HeadName"
+    backbone: nn.Module,
+    transforms: Sequence[tuple[TargetTransform, TargetTransform | None]],
+    *,
+    kind: "HeadName",
+    pooling: Pooling,
 ) -> list[TeacherHead]:
     """One fresh head a teacher."""
-    width = int(backbone.num_features)
-    return [TeacherHead(width, cls, patches, kind=kind) for cls, patches in transforms]
+    width, dim = int(backbone.num_features), embed_dim(backbone, pooling)
+    return [TeacherHead(width, cls, patches, embed_dim=dim, kind=kind) for cls, patches in transforms]
 
 
 def inherit_from(
@@ -281,6 +334,7 @@ def save_student(
         "global_pool": "token",
         "model_args": architecture.arguments,
         # Beside pretrained_cfg: in it, timm refuses names that it does not know.
+        **({} if architecture.pooling == "cls" else {"pooling": architecture.pooling}),
         **({} if architecture.mpp is None else {"mpp": architecture.mpp}),
         **({} if architecture.mpp_range is None else {"mpp_range": architecture.mpp_range}),
         "pretrained_cfg": {
@@ -307,12 +361,6 @@ def _folder_arguments(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_args") or {})
 
 
-def _shape_arguments(backbone: Any) -> dict[str, Any]:
-    has_scale = hasattr(backbone.blocks[0].ls1, "gamma")
-    return {
-        "img_size": int(backbone.patch_embed.img_size[0]),
-        "patch_size": int(backbone.patch_embed.patch_size[0]),
-        "reg_tokens": int(backbone.num_reg_tokens),
-        **({"init_values": 0.1} if has_scale else {}),
-        "num_classes": 0,
-    }
+def _registry_arguments(name: str, side: int, patch: int | None, registers: int | None) -> dict[str, Any]:
+    shape = find_student(name, patch=patch, registers=registers).shape()
+    return {"img_size": side, "init_values": 0.1, "num_classes": 0, **shape}

@@ -103,8 +103,8 @@ def test_patches_are_looked_at_all_over_the_grid_and_at_the_same_places(side: in
                     (Features(cls=cls, patches=patches), Features(cls=cls, patches=None)),
                 )
 
-    def student(pixels: NDArray[np.uint8]) -> torch.Tensor:
-        return torch.from_numpy(np.stack([np.concatenate([[[-1.0]], places])] * len(pixels)).astype(np.float32))
+    def student(pixels: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.full((len(pixels), 1), -1.0), torch.from_numpy(np.stack([places] * len(pixels)))
 
     stream: Any = Views()
     look = look_over(stream, 128, patches=True, student=student)
