@@ -6,7 +6,7 @@ from annotated_types import Ge
 from cyclopts import Parameter, validators
 
 from atlas_edge.bench.options import AccuracyTiles, ReportOptions
-from atlas_edge.errors import UsageError
+from atlas_edge.errors import InputError, UsageError
 from atlas_edge.options import Flag, Output, Seed, Threads
 
 
@@ -61,6 +61,13 @@ def robustness(
         stress_tiles=shift_tiles, robustness_k=robustness_k, robustness_paired=robustness_paired, seed=seed
     )
     with open_encoders(candidates, reference, threads=threads, device=device) as opened:
+        sizes = {label: encoder.spec.embed_dim for label, encoder in opened.encoders.items()}
+        if len(set(sizes.values())) > 1:
+            raise InputError(
+                f"embeddings of {', '.join(f'{size} numbers ({label})' for label, size in sizes.items())} cannot be "
+                "compared tile by tile",
+                hint="give as --reference the encoder that the bundles were made of",
+            )
         found = compared(opened, evaluation, fitted, options, screen, stresses=SWEEP)
     print_accuracy(screen, found, details=True)
     hand_out(found, evaluation, report, output)

@@ -25,5 +25,7 @@ def test_every_shift_is_compared_in_pairs(
     assert all(result.tiles == 4 and result.drop_pp is not None for result in candidate.stress)
     assert "µm per pixel x 0.5" in printed.err and "JPEG quality 30" in printed.err
     assert "µm per pixel x 2" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    other = ["robustness", str(bundle), "--reference", "atlas2-demo", "--eval", str(tiles)]
+    assert run_app(app, other) == 5 and "192 numbers" in capsys.readouterr().err
     assert run_app(app, ["robustness", "--reference", str(tiny_model), "--eval", str(tiles)]) == 2
     assert run_app(app, [*words, "--shift-tiles", "1"]) == 2
