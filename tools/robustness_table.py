@@ -8,6 +8,7 @@ Each table goes between the marks `<!-- NAME: begin -->` and `<!-- NAME: end -->
 import sys
 from pathlib import Path
 
+from atlas_edge.bench.accuracy.stress import StressResult
 from atlas_edge.bench.report.rows import accuracy_rows, interval_text, summary_rows
 from atlas_edge.bench.report.schema import Report, read_report
 from atlas_edge.cli import make_app, run_app
@@ -33,9 +34,9 @@ def robustness_table(document: Path, /, *reports: Path) -> None:
 
 
 def table(report: Report) -> list[str]:
-    """One row a shift, one column a candidate; agreement, drops, and what the metrics of scans and centres lost.
+    """One row a shift, one column a candidate, bold where it is more fragile; then agreement, drops, and what was lost.
 
-    Lines of Markdown.
+    Lines of Markdown; lost are the metrics of scans and centres.
 
     Raises:
         InputError: It compares nothing under shifts.
@@ -44,19 +45,20 @@ def table(report: Report) -> list[str]:
     shifts = [result.stress for result in next(iter(found.values())).stress] if found else []
     if not shifts:
         raise InputError("the report holds no shifts", hint="give one of atlas-bench robustness")
-    lines = ["| shift | full precision moves | " + " | ".join(f"{name} further, 95 %" for name in found) + " |"]
+    lines = ["| shift | full precision moves | " + " | ".join(found) + " |"]
     lines.append("|---|---:|" + "---|" * len(found))
     for place, shift in enumerate(shifts):
         results = [candidate.stress[place] for candidate in found.values()]
-        cells = [
-            interval_text(result.extra_movement, "+.4f") + (" **more fragile**" if result.more_fragile else "")
-            for result in results
-        ]
+        cells = [("**{}**" if result.more_fragile else "{}").format(_further(result)) for result in results]
         lines.append(f"| {shift} | {1 - results[0].reference_cosine:.4f} | {' | '.join(cells)} |")
     lost = [rows for rows in accuracy_rows(report) if rows.title == "Robustness lost"]
     for rows in (*summary_rows(report), *lost):
         lines += ["", _row(rows.headings), "|" + "---|" * len(rows.headings), *map(_row, rows.rows)]
     return lines
+
+
+def _further(result: StressResult) -> str:
+    return interval_text(result.extra_movement, "+.4f")
 
 
 def _row(cells: tuple[str, ...]) -> str:

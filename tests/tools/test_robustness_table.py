@@ -31,7 +31,7 @@ def test_a_table_is_what_the_report_says(tmp_path: Path) -> None:
     page.write_text("before\n<!-- demo: begin -->\nold\n<!-- demo: end -->\nafter\n")
     assert run_app(tables, [str(page), str(folder)]) == 0
     lines = page.read_text().splitlines()
-    assert "| blur 1 px | 0.0500 | +0.0020 [+0.0010, +0.0030] **more fragile** |" in lines
+    assert "| blur 1 px | 0.0500 | **+0.0020 [+0.0010, +0.0030]** |" in lines
     assert (lines[0], lines[-1], "old" in lines) == ("before", "after", False)
     (folder / REPORT_FILE).write_text(made.model_dump_json())
     assert run_app(tables, [str(page), str(folder)]) == 5
