@@ -36,7 +36,7 @@ def write_anndata(
     import h5py
 
     coords = grid.coords[keep]
-    columns = {"x": coords[:, 0], "y": coords[:, 1], **of_tiles(journal, keep, grid)}
+    columns: dict[str, NDArray[Any]] = {"x": coords[:, 0], "y": coords[:, 1], **of_tiles(journal, keep, grid)}
     with h5py.File(path, "w") as file:
         # On the file itself, too: there it is looked for when the run goes on.
         file.attrs.update({**attributes, **_kind("anndata", "0.1.0")})
