@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, get_args
 
 from atlas_edge.cli import given_value, make_app, print_json, require_module, run_app
 from atlas_edge.distill.commands.judging import compare, evaluate
+from atlas_edge.distill.commands.packing import pack
 from atlas_edge.distill.reporting.display import Display
 from atlas_edge.distill.training.config import AugmentationName, FitOptions, PresetName, TrainConfig, TrainOptions
 from atlas_edge.errors import UsageError
@@ -191,6 +192,7 @@ def fit(
         )
 
 
+app.command(pack)
 app.command(evaluate)
 app.command(compare)
 

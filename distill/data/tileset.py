@@ -67,8 +67,8 @@ class TrainingTiles:
 
     @property
     def mpp_range(self) -> tuple[float, float] | None:
-        """Finest and coarsest µm per pixel of the slides that are read at all between; None without such a slide."""
-        spans = [source.mpp_range for source in self.sources if isinstance(source, SlideTiles) and source.mpp_range]
+        """Finest and coarsest µm per pixel of the sets that are read at all between; None without such a set."""
+        spans = [source.mpp_range for source in self.sources if source.mpp_range]
         return (min(span[0] for span in spans), max(span[1] for span in spans)) if spans else None
 
     def fingerprint(self) -> str:

@@ -62,6 +62,10 @@ class Display:
         """Views of a cache were done."""
         self._update(done, total, "views")
 
+    def slides(self, done: int, total: int) -> None:
+        """Slides were packed."""
+        self._update(done, total, "slides")
+
     def arms(self, done: int, total: int) -> None:
         """Loops of a timing run were timed."""
         self._update(done, total, "loops")

@@ -16,6 +16,7 @@ from atlas_edge.tiles.slide_spec import slide_spec
 from atlas_edge.tiles.slide_tiles import SlideFolder, SlideTiles
 from atlas_edge.tiles.source import TileSource
 from atlas_edge.tiles.synthetic.source import DEFAULT_COUNT, SyntheticTiles
+from atlas_edge.tiles.webdataset import TarTiles
 
 Role = Literal["calibration", "evaluation"]
 
@@ -23,7 +24,7 @@ Role = Literal["calibration", "evaluation"]
 _LEAST_TISSUE = 0.1
 _SYNTHETIC = re.compile(r"synthetic(?::(?P<count>\d+))?(?::(?P<seed>\d+))?")
 _PREFERRED: dict[str, tuple[str, ...]] = {"calibration": ("train",), "evaluation": ("test", "val")}
-_FORMS = "class folders, a flat folder of images, a pack with manifest.csv, parquet, HDF5, or slides"
+_FORMS = "class folders, a flat folder of images, a pack with manifest.csv, WebDataset tars, parquet, HDF5, or slides"
 
 
 class _Form(Protocol):
@@ -34,9 +35,9 @@ def open_tiles(spec: str | Path, *, role: Role | None = None) -> TileSource:
     """Open a tile set.
 
     Args:
-        spec: A path (class folders, a flat folder, a pack with `manifest.csv`, parquet, HDF5), `PATH@SPLIT` for one
-            split of it; a slide, `SLIDE@MPP,MPP…` for other µm per pixel than 0.5, or a folder of slides, whose tissue
-            is then cut to tiles of 224 px; or `synthetic[:N[:SEED]]` for the embedded sample.
+        spec: A path (class folders, a flat folder, a pack with `manifest.csv`, WebDataset tars, parquet, HDF5),
+            `PATH@SPLIT` for one split of it; a slide, `SLIDE@MPP,MPP…` for other µm per pixel than 0.5, or a folder of
+            slides, whose tissue is then cut to tiles of 224 px; or `synthetic[:N[:SEED]]` for the embedded sample.
         role: `calibration` narrows a source that has splits to `train`, `evaluation` to `test` (or `val`), unless
             the split was named.
 
@@ -104,6 +105,8 @@ def _form(path: Path) -> _Form:
         raise InputError(f"{path} is no tile set, expected {_FORMS}")
     if (path / MANIFEST_CSV).exists():
         return Pack
+    if TarTiles.fits(path):
+        return TarTiles
     if parquet_paths(path):
         return ParquetTiles
     if hdf5_paths(path):

@@ -5,11 +5,11 @@ import logging
 import re
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError, NoTissue
 from atlas_edge.system.paths import SCANNER_SUFFIXES, TIFF_SUFFIXES, printable
 from atlas_edge.tiles.decode import MAX_TILE_BYTES, MAX_TILE_PIXELS
-from atlas_edge.tiles.slide_spec import DEFAULT_MPP, SlideSpec
+from atlas_edge.tiles.listing import Listing
+from atlas_edge.tiles.slide_spec import DEFAULT_MPP, SlideSpec, slide_spec
 from atlas_edge.tiles.source import TileRecord, TileSource
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class SlideTiles(TileSource):
 
     def listing(self) -> Sequence[TileRecord]:
         """See `records`; a tile takes the twenty bytes of its place."""
-        return _Listing(self._record, sum(len(grid.coords) for grid in self._grids))
+        return Listing(self._record, sum(len(grid.coords) for grid in self._grids))
 
     def _record(self, number: int) -> TileRecord:
         grid_number = 0
@@ -130,24 +131,6 @@ class SlideTiles(TileSource):
     def close(self) -> None:
         """Close the slide."""
         _HANDLES.close(self._spec)
-
-
-class _Listing(Sequence[TileRecord]):
-    """Records that are made when they are asked for."""
-
-    def __init__(self, record: Callable[[int], TileRecord], count: int) -> None:
-        self._record, self._count = record, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, number: int) -> TileRecord: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[TileRecord]: ...
-    def __getitem__(self, number: int | slice) -> TileRecord | Sequence[TileRecord]:
-        found = range(self._count)[number]
-        return self._record(found) if isinstance(found, int) else [self._record(each) for each in found]
 
 
 class SlideFolder(TileSource):
@@ -272,6 +255,22 @@ class _Handles:
 
 
 _HANDLES = _Handles()
+
+
+def slides_of(given: str) -> tuple[SlideSpec, ...]:
+    """The slides of `SLIDE`, `SLIDE@MPP…`, `FOLDER` or `FOLDER@MPP…`.
+
+    Raises:
+        InputError: There is no slide, or a µm per pixel that is none.
+    """
+    slide = slide_spec(given)
+    if slide is not None:
+        return (slide,)
+    folder, at, mpp = given.rpartition("@") if not Path(given).exists() else (given, "", "")
+    found = [slide_spec(f"{path}{at}{mpp}") for path in _scans(Path(folder))]
+    if not found or None in found:
+        raise InputError(f"{given} is no slide and no folder of slides", hint="give SLIDE, SLIDE@0.5 or FOLDER@0.25-2")
+    return tuple(spec for spec in found if spec is not None)
 
 
 def _scans(folder: Path) -> list[Path]:

@@ -59,10 +59,11 @@ class TileSource(ABC):
 
     Attributes:
         name: Short name for reports.
-        kind: `class folders`, `flat folder`, `pack`, `parquet`, `hdf5` or `synthetic`.
+        kind: `class folders`, `flat folder`, `pack`, `webdataset`, `parquet`, `hdf5`, `slide`, `slides` or `synthetic`.
         split: The split it is narrowed to, or None for all tiles.
         synthetic: True for procedural tiles; reports must then say so.
         licence: As stated by the source's own README or metadata, or None.
+        mpp_range: Finest and coarsest µm per pixel, where its tiles are at all between them.
     """
 
     name: str
@@ -70,6 +71,7 @@ class TileSource(ABC):
     split: str | None = None
     synthetic: bool = False
     licence: str | None = None
+    mpp_range: tuple[float, float] | None = None
 
     @abstractmethod
     def records(self) -> Iterator[TileRecord]:
