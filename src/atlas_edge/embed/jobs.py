@@ -68,7 +68,9 @@ def expand(slides: Sequence[Path], out: Path) -> list[FoundSlide]:
         if given.is_dir() and given.suffix.lower() not in SLIDE_SUFFIXES and not is_ngff(given):
             inside = list(find_slides(given, out if out.suffix not in OUTPUT_SUFFIXES else None))
             if not inside:
-                raise InputError(f"{printable(given)} holds no slide", hint=f"expected {', '.join(SLIDE_SUFFIXES)}")
+                raise InputError(
+                    f"{printable(given)} holds no slide", hint=f"expected {', '.join(SLIDE_SUFFIXES)}, or an OME-Zarr"
+                )
             found += [FoundSlide(path, given) for path in inside]
         elif not given.exists() and glob.has_magic(str(given)):
             matches = _matches(given)
