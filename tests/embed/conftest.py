@@ -100,6 +100,24 @@ def drop(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
+def lose_tiles(patch: pytest.MonkeyPatch, *places: int) -> list[int]:
+    """Have a share be gone for a moment: of the second batch that is read tiles are lost. How many each call reads."""
+    from atlas_edge.slides import TileReader
+
+    genuine, calls = TileReader.read, list[int]()
+
+    def read(self: TileReader, coords: NDArray[np.int64]) -> object:
+        tiles = genuine(self, coords)
+        calls.append(len(coords))
+        if len(calls) == 2:
+            tiles.unreadable.update(dict.fromkeys(places, "gone"))
+            tiles.pixels[list(places)] = 255
+        return tiles
+
+    patch.setattr(TileReader, "read", read)
+    return calls
+
+
 def make_scan(path: Path, seed: int = 0) -> Path:
     tifffile = pytest.importorskip("tifffile")
     image = np.random.default_rng(seed).integers(90, 180, (640, 960, 3), dtype=np.uint8)

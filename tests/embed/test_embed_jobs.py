@@ -14,7 +14,7 @@ from atlas_edge.embed.resume.plan import Plan, attributes_of, plan_of
 from atlas_edge.embed.slide import EmbedConfig, embed_slide
 from atlas_edge.embed.slide_files import find_slides, slide_files, slide_identity
 from atlas_edge.errors import InputError, UsageError
-from embed.conftest import make_scan
+from embed.conftest import lose_tiles, make_scan
 from embed.test_embed import MeanEncoder
 
 pytest.importorskip("h5py")
@@ -277,21 +277,8 @@ def test_folders_that_go_while_they_are_walked_are_no_error(tmp_path: Path, monk
 
 
 def test_unreadable_tiles_are_tried_again(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from atlas_edge.slides import TileReader
-
     embed_slide(scan, MeanEncoder(), tmp_path / "whole.h5", EmbedConfig(tissue=False))
-    genuine, calls = TileReader.read, []
-
-    def read(self: TileReader, coords: np.ndarray) -> object:
-        tiles = genuine(self, coords)
-        calls.append(len(coords))
-        if len(calls) == 2:
-            # The share was gone for a moment.
-            tiles.unreadable.update({3: "gone", 5: "gone"})
-            tiles.pixels[[3, 5]] = 255
-        return tiles
-
-    monkeypatch.setattr(TileReader, "read", read)
+    calls = lose_tiles(monkeypatch, 3, 5)
     result = embed_slide(scan, MeanEncoder(), tmp_path / "out.h5", EmbedConfig(tissue=False))
     assert calls[-1] == 2
     assert result.unreadable == {}

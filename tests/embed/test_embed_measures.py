@@ -12,6 +12,7 @@ from atlas_edge.embed import EmbedConfig, embed_slide
 from atlas_edge.embed.output.slide_features import geometric_median_of, mean_of
 from atlas_edge.slides import TileReader, open_slide, plan_grid
 from atlas_edge.slides.focus import focus_of
+from embed.conftest import lose_tiles
 from embed.test_embed import FailsLate, MeanEncoder
 
 h5py = pytest.importorskip("h5py")
@@ -81,17 +82,7 @@ def test_a_run_that_goes_on_and_tiles_that_are_read_again_keep_their_focus(
     embed_slide(scan, MeanEncoder(), tmp_path / "whole.h5", config)
     with pytest.raises(KeyboardInterrupt):
         embed_slide(scan, FailsLate(12), tmp_path / "resumed.h5", config)
-    genuine, calls = TileReader.read, []
-
-    def read(self: TileReader, coords: NDArray[np.int64]) -> object:
-        tiles = genuine(self, coords)
-        calls.append(len(coords))
-        if len(calls) == 2:
-            tiles.unreadable.update({3: "gone"})
-            tiles.pixels[3] = 255
-        return tiles
-
-    monkeypatch.setattr(TileReader, "read", read)
+    lose_tiles(monkeypatch, 3)
     assert embed_slide(scan, MeanEncoder(), tmp_path / "resumed.h5", config).resumed_tiles > 0
     whole, resumed = contents(tmp_path / "whole.h5"), contents(tmp_path / "resumed.h5")
     assert set(whole) == set(NAMES) - {"tissue_share"}

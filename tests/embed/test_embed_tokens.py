@@ -16,7 +16,7 @@ from atlas_edge.embed.watch.encoder import WatchedEncoder
 from atlas_edge.errors import UsageError
 from atlas_edge.slides import TileReader
 from atlas_edge.spec import TokenGrid
-from embed.conftest import RunHere
+from embed.conftest import RunHere, lose_tiles
 from embed.test_embed import MeanEncoder
 
 h5py = pytest.importorskip("h5py")
@@ -67,17 +67,7 @@ def test_a_run_that_goes_on_has_the_same_tokens(scan: Path, tmp_path: Path, monk
     # A power cut may leave more than was said to be there.
     with (tmp_path / ".resumed.h5.work" / "tokens.f16").open("ab") as file:
         file.write(b"half a row")
-    genuine, calls = TileReader.read, []
-
-    def read(self: TileReader, coords: NDArray[np.int64]) -> object:
-        tiles = genuine(self, coords)
-        calls.append(len(coords))
-        if len(calls) == 2:
-            tiles.unreadable.update({3: "gone"})
-            tiles.pixels[3] = 255
-        return tiles
-
-    monkeypatch.setattr(TileReader, "read", read)
+    lose_tiles(monkeypatch, 3)
     result = embed_slide(scan, TokenEncoder(), tmp_path / "resumed.h5", CONFIG)
     assert result.resumed_tiles > 0 and result.unreadable == {}
     with h5py.File(tmp_path / "whole.h5") as whole, h5py.File(tmp_path / "resumed.h5") as resumed:

@@ -56,7 +56,8 @@ def embed_with_ray(
         ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, **local)
     except Exception as error:  # it raises almost anything
         where = f"at --address {address}" if address else "can be started on this machine"
-        raise RuntimeMissing(f"no Ray cluster {where}: {one_line(error)}", hint="see: ray status") from error
+        hint = "see: ray status" if address else "try again when it has less to do, or name a cluster by --address"
+        raise RuntimeMissing(f"no Ray cluster {where}: {one_line(error)}", hint=hint) from error
     try:
         items = [
             {"slide": str(slide), "outs": json.dumps({number: str(out) for number, out in outs.items()})}
