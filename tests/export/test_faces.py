@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -97,13 +98,16 @@ def test_every_model_file_says_what_it_takes(
     from atlas_edge.models.load import load_model
 
     graph: Any = bundles["onnx"] / "model.onnx"
-    job = Job(model=load_model(str(tiny_model)), graph=graph, calibration=[], precision=Precision.INT8)
+    loaded = load_model(str(tiny_model))
+    ranged = replace(loaded, spec=loaded.spec.model_copy(update={"mpp_range": (0.25, 2.0)}))
+    job = Job(model=ranged, graph=graph, calibration=[], precision=Precision.INT8)
     model = graph if target is Target.ONNX else openvino.Core().read_model(str(graph))
     execution = backend_of(target).write(job, Quantized(model=model), tmp_path)
     _, notes, _ = plain(tmp_path / execution.model_file)
     assert notes["atlas_edge_input"] == "tiles (B, 32, 32, 3) uint8 RGB" and notes["atlas_edge_embed_dim"] == "64"
     assert notes["atlas_edge_std"] == "0.5, 0.5, 0.5" and notes["atlas_edge_pooling"] == "cls"
     assert "saturation" in notes["atlas_edge_notice"] and "atlas_edge_mpp" not in notes
+    assert notes["atlas_edge_mpp_range"] == "0.25, 2.0"
 
 
 def test_what_has_no_face_is_said(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,7 @@ def model_notes(spec: EncoderSpec, licence: str | None, *, notice: str | None) -
         "name": spec.name,
         "tile_px": str(spec.tile_px),
         "mpp": None if spec.mpp is None else str(spec.mpp),
+        "mpp_range": None if spec.mpp_range is None else ", ".join(map(str, spec.mpp_range)),
         **{name: ", ".join(map(str, values)) for name, values in numbers.items()},
         "pooling": spec.pooling,
         "embed_dim": str(spec.embed_dim),
