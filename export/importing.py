@@ -17,9 +17,9 @@ from atlas_edge.models.convert import (
     resample_positions,
     to_timm,
 )
-from atlas_edge.models.facts import with_known
-from atlas_edge.models.known import Known, find_known, known_encoders
 from atlas_edge.models.load import LoadedModel, load_model
+from atlas_edge.models.published.facts import with_known
+from atlas_edge.models.published.known import Known, find_known, known_encoders
 from atlas_edge.models.timm_config import CONFIG, WEIGHTS, Stated, TimmConfig, read_config, stated_facts
 from atlas_edge.models.timm_folder import has_architecture, timm_and_torch, with_layers
 from atlas_edge.system.atomic import atomic_folder, check_vacant

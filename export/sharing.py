@@ -9,7 +9,7 @@ from atlas_edge.bundle import MANIFEST, verify_bundle
 from atlas_edge.cli import require_module
 from atlas_edge.errors import ChecksumError, InputError, UsageError
 from atlas_edge.manifest import Manifest
-from atlas_edge.models.licences import why_not_shared
+from atlas_edge.models.published.licences import why_not_shared
 
 PREFIX = "hf-hub:"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")

@@ -19,6 +19,6 @@ def test_site_builds(tmp_path: Path) -> None:
     nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy")}
     done = subprocess.run([*build, tmp_path / "site"], capture_output=True, text=True, env={**os.environ, **nowhere})
     assert done.returncode == 0, done.stderr
-    interface = (tmp_path / "site/api.html").read_text(encoding="utf-8")
+    interface = (tmp_path / "site/reference/api.html").read_text(encoding="utf-8")
     for name in (*atlas_edge.__all__, "embed_slide", "open_slide"):
         assert f'.{name}"' in interface, name

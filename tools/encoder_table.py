@@ -25,8 +25,8 @@ from atlas_edge.cli import make_app, run_app
 from atlas_edge.errors import AtlasError, InputError, UsageError
 from atlas_edge.export.backends.base import Way, backend_of
 from atlas_edge.export.inspection import inspect_model
-from atlas_edge.models.known import Known, known_encoders
 from atlas_edge.models.load import LoadedModel, load_model
+from atlas_edge.models.published.known import Known, known_encoders
 from atlas_edge.models.timm_config import CONFIG, WEIGHTS
 from atlas_edge.models.timm_folder import with_layers
 from atlas_edge.quantize.paths import FITTED, FLOAT, LAYER_WISE, NEAREST, NNCF

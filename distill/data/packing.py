@@ -12,10 +12,10 @@ from PIL import Image
 
 from atlas_edge.errors import AtlasError, InputError, UsageError
 from atlas_edge.system.atomic import write_atomic
+from atlas_edge.tiles.forms.webdataset import ABOUT, tar_shard
 from atlas_edge.tiles.slide_spec import SlideSpec
 from atlas_edge.tiles.slide_tiles import SlideTiles
 from atlas_edge.tiles.source import TileRecord, ahead
-from atlas_edge.tiles.webdataset import ABOUT, tar_shard
 
 _SHARD_TILES = 4096
 

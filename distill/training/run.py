@@ -27,7 +27,7 @@ from atlas_edge.distill.training.sharding import sharding_wanted
 from atlas_edge.distill.training.trackers import RUN_IDS
 from atlas_edge.errors import UsageError
 from atlas_edge.manifest import ModelProvenance
-from atlas_edge.models.licences import strictest_licence
+from atlas_edge.models.published.licences import strictest_licence
 from atlas_edge.system.atomic import atomic_folder, check_vacant
 from atlas_edge.system.hardware import peak_memory_bytes
 from atlas_edge.tiles.slide_spec import slide_spec

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.selftest.run import read_selftest
 from atlas_edge.manifest import Manifest
-from atlas_edge.models.licences import why_not_shared
+from atlas_edge.models.published.licences import why_not_shared
 from atlas_edge.runtimes.plain import model_notes
 from atlas_edge.spec import INPUT, OUTPUT
 

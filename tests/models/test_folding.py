@@ -16,7 +16,7 @@ from atlas_edge.models.encoder_module import EncoderModule
 from atlas_edge.models.folding.known import unfoldable_part
 from atlas_edge.models.folding.onnx_graph import folded_graph
 from atlas_edge.models.folding.vit import FoldedVit, fold_vit
-from atlas_edge.models.known import Known, known_encoders
+from atlas_edge.models.published.known import Known, known_encoders
 from atlas_edge.quantize.numerics.stages import unfittable_part
 from atlas_edge.spec import EncoderSpec, Pooling
 

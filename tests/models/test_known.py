@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.models.known import Known, find_known, known_encoders, known_of_hub
+from atlas_edge.models.published.known import Known, find_known, known_encoders, known_of_hub
 
 ALL = list(known_encoders().values())
 FACTS = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from atlas_edge.models.licences import why_not_shared
+from atlas_edge.models.published.licences import why_not_shared
 
 
 @pytest.mark.parametrize("licence", ["Apache-2.0", "mit", "CC0-1.0", "CC BY 4.0", "cc-by-nc-sa-4.0"])

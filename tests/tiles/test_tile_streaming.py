@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from atlas_edge.tiles import TileRecord, open_tiles, select_records
-from atlas_edge.tiles.folders import image_names
+from atlas_edge.tiles.forms.folders import image_names
 from atlas_edge.tiles.overlap import in_first_half
 from atlas_edge.tiles.synthetic.source import SyntheticTiles
 

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from atlas_edge.errors import InputError
-from atlas_edge.tiles import open_tiles, webdataset
-from atlas_edge.tiles.webdataset import ABOUT, tar_shard
+from atlas_edge.tiles import open_tiles
+from atlas_edge.tiles.forms import webdataset
+from atlas_edge.tiles.forms.webdataset import ABOUT, tar_shard
 
 
 def picture(value: int) -> bytes:

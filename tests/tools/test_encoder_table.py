@@ -9,7 +9,7 @@ pytest.importorskip("timm")
 
 import encoder_table as tool
 from atlas_edge.errors import InputError, UsageError
-from atlas_edge.models.known import Known, known_encoders
+from atlas_edge.models.published.known import Known, known_encoders
 
 SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 3, "depth": 3}
 

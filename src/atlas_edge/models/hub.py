@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from atlas_edge.errors import InputError, RuntimeMissing
-from atlas_edge.models.known import Known
+from atlas_edge.models.published.known import Known
 from atlas_edge.models.timm_config import CONFIG, WEIGHTS, import_command
 
 _PICKLED = "pytorch_model.bin"

@@ -10,9 +10,9 @@ from atlas_edge.bundle import MANIFEST, open_bundle, sha256_file
 from atlas_edge.encoder import Encoder
 from atlas_edge.errors import ChecksumError, InputError, RuntimeMissing, UsageError
 from atlas_edge.manifest import ModelProvenance
-from atlas_edge.models.facts import with_known
 from atlas_edge.models.hub import download
-from atlas_edge.models.known import Known, find_known, known_encoders, known_of_hub
+from atlas_edge.models.published.facts import with_known
+from atlas_edge.models.published.known import Known, find_known, known_encoders, known_of_hub
 from atlas_edge.models.students import (
     EMBEDDED,
     OWN_NAMES,

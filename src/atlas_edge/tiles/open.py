@@ -6,17 +6,17 @@ from typing import Literal, Protocol
 
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.system.paths import SLIDE_SUFFIXES
-from atlas_edge.tiles.class_folders import ClassFolders
-from atlas_edge.tiles.flat_folder import FlatFolder
-from atlas_edge.tiles.folders import SPLIT_NAMES
-from atlas_edge.tiles.hdf5 import Hdf5Tiles, hdf5_paths
-from atlas_edge.tiles.pack import MANIFEST_CSV, Pack
-from atlas_edge.tiles.parquet import ParquetTiles, parquet_paths
+from atlas_edge.tiles.forms.class_folders import ClassFolders
+from atlas_edge.tiles.forms.flat_folder import FlatFolder
+from atlas_edge.tiles.forms.folders import SPLIT_NAMES
+from atlas_edge.tiles.forms.hdf5 import Hdf5Tiles, hdf5_paths
+from atlas_edge.tiles.forms.pack import MANIFEST_CSV, Pack
+from atlas_edge.tiles.forms.parquet import ParquetTiles, parquet_paths
+from atlas_edge.tiles.forms.webdataset import TarTiles
 from atlas_edge.tiles.slide_spec import slide_spec
 from atlas_edge.tiles.slide_tiles import SlideFolder, SlideTiles
 from atlas_edge.tiles.source import TileSource
 from atlas_edge.tiles.synthetic.source import DEFAULT_COUNT, SyntheticTiles
-from atlas_edge.tiles.webdataset import TarTiles
 
 Role = Literal["calibration", "evaluation"]
 

@@ -2,11 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
-from reports import facts, report
 
 from atlas_edge.bench.report.compare import Movement, compare_reports
 from atlas_edge.bench.report.files import write_report
 from atlas_edge.bench.report.schema import Report
+from reports import facts, report
 from support import RunCommand
 
 

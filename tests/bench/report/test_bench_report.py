@@ -9,7 +9,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from reports import report
 
 from atlas_edge.bench.interval import Interval
 from atlas_edge.bench.judge.budgets import Budget
@@ -22,6 +21,7 @@ from atlas_edge.bench.report.pictures import WorstTile
 from atlas_edge.bench.report.schema import Report, read_report
 from atlas_edge.bench.speed.sweep import Setting, Sweep, SweepPoint
 from atlas_edge.errors import InputError, UsageError
+from reports import report
 from support import ROOT
 
 BUDGET = Budget(max_drop_pp=1.0, max_knn_drop_pp=0.6, min_cosine=1.0)

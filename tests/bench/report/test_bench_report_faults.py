@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from reports import report
 
 from atlas_edge.bench.cli import app
 from atlas_edge.bench.report.files import check_report_folder, write_report
 from atlas_edge.cli import run_app
 from atlas_edge.errors import InputError, RuntimeMissing, UsageError
+from reports import report
 from support import ROOT, disk_full_after, heed_ctrl_c
 
 QUICK = ("--rounds", "2", "--block-seconds", "0.02", "--threads", "1")

@@ -4,7 +4,6 @@ import io
 from dataclasses import replace
 
 import pytest
-from reports import report
 from rich.console import Console
 
 from atlas_edge.bench.interval import Interval
@@ -12,6 +11,7 @@ from atlas_edge.bench.judge.budgets import Budget
 from atlas_edge.bench.report.rows import Rows, accuracy_rows, gate_rows, summary_rows
 from atlas_edge.bench.report.speed_rows import speed_rows
 from atlas_edge.bench.report.terminal import print_rows
+from reports import report
 
 
 def printed(tables: list[Rows], width: int) -> str:

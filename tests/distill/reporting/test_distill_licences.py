@@ -9,7 +9,7 @@ from tiny_runs import tiny_config
 
 from atlas_edge.distill.closed_form.fit import fit_student
 from atlas_edge.distill.training.run import distill
-from atlas_edge.models.licences import strictest_licence
+from atlas_edge.models.published.licences import strictest_licence
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 The arms take turns within one process, a few steps each, because machines drift; what counts is the ratio of a round:
 
-    python tools/distill_throughput.py TEACHER --tiles TILES --student atlas2-s
+    python tools/timing/distill_throughput.py TEACHER --tiles TILES --student atlas2-s
 """
 
 import sys
@@ -89,9 +89,7 @@ def throughput(
         out=Path("unused"),
     )
     if steps < 1 or rounds < 2:
-        raise UsageError(
-            "expected --steps of 1 or more and --rounds of 2 or more", hint="see tools/distill_throughput.py --help"
-        )
+        raise UsageError("expected --steps of 1 or more and --rounds of 2 or more", hint="see its --help")
     with Display(screen, 0) as display:
         found = measure(config, online=online, steps=steps, rounds=rounds, progress=display.arms)
     if output.json:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from atlas_edge.errors import ChecksumError, InputError
 from atlas_edge.system.paths import printable
 from atlas_edge.tiles.decode import MAX_TILE_BYTES, decode_tile
-from atlas_edge.tiles.folders import SPLIT_NAMES, checked_mpp, checked_name, read_inside
+from atlas_edge.tiles.forms.folders import SPLIT_NAMES, checked_mpp, checked_name, read_inside
 from atlas_edge.tiles.source import TileRecord, TileSource
 
 MANIFEST_CSV = "manifest.csv"

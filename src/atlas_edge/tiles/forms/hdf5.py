@@ -17,7 +17,7 @@ from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError
 from atlas_edge.system.paths import printable
 from atlas_edge.tiles.decode import MAX_TILE_PIXELS
-from atlas_edge.tiles.folders import SPLIT_NAMES
+from atlas_edge.tiles.forms.folders import SPLIT_NAMES
 from atlas_edge.tiles.source import TileRecord, TileSource
 
 _PCAM = re.compile(r"camelyonpatch_level_2_split_(?P<split>\w+)_x\.h5")

@@ -2,7 +2,7 @@
 
 Each figure is of a process of its own, and versions take turns, because machines drift; what counts is the ratio:
 
-    python tools/open_cost.py BUNDLE --against ../older-checkout
+    python tools/timing/open_cost.py BUNDLE --against ../older-checkout
 """
 
 import json
@@ -24,7 +24,7 @@ from atlas_edge.cli import make_app, run_app
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.system import hardware
 
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parents[2]
 # The script uses nothing but what every version has.
 _START = """
 import sys, time

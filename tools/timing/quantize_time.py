@@ -1,9 +1,9 @@
-"""Time quantization alone, this version against another, for OpenVINO and ONNX: `python tools/quantize_time.py`.
+"""Time quantization alone, this version against another, for OpenVINO and ONNX: `python tools/timing/quantize_time.py`.
 
 Both versions take turns in processes of their own, on the same tiles:
 
     git worktree add ../before 631b16a
-    python tools/quantize_time.py MODEL TILES --against ../before
+    python tools/timing/quantize_time.py MODEL TILES --against ../before
 """
 
 import json
@@ -34,7 +34,7 @@ HELP = """Time how long quantizing takes, this version and another by turns, on 
 
 Example:
 
-    python tools/quantize_time.py ../shared/models/dinov2-vits14 ../shared/data/dev_crc5 --against ../before
+    python tools/timing/quantize_time.py ../shared/models/dinov2-vits14 ../shared/data/dev_crc5 --against ../before
 """
 
 app = make_app("quantize_time", HELP)
@@ -63,7 +63,7 @@ def quantize_time(
         targets: Of `openvino` and `onnx`.
         as_json: Print the seconds of every turn instead, and those of the processor.
     """
-    trees = {"this": _HERE.parents[1], "other": against.resolve()}
+    trees = {"this": _HERE.parents[2], "other": against.resolve()}
     if not (trees["other"] / "src" / "atlas_edge").is_dir():
         raise InputError(
             f"{against} holds no src/atlas_edge", hint="give a checkout: git worktree add ../before COMMIT"

@@ -1,6 +1,6 @@
 """LoadGen's figures and ours of the same encoder, in turns of one process, as rows for the documentation.
 
-    python tools/loadgen_turns.py bundles/atlas2-demo-openvino-fp32 bundles/atlas2-demo-onnx-int8 --rounds 6
+    python tools/timing/loadgen_turns.py bundles/atlas2-demo-openvino-fp32 bundles/atlas2-demo-onnx-int8 --rounds 6
 
 Offline: tiles a second; SingleStream: the median latency of one tile. A ratio is the geometric mean over the rounds of
 LoadGen's figure over ours, with its 95 % interval; other programs slow both alike.

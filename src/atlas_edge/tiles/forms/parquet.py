@@ -15,7 +15,7 @@ from atlas_edge.cli import require_module
 from atlas_edge.errors import InputError
 from atlas_edge.system.paths import printable
 from atlas_edge.tiles.decode import MAX_TILE_BYTES, decode_tile
-from atlas_edge.tiles.folders import SPLIT_NAMES, checked_mpp
+from atlas_edge.tiles.forms.folders import SPLIT_NAMES, checked_mpp
 from atlas_edge.tiles.source import TileRecord, TileSource
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """How long after a scan's end its embeddings are there: a slide is copied into a watched folder piece by piece.
 
-    python tools/scan_end.py SLIDE --bundle BUNDLE --tile-mpp 0.5
+    python tools/timing/scan_end.py SLIDE --bundle BUNDLE --tile-mpp 0.5
 
 By the watcher's own settle time, a shorter one, and by a marker that the scanner puts beside what it has finished.
 """

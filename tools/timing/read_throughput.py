@@ -2,7 +2,7 @@
 
 The encoder costs nothing, or takes its time without using the processor, as a GPU does; what is read is drawn:
 
-    python tools/read_throughput.py --side 8192
+    python tools/timing/read_throughput.py --side 8192
 
 A share is simulated where our own reader asks the file system: each request waits, and all of them share a bandwidth.
 """

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from atlas_edge.errors import InputError
-from atlas_edge.tiles.folders import FileTiles, has_images, image_names, split_folders, subfolders
+from atlas_edge.tiles.forms.folders import FileTiles, has_images, image_names, split_folders, subfolders
 from atlas_edge.tiles.source import TileRecord
 
 

@@ -2,7 +2,7 @@
 
 Each export is a process of its own, and versions take turns, because machines drift; what counts is the ratio:
 
-    python tools/export_time.py atlas2-demo synthetic --against ../older-checkout
+    python tools/timing/export_time.py atlas2-demo synthetic --against ../older-checkout
 """
 
 import json
@@ -26,7 +26,7 @@ from atlas_edge.cli import make_app, run_app
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.system import hardware
 
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parents[2]
 # Steps that take less are not compared.
 _SHORTEST_S = 0.2
 _SAMPLED_EVERY_S = 0.05

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from atlas_edge.models.known import Known
+from atlas_edge.models.published.known import Known
 from atlas_edge.models.timm_config import CONFIG, TimmConfig
 from atlas_edge.spec import Pooling
 
