@@ -64,6 +64,25 @@ def test_interrupted_call_writes_nothing_into_the_next(
         np.testing.assert_array_equal(slow.encode(random_tiles(1)), expected)
 
 
+def test_no_thread_of_openvino_calls_into_python(
+    slow: runtime.OpenVinoEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does may wait for the interpreter while whoever gives its requests up waits for it: for ever."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("OpenVINO's queue calls back from threads of its own")
+
+    monkeypatch.setattr(ov, "AsyncInferQueue", refuse)
+    expected = np.concatenate([slow.encode(random_tiles(1)[start : start + 2]) for start in range(0, 24, 2)])
+    np.testing.assert_array_equal(slow.encode(random_tiles(1)), expected)
+    requests = slow._forms[runtime._SIDE_BY_SIDE]
+    assert len(requests) == 4
+    # No callback: what is told to a request is kept for one.
+    with pytest.warns(RuntimeWarning, match="callback"):
+        requests[0].start_async({0: random_tiles(1, 2)}, "told")
+    requests[0].wait()
+
+
 def test_threads_take_turns(slow: runtime.OpenVinoEncoder) -> None:
     expected = [slow.encode(random_tiles(seed)) for seed in range(4)]
     with ThreadPoolExecutor(4) as pool:

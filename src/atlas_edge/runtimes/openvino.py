@@ -2,7 +2,9 @@
 
 import threading
 import weakref
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -201,26 +203,37 @@ class OpenVinoEncoder:
     def _encode_side_by_side(
         self, tiles: NDArray[np.uint8], shapes: Sequence[tuple[int, ...]]
     ) -> list[NDArray[np.float32]]:
-        queue = self._form(_SIDE_BY_SIDE)
+        requests = self._form(_SIDE_BY_SIDE)
         results = empty_results(len(tiles), shapes)
+        under_way: deque[tuple[Any, slice]] = deque()
 
-        def keep(request: Any, rows: slice) -> None:
+        def take() -> None:
+            request, rows = under_way[0]
+            request.wait()
+            under_way.popleft()
             for place, result in enumerate(results):
                 result[rows] = request.get_output_tensor(place).data[: rows.stop - rows.start]
 
-        queue.set_callback(keep)
+        # Without OpenVINO's queue, which calls back into Python: whoever gives its requests up while one of its threads
+        # waits for the interpreter would wait for that thread, with the interpreter in hand, for ever.
         try:
-            for rows, piece in pieces(tiles, self.batch, fixed=True):
-                queue.start_async({0: piece}, rows)
+            for number, (rows, piece) in enumerate(pieces(tiles, self.batch, fixed=True)):
+                if len(under_way) == len(requests):
+                    take()
+                request = requests[number % len(requests)]
+                request.start_async({0: piece})
+                under_way.append((request, rows))
+            while under_way:
+                take()
         finally:
-            # After Ctrl-C, too: what is still under way would call back into the next call's results.
-            queue.wait_all()
-            # The callback holds the results, which are the caller's.
-            queue.set_callback(lambda *_: None)
+            # After Ctrl-C, too: the next call finds every request at rest.
+            for request, _ in under_way:
+                with suppress(RuntimeError):
+                    request.wait()
         return results
 
     def _form(self, size: int) -> Any:
-        """A request for calls of `size` tiles, or the queue of requests that run side by side."""
+        """A request for calls of `size` tiles, or the requests that run side by side."""
         if size not in self._forms:
             if size not in self._given_up:
                 self._given_up.update(self._forms)
@@ -230,7 +243,7 @@ class OpenVinoEncoder:
                 streams = {"NUM_STREAMS": self.streams} if self._device.is_cpu else {"PERFORMANCE_HINT": "THROUGHPUT"}
                 compiled = self._compile(self.batch, streams)
                 # One request waits while the other of a stream runs.
-                self._forms[size] = openvino_library().AsyncInferQueue(compiled, 2 * self.streams)
+                self._forms[size] = [compiled.create_infer_request() for _ in range(2 * self.streams)]
             else:
                 compiled = self._compile(size, {"PERFORMANCE_HINT": "LATENCY"})
                 self._forms[size] = compiled.create_infer_request()
