@@ -18,7 +18,7 @@ from reports import report
 from support import ROOT, disk_full_after, heed_ctrl_c
 
 QUICK = ("--rounds", "2", "--block-seconds", "0.02", "--threads", "1")
-ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests/bench")])}
+ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
