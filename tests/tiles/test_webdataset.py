@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,28 @@ def test_other_people_s_tars_are_tile_sets(tmp_path: Path) -> None:
     assert (first.id, first.group, first.mpp) == ("shard-000/x/0001", "s", None)
     assert (second.id, second.group) == ("shard-000/x/0002", None)
     assert (source.read(second) == 9).all()
+
+
+def test_an_archive_beside_images_is_no_tile_set(ours: Path) -> None:
+    (ours / "one.png").write_bytes(picture(3))
+    assert open_tiles(ours).kind == "flat folder"
+
+
+def test_no_damage_of_a_tar_is_a_bug(ours: Path) -> None:
+    tar, generator = ours / "1.tar", np.random.default_rng(0)
+    (ours / "1.npz").unlink()
+    whole = np.frombuffer(tar.read_bytes(), dtype=np.uint8)
+    for _ in range(300):
+        damaged = whole.copy()
+        # Headers and what is between them; the padding at the end tells little.
+        places = generator.integers(0, len(whole) // 2, 4)
+        damaged[places] = generator.integers(0, 256, 4)
+        tar.write_bytes(damaged.tobytes())
+        with suppress(InputError):
+            source = open_tiles(ours)
+            for record in source.records():
+                with suppress(InputError):
+                    source.read(record)
 
 
 def test_what_is_cut_off_is_told(ours: Path) -> None:

@@ -105,8 +105,6 @@ def _form(path: Path) -> _Form:
         raise InputError(f"{path} is no tile set, expected {_FORMS}")
     if (path / MANIFEST_CSV).exists():
         return Pack
-    if TarTiles.fits(path):
-        return TarTiles
     if parquet_paths(path):
         return ParquetTiles
     if hdf5_paths(path):
@@ -117,6 +115,9 @@ def _form(path: Path) -> _Form:
         return FlatFolder
     if ClassFolders.fits(path):
         return ClassFolders
+    # Last: an archive that lies beside images is no tile set.
+    if TarTiles.fits(path):
+        return TarTiles
     raise InputError(f"{path} holds no tiles, expected {_FORMS}")
 
 

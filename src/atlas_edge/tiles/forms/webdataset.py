@@ -23,6 +23,7 @@ ABOUT = "pack.json"
 
 _INDEX = ".npz"
 _MOST_JSON_BYTES = 2**20
+_KINDS = {"keys": "S", "offsets": "i", "sizes": "i", "slides": "U", "slide": "i", "mpp": "f"}
 # More than the end of a tar is padded with.
 _LOOKED_AT = 16 * 2**10
 
@@ -190,6 +191,7 @@ def _stored(index: Path, tar: Any) -> dict[str, NDArray[Any]] | None:
             whole = all(len(found[name]) == count for name in ("offsets", "sizes", "slide", "mpp"))
             inside = found["offsets"].min(initial=0) >= 0 and ends.max(initial=0) <= size
             known = found["slide"].min(initial=0) >= 0 and found["slide"].max(initial=-1) < len(found["slides"])
+            whole &= {name: found[name].dtype.kind for name in _KINDS} == _KINDS
             return found if str(found["of"]) == _identity(tar) and whole and inside and known else None
     except Exception:  # of a damaged file NumPy raises almost anything; the tar itself is read then
         return None
@@ -209,7 +211,7 @@ def _scanned(file: Any, name: str) -> dict[str, NDArray[Any]]:
                     images[key] = member.offset_data, member.size
                 elif suffix == "json" and member.size <= _MOST_JSON_BYTES:
                     facts[key] = _facts(tar.extractfile(member))
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except Exception as error:  # of a damaged header tarfile raises what its numbers and names raise
         raise InputError(f"{name} is no whole tar: {error}", hint="copy it again, or make it again") from error
     slides = sorted({facts.get(key, ("", 0.0))[0] for key in images})
     numbers = {slide: number for number, slide in enumerate(slides)}
