@@ -44,10 +44,16 @@ def pack(
     specs = [spec for given in slides for spec in slides_of(given)]
     if not specs:
         raise InputError("no slides are given", hint="give slides, or folders of them")
-    with Display(screen, 0) as display:
-        found = pack_slides(specs, out, tile_px=tile_px, quality=quality, threads=threads, progress=display.slides)
-    if licence is not None:
-        write_atomic(out / "README.md", f"Licence: {licence}\n".encode())
+    try:
+        with Display(screen, 0) as display:
+            found = pack_slides(specs, out, tile_px=tile_px, quality=quality, threads=threads, progress=display.slides)
+        if licence is not None:
+            write_atomic(out / "README.md", f"Licence: {licence}\n".encode())
+    except OSError as error:
+        raise InputError(
+            f"{out} cannot be written: {error.strerror or error}",
+            hint="make room or choose another --out; the same command goes on with what is there",
+        ) from error
     if output.json:
         print_json(asdict(found))
     else:

@@ -17,7 +17,8 @@ from atlas_edge.tiles.slide_spec import SlideSpec
 from atlas_edge.tiles.slide_tiles import SlideTiles
 from atlas_edge.tiles.source import TileRecord, ahead
 
-_SHARD_TILES = 4096
+# A shard is put together in memory: some 30 MB at 256 px.
+_SHARD_TILES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +58,12 @@ def pack_slides(
         progress: Called with slides done and slides in all.
 
     Raises:
-        UsageError: The folder holds tiles of another side, quality or range of µm per pixel.
+        UsageError: The folder holds tiles of another side, quality or range of µm per pixel, or is none.
+        InputError: No slide can be packed.
         OSError: The folder cannot be written.
     """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file, expected a folder to write", hint="choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     spans = {spec.mpp_range for spec in slides}
     span = spans.pop() if len(spans) == 1 else None
@@ -82,7 +86,10 @@ def pack_slides(
             left_out[str(spec.path)] = error.message
     progress(len(slides), len(slides))
     if not shards:
-        raise InputError(f"none of {len(slides)} slides can be packed: {next(iter(left_out.values()))}")
+        raise InputError(
+            f"none of {len(slides)} slides can be packed: {next(iter(left_out.values()))}",
+            hint="give slides that can be read, at µm per pixel that they have",
+        )
     return PackResult(shards=shards, made=made, tiles=tiles, left_out=left_out)
 
 

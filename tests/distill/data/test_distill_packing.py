@@ -1,6 +1,8 @@
 """`atlas-distill pack`: slides as WebDataset tars."""
 
+import errno
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -76,6 +78,29 @@ def test_it_goes_on_where_it_stopped(slides: Path, tmp_path: Path, capsys: pytes
     assert after.keys() == before.keys()
     assert pack(f"{slides}@0.5", "--out", out, "--quality", 80) == 2
     assert "give the same options" in capsys.readouterr().err
+
+
+def test_a_place_that_takes_no_shards_is_told(
+    slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    assert pack(f"{slides}@0.5", "--out", tmp_path / "file") == 2
+    assert "file is a file, expected a folder" in capsys.readouterr().err
+    assert pack(f"{slides}@0.5", "--out", tmp_path / "file" / "under") == 5
+    written: list[Path] = []
+
+    def full(path: Path, data: bytes) -> None:
+        if path.suffix == ".tar" and written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(path)
+        path.write_bytes(data)
+
+    monkeypatch.setattr("atlas_edge.distill.data.packing.write_atomic", full)
+    capsys.readouterr()
+    assert pack(f"{slides}@0.5", "--out", tmp_path / "full") == 5
+    said = capsys.readouterr().err
+    assert "full cannot be written: No space left on device" in said and "the same command goes on" in said
+    assert not list((tmp_path / "full").glob("*.tar"))
 
 
 @pytest.mark.parametrize(
