@@ -11,6 +11,9 @@ from atlas_edge.errors import InputError
 RUN_IDS = ("mlflow-run", "wandb-run")
 """Files of the run's folder that say which run it is there."""
 
+# MLflow refuses longer ones; a thousand slides make a long list.
+_LONGEST_VALUE = 500
+
 
 class Tracker(Protocol):
     """Takes figures; a further one is a class with these two methods and a line in `_ASKED_FOR`.
@@ -88,7 +91,7 @@ class _Mlflow:
         before = kept.read_text(encoding="utf-8") if kept.is_file() else None
         run = mlflow.start_run(run_id=before, run_name=None if before else name)
         if before is None:
-            mlflow.log_params(dict(options))
+            mlflow.log_params({option: str(value)[:_LONGEST_VALUE] for option, value in options.items()})
             kept.write_text(run.info.run_id, encoding="utf-8")
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
