@@ -80,7 +80,7 @@ def plan_grid(
     if not 0 <= overlap < tile_px:
         raise UsageError(f"--overlap {overlap}: tiles have {tile_px} px, expected less", hint="use half of it at most")
     scale = _scale(slide, mpp)
-    size_x, size_y = tile_px * scale.x * scale.down_x, tile_px * scale.y * scale.down_y
+    size_x, size_y = scale.sizes(tile_px)
     count = _count_with_rim if rim else _count
     shared = overlap / tile_px
     step_x, step_y = size_x * (1 - shared), size_y * (1 - shared)
@@ -100,19 +100,8 @@ def plan_grid(
         share = np.outer(_overlap(tops, size_y, y, y + height), _overlap(lefts, size_x, x, x + width))
     row, column = np.nonzero(share >= max(min_tissue - _ROUNDING, _ROUNDING))
     coords = np.stack([np.rint(lefts[column]), np.rint(tops[row])], axis=1).astype(np.int64)
-    return TileGrid(
-        level=scale.level,
-        tile_px=tile_px,
-        mpp=scale.mpp,
-        scale_x=scale.x,
-        scale_y=scale.y,
-        size_x=size_x,
-        size_y=size_y,
-        coords=coords,
-        candidates=rows * columns,
-        overlap=overlap,
-        tissue_share=None if mask is None else share[row, column].astype(np.float32),
-    )
+    share_of_tissue = None if mask is None else share[row, column].astype(np.float32)
+    return scale.grid(tile_px, coords, candidates=rows * columns, overlap=overlap, tissue_share=share_of_tissue)
 
 
 def tile_around(slide: Slide, x: float, y: float, *, tile_px: int, mpp: float) -> TileGrid:
@@ -129,22 +118,12 @@ def tile_around(slide: Slide, x: float, y: float, *, tile_px: int, mpp: float) -
         InputError: The slide is coarser than that by more than a tenth.
     """
     scale = _scale(slide, mpp)
-    size_x, size_y = tile_px * scale.x * scale.down_x, tile_px * scale.y * scale.down_y
+    size_x, size_y = scale.sizes(tile_px)
     corner = [
         round(max(min(centre - size / 2, side - size), 0.0))
         for centre, size, side in ((x, size_x, slide.levels[0].width), (y, size_y, slide.levels[0].height))
     ]
-    return TileGrid(
-        level=scale.level,
-        tile_px=tile_px,
-        mpp=scale.mpp,
-        scale_x=scale.x,
-        scale_y=scale.y,
-        size_x=size_x,
-        size_y=size_y,
-        coords=np.array([corner], dtype=np.int64),
-        candidates=1,
-    )
+    return scale.grid(tile_px, np.array([corner], dtype=np.int64), candidates=1)
 
 
 def check_detail(slide: Slide, mpp: float) -> None:
@@ -170,6 +149,18 @@ class _Scale:
     y: float
     down_x: float
     down_y: float
+
+    def sizes(self, tile_px: int) -> tuple[float, float]:
+        """Level-0 pixels that a tile spans, across and downwards."""
+        return tile_px * self.x * self.down_x, tile_px * self.y * self.down_y
+
+    def grid(self, tile_px: int, coords: NDArray[np.int64], **rest: Any) -> TileGrid:
+        """Tiles of this scale at some corners."""
+        size_x, size_y = self.sizes(tile_px)
+        return TileGrid(
+            level=self.level, tile_px=tile_px, mpp=self.mpp, scale_x=self.x, scale_y=self.y,
+            size_x=size_x, size_y=size_y, coords=coords, **rest,
+        )  # fmt: skip
 
 
 def _scale(slide: Slide, mpp: float) -> _Scale:
