@@ -32,7 +32,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def imitated(device: torch.device, precision: str) -> bool:
-    """Whether a precision is bfloat16 on a processor without it, where a ViT-Ti's step takes fourteen times as long."""
+    """Whether a precision is bfloat16 on a processor without it, where a step takes many times as long."""
     return precision == "bf16" and device.type == "cpu" and not cpu().bfloat16
 
 
