@@ -115,6 +115,6 @@ def test_a_fault_that_passes_loses_no_tile(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(("share", "total", "limit"), [(0.01, 90, 4), (0.01, 1000, 10), (0.01, 12, 1), (0.0, 90, 0)])
 def test_one_damaged_tile_of_the_scanner_does_not_fail_a_small_slide(share: float, total: int, limit: int) -> None:
-    from atlas_edge.embed.slide import _most_unreadable
+    from atlas_edge.embed.fill import _most_unreadable
 
     assert _most_unreadable(share, total) == limit
