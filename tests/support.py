@@ -4,13 +4,15 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    import psutil
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -31,6 +33,19 @@ def command_environment(**environment: str) -> dict[str, str]:
 def heed_ctrl_c() -> None:
     """For `preexec_fn`: a test run started in the background has its children ignore SIGINT, as it does itself."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def ended(process: "psutil.Process", *, within_s: float = 20) -> bool:
+    """Whether a process ends in time: it need not be a child, nor need anybody have asked for its exit code."""
+    import psutil
+
+    deadline = time.monotonic() + within_s
+    with suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+    return True
 
 
 @contextmanager

@@ -1,15 +1,21 @@
 """A bundle under MLPerf's own LoadGen."""
 
+import contextlib
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from atlas_edge.bench.cli import app
 from atlas_edge.bench.loadgen.logs import read_accuracy, read_performance
 from atlas_edge.cli import run_app
 from atlas_edge.errors import InputError
+from support import command_environment, ended
 
 
 def test_loadgen_times_a_bundle_and_finds_it_as_accurate_as_it_is(
@@ -35,6 +41,24 @@ def test_loadgen_times_a_bundle_and_finds_it_as_accurate_as_it_is(
     # What keeps the bundle from opening in the other process is told as it is anywhere.
     assert run_app(app, [*words[:2], "--report", str(tmp_path / "gpu"), "--device", "NPU"]) == 4
     assert "NPU" in capsys.readouterr().err and not (tmp_path / "gpu").exists()
+
+
+def test_a_killed_command_leaves_no_loadgen(bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mlperf_loadgen")
+    words = ["loadgen", bundle, "--report", tmp_path / "report", "--seconds", "60", "--threads", "1"]
+    parent = subprocess.Popen([sys.executable, "-m", "atlas_edge.bench", *words], env=command_environment())
+    family = psutil.Process(parent.pid)
+    while not list(tmp_path.rglob("mlperf_log_detail.txt")):  # until it is driven
+        assert parent.poll() is None
+        time.sleep(0.1)
+    (child,) = family.children()
+    parent.kill()
+    parent.wait()
+    try:
+        assert ended(child)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def test_without_it_it_is_said_what_to_install(
