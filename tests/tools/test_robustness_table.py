@@ -33,6 +33,17 @@ def test_a_table_is_what_the_report_says(tmp_path: Path) -> None:
     lines = page.read_text().splitlines()
     assert "| blur 1 px | 0.0500 | **+0.0020 [+0.0010, +0.0030]** |" in lines
     assert (lines[0], lines[-1], "old" in lines) == ("before", "after", False)
+    # A second part stands beside the first; of other tiles it is refused.
+    more = tmp_path / "demo.2"
+    more.mkdir()
+    for reference, code in ((0.95, 0), (0.96, 5)):
+        results = (replace(result, reference_cosine=reference, more_fragile=False),)
+        parts = {f"{name}-more": replace(found, stress=results) for name, found in made.accuracy.candidates.items()}
+        changed = made.model_copy(update={"accuracy": replace(made.accuracy, candidates=parts)})
+        (more / REPORT_FILE).write_text(changed.model_dump_json())
+        assert run_app(tables, [str(page), str(folder), str(more)]) == code
+    cell = "+0.0020 [+0.0010, +0.0030]"
+    assert f"| blur 1 px | 0.0500 | **{cell}** | {cell} |" in page.read_text().splitlines()
     (folder / REPORT_FILE).write_text(made.model_dump_json())
     assert run_app(tables, [str(page), str(folder)]) == 5
 
