@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from atlas_edge.bench.conformance.checks.runtimes import saturation
+from atlas_edge.bench.conformance.checks.runtimes import exact_here, saturation
 from atlas_edge.bench.conformance.finding import Answer, Check, Skip
 from atlas_edge.bench.conformance.subject import Subject
 from atlas_edge.models.graph import onnx_bytes
@@ -55,7 +55,8 @@ def _run(subject: Subject) -> Answer:
             return Answer(passed=False, said=_last_words(done))
         ((_, (iteration, *_)),) = load_json(given).items()
         figures = subject.figures(iteration[OUTPUT])
-    return Answer(passed=figures.passed, figures=figures, known=saturation(subject, Target.ONNX))
+    said, known = exact_here(subject, Target.ONNX), saturation(subject, Target.ONNX)
+    return Answer(passed=figures.passed, said=said, figures=figures, known=known)
 
 
 def _graph(subject: Subject) -> Path:

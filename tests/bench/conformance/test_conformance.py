@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,14 @@ def test_int8_in_a_plain_runtime_is_shown_as_what_it_is(bundle: Path, monkeypatc
     assert plain.figures is not None and (plain.known is not None) == (plain.outcome is Outcome.FAIL)
     assert ask(asked["embeddings, its defaults"], subject).said == "this bundle holds no ONNX graph"
     monkeypatch.setattr(runtimes, "saturates_here", lambda: False)
-    assert ask(asked["embeddings, sums in float"], subject).outcome is Outcome.SKIPPED
+    here = "this processor adds 8-bit products exactly"
+    skipped, plain = (ask(asked[f"embeddings, {how}"], subject) for how in ("sums in float", "benchmark_app"))
+    assert skipped.outcome is Outcome.SKIPPED and here in skipped.said and here in plain.said
+    # Weights of 7 bits are right on any: there is nothing to say.
+    execution = subject.manifest.execution.model_copy(update={"portable": True})
+    portable = replace(subject, manifest=subject.manifest.model_copy(update={"execution": execution}))
+    assert ask(asked["embeddings, benchmark_app"], portable).said == ""
+    assert "on any processor" in ask(asked["embeddings, sums in float"], portable).said
 
 
 def test_a_signature_is_asked_about_where_there_is_one(sound: Path, tmp_path: Path) -> None:
