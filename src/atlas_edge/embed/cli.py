@@ -61,14 +61,14 @@ def embed(
         slide: Slide files, patterns such as '*.svs', or folders with their subfolders.
         bundle: Bundle folder, or a package of several (or a model, which then runs in PyTorch). Given again for another
             one, each slide is embedded by all of them, and decoded once for those of one tile side and scale.
-        out: For one slide the file: .h5, .h5ad, .parquet, .pt, or .zarr, a folder. For several a folder, in which each
-            of several bundles has one of its own name.
+        out: For one slide the file: .h5, .h5ad, .parquet, .pt, or a folder, .zarr or .spatialdata. For several a
+            folder, in which each of several bundles has one of its own name.
         slide_list: CSV file with the columns slide and, if wanted, mpp (µm per pixel, whatever the slide says) and id
             (of the output), in place of names.
         mask: Where tissue is, in place of a search: GeoJSON from QuPath, or a PNG or TIFF of the whole slide, black
             where none is; for several slides a folder with such files of their names.
-        form: Form of the files in that folder: h5, h5ad (AnnData), zarr, parquet, or pt (tensors for CLAM, by
-            PyTorch).
+        form: Form of the files in that folder: h5, h5ad (AnnData), zarr, spatialdata (zarr as SpatialData and
+            LazySlide have it), parquet, or pt (tensors for CLAM, by PyTorch).
         config: How slides are embedded.
         config.mpp: µm per pixel of slides that do not say it; of a slide that is named alone, whatever it says.
         streams: Calls side by side in OpenVINO; chosen by the cores when left out.

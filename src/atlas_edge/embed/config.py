@@ -116,7 +116,7 @@ class WatchOptions(Options):
     """How a folder is watched.
 
     Attributes:
-        form: Form of the embeddings: h5, h5ad, zarr, parquet or pt.
+        form: Form of the embeddings: h5, h5ad, zarr, spatialdata, parquet or pt.
         settle_s: A slide is finished when none of its files has changed for so long, or NAME.done is there.
         marker_only: A slide is finished only when NAME.done is there.
         poll_s: Pause between looks at the folder.

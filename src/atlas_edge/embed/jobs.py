@@ -15,8 +15,8 @@ from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides.readers.ngff import is_ngff
 from atlas_edge.system.paths import SLIDE_SUFFIXES, printable
 
-FORMS = ("h5", "h5ad", "zarr", "parquet", "pt")
-OUTPUT_SUFFIXES = (".h5", ".hdf5", ".h5ad", ".zarr", ".parquet", ".pt")
+FORMS = ("h5", "h5ad", "zarr", "spatialdata", "parquet", "pt")
+OUTPUT_SUFFIXES = (".h5", ".hdf5", ".h5ad", ".zarr", ".spatialdata", ".parquet", ".pt")
 
 Jobs = list[tuple[Path, Path]]
 """Slides, and the output of each."""

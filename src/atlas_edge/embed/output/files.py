@@ -16,6 +16,7 @@ from atlas_edge.cli import require_module
 from atlas_edge.embed.output.anndata import write_anndata
 from atlas_edge.embed.output.attributes import Attributes, coords_attributes
 from atlas_edge.embed.output.rows import ROWS, kept_rows, of_slide, of_tiles
+from atlas_edge.embed.output.spatialdata import write_spatialdata
 from atlas_edge.embed.output.tokens import write_tokens
 from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.embed.resume.plan import ABOUT
@@ -37,7 +38,8 @@ def write_output(out: Path, journal: Journal, grid: TileGrid, attributes: Attrib
     """Write `out` whole or not at all; unreadable tiles are left out of it and listed beside the features.
 
     Its suffix chooses the form: `.h5` or `.hdf5`, `.h5ad` (AnnData), `.zarr` (a folder, zarr format 3),
-    `.parquet` (one row a tile), `.pt` (the features alone, as CLAM loads them).
+    `.spatialdata` (another, as SpatialData has it), `.parquet` (one row a tile), `.pt` (the features alone, as CLAM
+    loads them).
 
     Returns:
         Rows written.
@@ -66,19 +68,21 @@ def write_output(out: Path, journal: Journal, grid: TileGrid, attributes: Attrib
 def check_form(out: Path) -> Callable[[Path, Journal, NDArray[np.bool_], TileGrid, Attributes], None]:
     """What writes the form that a suffix names; see `write_output`."""
     forms = {
-        ".h5": (_write_hdf5, "h5py", "slides"),
-        ".hdf5": (_write_hdf5, "h5py", "slides"),
-        ".h5ad": (write_anndata, "h5py", "slides"),
-        ".zarr": (_write_zarr, "zarr", "zarr"),
-        ".parquet": (_write_parquet, "pyarrow", "tiles"),
-        ".pt": (_write_pt, "torch", "torch"),
+        ".h5": (_write_hdf5, {"h5py": "slides"}),
+        ".hdf5": (_write_hdf5, {"h5py": "slides"}),
+        ".h5ad": (write_anndata, {"h5py": "slides"}),
+        ".zarr": (_write_zarr, {"zarr": "zarr"}),
+        ".spatialdata": (write_spatialdata, {"zarr": "zarr", "pyarrow": "tiles"}),
+        ".parquet": (_write_parquet, {"pyarrow": "tiles"}),
+        ".pt": (_write_pt, {"torch": "torch"}),
     }
     if out.suffix not in forms:
         raise UsageError(f"{out} ends in {out.suffix!r}, expected one of {', '.join(forms)}", hint="use --out slide.h5")
     if is_ngff(out):
         raise UsageError(f"{out} is a slide, which no embeddings replace", hint="choose another --out")
-    write, module, extra = forms[out.suffix]
-    require_module(module, extra=extra)
+    write, modules = forms[out.suffix]
+    for module, extra in modules.items():
+        require_module(module, extra=extra)
     return write
 
 

@@ -49,7 +49,7 @@ def ray(
         workers: Encoders at work.
         gpus_a_worker: GPUs for each of them.
         address: Ray cluster, auto for the one that this machine belongs to; a local one is started when left out.
-        form: Form of the embeddings: h5, h5ad, zarr, parquet or pt.
+        form: Form of the embeddings: h5, h5ad, zarr, spatialdata, parquet or pt.
         config: How slides are embedded; threads are each worker's.
         re_embed: Embed again what another bundle, scale or tissue limit embedded; refused when left out.
         dry_run: List what would be embedded, and start nothing.

@@ -22,6 +22,9 @@ Plan = dict[str, Any]
 ABOUT = "atlas_edge.json"
 """What a `.pt` holds the attributes in, beside PyTorch's own records."""
 
+SPATIALDATA_ABOUT = "atlas_edge"
+"""The attribute of a `.spatialdata` that holds the attributes."""
+
 _SCALE = ("given_mpp", "override_mpp")
 _SAME_MPP = 0.011
 """A level within 1 % of the wanted scale is embedded as it is."""
@@ -149,4 +152,13 @@ def _pt(out: Path) -> dict[str, Any]:
     return found
 
 
-_READERS = {".h5": _hdf5, ".hdf5": _hdf5, ".h5ad": _hdf5, ".zarr": _zarr, ".parquet": _parquet, ".pt": _pt}
+def _spatialdata(out: Path) -> dict[str, Any]:
+    import zarr
+
+    return dict(zarr.open_group(out, mode="r").attrs[SPATIALDATA_ABOUT])
+
+
+_READERS = {
+    ".h5": _hdf5, ".hdf5": _hdf5, ".h5ad": _hdf5, ".zarr": _zarr, ".spatialdata": _spatialdata, ".parquet": _parquet,
+    ".pt": _pt,
+}  # fmt: skip
