@@ -86,11 +86,11 @@ def read_throughput(
     far_away = f"over a share of {share_mb_s:g} MB/s, {share_ms:g} ms: 1 thread"
     print(f"| form | MB | 1, 2, 4 threads | chosen | {far_away} | chosen |\n|---|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
-        forms = _written(Path(folder), side)
+        forms = written(Path(folder), side)
         for name, path in forms.items():
-            local = [_tiles_per_s(path, PacedEncoder(), threads) for threads in _WORKERS]
+            local = [tiles_per_s(path, PacedEncoder(), threads) for threads in _WORKERS]
             with slow_share(share_mb_s, share_ms):
-                far = [_tiles_per_s(path, PacedEncoder(), threads) for threads in (1, None)]
+                far = [tiles_per_s(path, PacedEncoder(), threads) for threads in (1, None)]
             few = ", ".join(f"{rate:.0f}" for rate in local[:-1])
             size = path.stat().st_size / 1e6
             print(f"| {name} | {size:.0f} | {few} | {local[-1]:.0f} | {far[0]:.0f} | {far[1]:.0f} |", flush=True)
@@ -104,14 +104,15 @@ def read_throughput(
 def _both(path: Path, place: str, share: tuple[float, float] | None, factor: float) -> str:
     """A row: reading and an encoder of so many times its rate, together."""
     with slow_share(*share) if share else nullcontext():
-        reading = _tiles_per_s(path, PacedEncoder(), None)
+        reading = tiles_per_s(path, PacedEncoder(), None)
         encoder = PacedEncoder(factor * reading)
-        both = _tiles_per_s(path, encoder, None)
+        both = tiles_per_s(path, encoder, None)
     slower = min(1.0, factor) * reading
     return f"| {factor:g} times what {place} gives | {reading:.0f} | {factor * reading:.0f} | {both / slower:.2f} |"
 
 
-def _written(folder: Path, side: int) -> dict[str, Path]:
+def written(folder: Path, side: int) -> dict[str, Path]:
+    """Files of one drawn slide, by the name of their form."""
     import tifffile
 
     drawn = make_slide(folder / "drawn.tif", side, side).path
@@ -127,7 +128,8 @@ def _written(folder: Path, side: int) -> dict[str, Path]:
     return paths
 
 
-def _tiles_per_s(path: Path, encoder: PacedEncoder, threads: int | None) -> float:
+def tiles_per_s(path: Path, encoder: PacedEncoder, threads: int | None) -> float:
+    """What comes out of a slide through an encoder."""
     with closing(open_slide(path)) as slide:
         reader = TileReader(slide, plan_grid(slide, None, tile_px=_TILE_PX, mpp=_MPP))
         begun = time.perf_counter()
