@@ -55,6 +55,10 @@ def test_alike_tiles_have_one_colour_and_glass_has_none(halves: Path, tmp_path: 
     # Outlines are drawn where tiles are, and nowhere else.
     green = (tiles[..., 1] - tiles[..., 0] > 40) & (tiles[..., 1] > tiles[..., 2])
     assert green[: 512 * at].mean() > 0.02 and not green[side - 60 :].any()
+    # So is the edge of tissue: across, where glass begins, and nowhere else.
+    blue = (tiles[..., 2] - tiles[..., 0] > 100) & (tiles[..., 2] - tiles[..., 1] > 60)
+    rows = np.flatnonzero(blue.mean(axis=1) > 0.5)
+    assert len(rows) and abs(rows - 512 * at).max() <= 24 * at and not blue[: 480 * at].any()
 
 
 def test_it_can_be_left_out_and_a_fault_of_it_keeps_the_embeddings(

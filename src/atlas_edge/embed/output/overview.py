@@ -21,7 +21,7 @@ _GAP_PX = 24
 # Of the words: a share of the width, within bounds.
 _TEXT_SHARE, _LEAST_TEXT_PX, _MOST_TEXT_PX = 1 / 70, 16, 32
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
-_TILE, _UNREADABLE, _REJECTED = (0, 110, 60), (220, 30, 30), (240, 150, 0)
+_TILE, _UNREADABLE, _REJECTED, _TISSUE = (0, 110, 60), (220, 30, 30), (240, 150, 0), (30, 80, 230)
 _MOST_PIXELS = 2**24
 _ROWS = 4096
 # Of each component, what lies between becomes the whole range of a colour.
@@ -32,9 +32,9 @@ _QUALITY = 88
 def write_overview(out: Path, slide: Slide, mask: TissueMask | None, grid: TileGrid, journal: Journal) -> Path:
     """Draw `NAME.overview.jpg` beside an output.
 
-    Left (above, for a wide slide) the slide with the outlines of its tiles, unreadable ones crossed out, and what was
-    taken for pen or a black border; right the first three principal components of the embeddings as red, green and
-    blue, each tile at its place: tissue that the encoder takes for alike has one colour.
+    Left (above, for a wide slide) the slide with the outlines of its tiles, unreadable ones crossed out, the edge of
+    tissue, and what was taken for pen or a black border; right the first three principal components of the embeddings
+    as red, green and blue, each tile at its place: tissue that the encoder takes for alike has one colour.
 
     Args:
         out: Output.
@@ -55,7 +55,7 @@ def write_overview(out: Path, slide: Slide, mask: TissueMask | None, grid: TileG
         return x, y, x + max(grid.size_x / shrink[0] - 1, 0), y + max(grid.size_y / shrink[1] - 1, 0)
 
     panels = [
-        _tiles_panel(_with_rejected(picture, mask), grid, set(journal.unreadable), place),
+        _tiles_panel(_with_mask(picture, mask), grid, set(journal.unreadable), place),
         _colours_panel(picture, grid, component_colours(journal, len(grid.coords)), set(journal.unreadable), place),
     ]
     buffer = io.BytesIO()
@@ -124,13 +124,23 @@ def _large_enough(picture: Colours) -> Colours:
     return picture.repeat(times, axis=0).repeat(times, axis=1) if times > 1 else picture
 
 
-def _with_rejected(picture: Colours, mask: TissueMask | None) -> Colours:
-    if mask is None or not mask.rejected.any():
+def _with_mask(picture: Colours, mask: TissueMask | None) -> Colours:
+    if mask is None:
         return picture
-    size = picture.shape[1::-1]
-    where = np.asarray(Image.fromarray(mask.rejected.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)) > 0
+
+    def spread(part: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        size = picture.shape[1::-1]
+        return np.asarray(Image.fromarray(part.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)) > 0
+
     drawn = picture.copy()
-    drawn[where] = (drawn[where] // 2 + np.array(_REJECTED) // 2).astype(np.uint8)
+    rejected, tissue = spread(mask.rejected), spread(mask.tissue)
+    drawn[rejected] = (drawn[rejected] // 2 + np.array(_REJECTED) // 2).astype(np.uint8)
+    # A pixel to either side.
+    across, down = tissue[:, 1:] != tissue[:, :-1], tissue[1:] != tissue[:-1]
+    for part in (drawn[:, 1:], drawn[:, :-1]):
+        part[across] = _TISSUE
+    for part in (drawn[1:], drawn[:-1]):
+        part[down] = _TISSUE
     return drawn
 
 
@@ -171,9 +181,9 @@ def _legend(grid: TileGrid, mask: TissueMask | None, journal: Journal) -> list[t
         lines.append((f"{len(journal.unreadable):,} tiles could not be read", _UNREADABLE))
     if mask is None:
         lines.append(("tissue was not looked for", _INK))
-    elif mask.source is not None:
-        lines.append((f"tissue as {mask.source} says", _INK))
-    elif mask.rejected.any():
+    else:
+        lines.append(("edge of tissue" if mask.source is None else f"edge of tissue as {mask.source} says", _TISSUE))
+    if mask is not None and mask.source is None and mask.rejected.any():
         lines.append((f"pen or black border: {mask.rejected_share:.1%} of what is no glass", _REJECTED))
     return [*lines, ("colours: first three principal components of the embeddings", _INK)]
 
