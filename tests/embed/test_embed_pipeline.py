@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from test_embed import MeanEncoder
 
+from atlas_edge.embed import pipeline
 from atlas_edge.embed.pipeline import StageClock, embedded
 from atlas_edge.slides import TileReader, open_slide, plan_grid
 
@@ -95,3 +96,21 @@ def test_pieces_of_a_file_are_read_side_by_side(tmp_path: Path, monkeypatch: pyt
     # One that waited for the other would have broken the barrier.
     assert sorted(met) == [0, 1]
     slide.close()
+
+
+def test_threads_whose_gain_was_hidden_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: clock[0])
+    crew = pipeline._Crew(None)
+    sizes: list[int] = []
+
+    class Batch:
+        def result(self) -> None:
+            # Another program has the other cores at first; later four of them help.
+            clock[0] += 1.0 if len(sizes) < 6 else 1.0 / min(crew.size, 4)
+
+    for _ in range(300):
+        crew.result(Batch())  # type: ignore[arg-type]
+        sizes.append(crew.size)
+    assert 1 in sizes[4:8], "the first try brought nothing"
+    assert sizes[-100:] == [4] * 100, "what brings nothing is not tried for ever"

@@ -25,7 +25,7 @@ def test_the_most_that_threads_can_give_follows_from_the_samples(
     )
     spy.chmod(0o755)
     genuine = tool.written
-    monkeypatch.setattr(tool, "written", lambda folder, side: {"JPEG": genuine(folder, side)["JPEG"]})
+    monkeypatch.setattr(tool, "written", lambda folder, side: genuine(folder, side, ["JPEG"]))
     monkeypatch.setattr(tool, "_processes", lambda _: 7.0)
     tool.decode_limit(side=512, py_spy=str(spy), rounds=1)
     row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].split("|")]

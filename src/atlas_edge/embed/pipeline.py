@@ -29,6 +29,9 @@ _MOST_THREADS = 16
 _WAITING_SHARE = 0.05
 # Twice as many threads stay where they bring so much more.
 _GAIN = 1.1
+# They are tried so often: what else the machine does may hide what they bring, and so does what was decoded before.
+_TRIES = 3
+_LONGER = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +232,7 @@ class _Crew:
         self.size, self.most = threads or 1, threads or _MOST_THREADS
         self._working, self._changed = 0, threading.Condition()
         self._settled = threads is not None
+        self._tried = 0
         self._before = (self.size, 0.0)
         self._waited_s, self._batches, self._since = 0.0, 0, time.perf_counter()
 
@@ -251,8 +255,8 @@ class _Crew:
         found = future.result()
         now = time.perf_counter()
         self._waited_s, self._batches = self._waited_s + now - begun, self._batches + 1
-        # Each thread has brought something.
-        if not self._settled and self._batches > self.size:
+        # Each thread has brought something; after a vain try, several times.
+        if not self._settled and self._batches > self.size * (1 + _LONGER * self._tried):
             self._judge(now - self._since)
             self._waited_s, self._batches, self._since = 0.0, 0, now
         return found
@@ -261,10 +265,14 @@ class _Crew:
         rate = self._batches / max(elapsed_s, 1e-9)
         size, rate_before = self._before
         if rate < _GAIN * rate_before:
-            # The disk, the processor or the interpreter gives no more.
+            # The disk, the processor or the interpreter gives no more, or so it seems.
             self._resize(size)
-            self._settled = True
+            self._before = (size, 0.0)
+            self._tried += 1
+            self._settled = self._tried == _TRIES
         elif self._waited_s > _WAITING_SHARE * elapsed_s and self.size < self.most:
+            if rate_before:
+                self._tried = 0
             self._before = (self.size, rate)
             self._resize(min(2 * self.size, self.most))
         else:
