@@ -21,23 +21,25 @@ from atlas_edge.bundle import open_bundle
 from atlas_edge.cli import make_app, require_module, run_app
 
 app = make_app("loadgen_turns", __doc__ or "")
-_BATCH = 8  # what `atlas-bench speed` gives an encoder where nothing else is said
 
 
 @app.default
-def loadgen_turns(*bundles: Path, rounds: int = 6, seconds: float = 8.0, threads: int | None = None) -> None:
+def loadgen_turns(
+    *bundles: Path, rounds: int = 6, seconds: float = 8.0, batch: int = 8, threads: int | None = None
+) -> None:
     """Print a table.
 
     Args:
         bundles: Bundle folders.
         rounds: Turns of each.
         seconds: How long a turn lasts, at least.
+        batch: Tiles a call of ours, Offline, as `atlas-bench speed` takes it; LoadGen's calls hold 64.
         threads: Inference threads; the runtime's own choice when left out.
     """
     require_module("mlperf_loadgen", extra="loadgen")
     print("| bundle | scenario | LoadGen | atlas-bench speed | LoadGen / ours, 95 % |\n|---|---|---:|---:|---|")
     for bundle in bundles:
-        for scenario, pairs in _turns(bundle, rounds, seconds, threads).items():
+        for scenario, pairs in _turns(bundle, rounds, seconds, batch, threads).items():
             theirs, ours = np.array(pairs).T
             ratio = geometric_mean_interval(theirs / ours)
             unit = "tiles/s" if scenario == "Offline" else "ms"
@@ -46,7 +48,9 @@ def loadgen_turns(*bundles: Path, rounds: int = 6, seconds: float = 8.0, threads
             print(f"| {bundle.resolve().name} | {scenario} | {figures} | {interval} |", flush=True)
 
 
-def _turns(bundle: Path, rounds: int, seconds: float, threads: int | None) -> dict[str, list[tuple[float, float]]]:
+def _turns(
+    bundle: Path, rounds: int, seconds: float, batch: int, threads: int | None
+) -> dict[str, list[tuple[float, float]]]:
     """Scenario -> LoadGen's figure and ours, round by round; who begins changes."""
     tiles = read_subject(bundle).tiles
     encoder = open_bundle(bundle, threads=threads)
@@ -56,14 +60,14 @@ def _turns(bundle: Path, rounds: int, seconds: float, threads: int | None) -> di
             for scenario in SCENARIOS:
                 offline = scenario == "Offline"
                 per_tile_s = warm_seconds(encoder, tiles, one_by_one=not offline)
-                batch = offline_batch(encoder, _BATCH) if offline else 1
-                call, folder = timed_call(encoder, tiles, batch), Path(logs) / str(number)
+                taken = offline_batch(encoder, batch) if offline else 1
+                call, folder = timed_call(encoder, tiles, taken), Path(logs) / str(number)
                 first = timed_block(call, seconds) if number % 2 else []
                 run_scenario(encoder, tiles, scenario, "performance", per_tile_s, seconds=seconds, folder=folder)
                 times = first or timed_block(call, seconds)
                 theirs = read_performance(folder / scenario / "performance", offline=offline)
                 if theirs.latency_ms is None:
-                    found[scenario].append((theirs.tiles_per_s, batch * len(times) / sum(times)))
+                    found[scenario].append((theirs.tiles_per_s, taken * len(times) / sum(times)))
                 else:
                     found[scenario].append((theirs.latency_ms[0], 1e3 * float(np.median(times))))
     encoder.close()
