@@ -17,6 +17,7 @@ from atlas_edge.export.calibrate import calibrate
 from atlas_edge.export.compare import Verification, compare_with_reference, embed_compared
 from atlas_edge.export.config import ExportConfig
 from atlas_edge.export.report.model_card import model_card
+from atlas_edge.export.report.page import report_page
 from atlas_edge.export.report.summary import report_json, report_markdown
 from atlas_edge.export.steps import Steps
 from atlas_edge.export.tile_sets import TileSets, open_tile_sets
@@ -312,7 +313,10 @@ def _model_size(folder: Path) -> int:
 
 
 def _write(backend: ExportBackend, result: ExportResult, folder: Path, built: Built) -> ExportResult:
-    (folder / "report.json").write_text(report_json(result, details=built.details), encoding="utf-8")
+    data = report_json(result, details=built.details)
+    # The page names the hash of these bytes.
+    for name, text in (("report.json", data), ("report.html", report_page(result, data))):
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
     (folder / "report.md").write_text(report_markdown(result), encoding="utf-8")
     (folder / "README.md").write_text(model_card(result), encoding="utf-8")
     backend.finish(folder, result.manifest, built)

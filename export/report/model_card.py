@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from atlas_edge.export.report.summary import report_markdown
-from atlas_edge.manifest import Manifest, TilesProvenance
+from atlas_edge.manifest import Manifest, ModelProvenance, TilesProvenance
 from atlas_edge.runtimes.registry import runtime_of
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def model_card(result: "ExportResult") -> str:
             f"{encoder.embed_dim}-d embeddings), exported by atlas-edge for {manifest.target.value} "
             f"in {manifest.precision.value}."
         ),
-        warning=_warning(result),
+        warning=f"**{not_for(manifest)}**",
         folder=result.folder.name,
         px=encoder.tile_px,
         dim=encoder.embed_dim,
@@ -79,10 +79,10 @@ def model_card(result: "ExportResult") -> str:
         mpp=f" at {encoder.scales}" if encoder.scales else "; the model does not state its µm per pixel",
         model=f"{model.name} ({model.source}{f', commit {model.revision}' if model.revision else ''})",
         notice=without_atlas_edge(manifest),
-        weights=f"SHA-256 `{model.sha256}`" if model.sha256 else f"random, seed {model.seed}",
+        weights=about_weights(model, mark="`"),
         licence=model.licence or "not stated",
-        calibration=_tiles(manifest.calibration),
-        evaluation=_tiles(manifest.evaluation),
+        calibration=tiles_sentence(manifest.calibration),
+        evaluation=tiles_sentence(manifest.evaluation),
         versions=", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
         figures=figures,
     )
@@ -102,15 +102,22 @@ def without_atlas_edge(manifest: Manifest) -> str:
     return f"\n\n**Without atlas-edge:** {said}"
 
 
-def _warning(result: "ExportResult") -> str:
-    if result.manifest.encoder.random_weights:
-        return "**The weights are random: the embeddings mean nothing. Not for clinical use.**"
-    if result.manifest.encoder.demonstration:
-        return "**A demonstration, not Atlas 2-S: it shows what the toolkit does. Not for clinical use.**"
-    return "**For research. Not a medical device; validate it on your own slides before any other use.**"
+def not_for(manifest: Manifest) -> str:
+    """What the bundle is not to be used for."""
+    if manifest.encoder.random_weights:
+        return "The weights are random: the embeddings mean nothing. Not for clinical use."
+    if manifest.encoder.demonstration:
+        return "A demonstration, not Atlas 2-S: it shows what the toolkit does. Not for clinical use."
+    return "For research. Not a medical device; validate it on your own slides before any other use."
 
 
-def _tiles(tiles: TilesProvenance | None) -> str:
+def about_weights(model: ModelProvenance, *, mark: str = "") -> str:
+    """The hash of the weights, between marks, or that they are random."""
+    return f"SHA-256 {mark}{model.sha256}{mark}" if model.sha256 else f"random, seed {model.seed}"
+
+
+def tiles_sentence(tiles: TilesProvenance | None) -> str:
+    """How many tiles of which set, and their licence."""
     if tiles is None:
         return "none"
     split = f", split {tiles.split}" if tiles.split else ""

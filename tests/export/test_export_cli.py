@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from atlas_edge.system.atomic import clear_leftovers
 def test_bundle_is_complete_and_runs(bundle: Path, run_command: RunCommand) -> None:
     names = {path.name for path in bundle.iterdir()}
     assert names == {
-        "README.md", "manifest.json", "model.bin", "model.xml", "report.json", "report.md", "selftest.safetensors",
+        "README.md", "manifest.json", "model.bin", "model.xml", "report.html", "report.json", "report.md",
+        "selftest.safetensors",
     }  # fmt: skip
     encoder = open_bundle(bundle)
     tiles = np.random.default_rng(1).integers(0, 256, (3, TINY_PX, TINY_PX, 3), dtype=np.uint8)
@@ -47,6 +49,11 @@ def test_bundle_is_complete_and_runs(bundle: Path, run_command: RunCommand) -> N
     assert "- Quantized layer by layer, recipe openvino-int8." in card
     assert "- Quantized layer by layer, recipe openvino-int8." in (bundle / "report.md").read_text()
     assert json.loads((bundle / "report.json").read_text())["quantization"]["path"] == "layer by layer"
+    # The page to sign names the figures beside it, and asks for nothing.
+    page = (bundle / "report.html").read_text()
+    assert sha256((bundle / "report.json").read_bytes()).hexdigest() in page and "Sign-off" in page
+    assert "Gate: <span" in page and "WRONG there" in page and "Not a medical device" in page
+    assert "://" not in page and str(Path.home()) not in page
 
 
 def test_what_was_taken_for_granted_and_what_departs_from_the_model_are_said(
@@ -242,6 +249,7 @@ def test_values_come_from_environment_and_file(tiny_model: Path, tmp_path: Path,
 # Kills itself at the n-th rename: of a new bundle there is one, of a replaced one two.
 KILLED = """
 import os, signal, sys
+from hashlib import sha256
 from pathlib import Path
 from atlas_edge.cli import run_app
 from atlas_edge.export.cli import app

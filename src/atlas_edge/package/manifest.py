@@ -27,7 +27,7 @@ from atlas_edge.spec import EncoderSpec, Precision, Target
 
 VARIANTS = "atlas-package.json"
 SCHEMA_VERSION = 1
-OWN_FILES = frozenset({"README.md", "report.json", "report.md", "selftest.safetensors"})
+OWN_FILES = frozenset({"README.md", "report.html", "report.json", "report.md", "selftest.safetensors"})
 """What every variant keeps itself; all else is a model file, which a runtime may open."""
 
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}(/fp16)?$")]
