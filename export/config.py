@@ -11,7 +11,7 @@ from atlas_edge.export.backends.base import backend_of
 from atlas_edge.export.options import Choices
 from atlas_edge.models.load import DEFAULT_MODEL
 from atlas_edge.quantize.plan import load_plan
-from atlas_edge.quantize.recipe import Recipe, for_portable, load_recipe
+from atlas_edge.quantize.recipe import Recipe, for_portable, load_recipe, with_merging
 from atlas_edge.spec import Precision, Target
 from atlas_edge.unnamed import LEFT_OUT, last_name
 
@@ -59,6 +59,8 @@ class ExportConfig(Choices):
             return "--quantize-attention is for --target tensorrt or tensorrt-rtx in --precision int8"
         if self.portable and (engine or self.precision is not Precision.INT8):
             return "--portable is for --target onnx or openvino in --precision int8; others add exactly as they are"
+        if self._merging and (not backend.merges_tokens or self.precision is not Precision.INT8):
+            return "--merge-tokens, in a recipe, too, is for --target openvino in --precision int8"
         if self.recipe is not None and self.precision not in (Precision.INT8, Precision.FP8):
             return f"--recipe says how INT8 is made, --precision {self.precision} has no use for it"
         if any(size < 1 for size in self.batch):
@@ -68,6 +70,11 @@ class ExportConfig(Choices):
         if len(self.batch) == 3 and list(self.batch) != sorted(self.batch):
             return "--batch min,opt,max must not fall"
         return "--batch takes one size, or min,opt,max" if len(self.batch) not in (0, 1, 3) else None
+
+    @property
+    def _merging(self) -> bool:
+        factor = self.merge_tokens if self.recipe is None or self.merge_tokens is not None else self.recipe.merge_tokens
+        return (factor or 1) != 1
 
     @property
     def output(self) -> Path:
@@ -87,7 +94,8 @@ class ExportConfig(Choices):
             stem += f"-{self.tile_px}px"
         tokens = "-tokens" if self.graph_output == "tokens" else ""
         portable = "-portable" if self.portable else ""
-        return Path("bundles") / f"{stem}-{kind}{portable}{tokens}"
+        merged = f"-merged{self.merge_tokens:g}" if self.merge_tokens not in (None, 1) else ""
+        return Path("bundles") / f"{stem}-{kind}{portable}{merged}{tokens}"
 
     def for_manifest(self) -> dict[str, Any]:
         """The options as they stand in a bundle; paths as names of what was given, unless `keep_paths`."""
@@ -103,6 +111,8 @@ class ExportConfig(Choices):
         recipe = self.recipe or backend_of(self.target).default_recipe(self.precision)
         if self.portable:
             recipe = for_portable(recipe)
+        if self.merge_tokens is not None:
+            recipe = with_merging(recipe, self.merge_tokens)
         if not self.quantize_attention:
             return recipe
         return recipe.model_copy(update={"name": f"{recipe.name}-attention", "attention": True})

@@ -22,4 +22,6 @@ def path_sentence(quantization: dict[str, Any] | None) -> str | None:
     assert quantization is not None
     reason = quantization.get("path_reason")
     why = "" if reason is None else f" ({_BETTER[path]}: {reason})"
-    return f"quantized {path}{why}, recipe {quantization['recipe']['name']}"
+    factor = quantization["recipe"].get("merge_tokens", 1)
+    merged = "" if factor == 1 else f", tokens merged for {factor:g} times less work in its blocks"
+    return f"quantized {path}{why}, recipe {quantization['recipe']['name']}{merged}"

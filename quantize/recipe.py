@@ -40,6 +40,8 @@ class Recipe(BaseModel):
         attention: Quantize the two matrix products inside attention.
         patch_embed: Quantize the patch embedding (or the first convolution of a CNN).
         bias_correction: Correct the mean shift that rounded weights cause.
+        merge_tokens: How many times less the blocks have to compute because tokens that are alike become one
+            (`merging.merge`; vision transformers for OpenVINO, layer by layer); 1 merges none.
         exclude: Layers left in floating point, by module name such as `blocks.3.mlp.fc2`; `*` matches any run of
             characters.
     """
@@ -58,6 +60,7 @@ class Recipe(BaseModel):
     attention: bool = False
     patch_embed: bool = True
     bias_correction: bool = True
+    merge_tokens: float = Field(default=1.0, ge=1, allow_inf_nan=False)
     exclude: tuple[str, ...] = ()
 
     @property
@@ -75,6 +78,13 @@ def for_portable(recipe: Recipe) -> Recipe:
     if recipe.portable:
         return recipe
     return recipe.model_copy(update={"name": f"{recipe.name}-portable", "weight_bits": PORTABLE_BITS})
+
+
+def with_merging(recipe: Recipe, factor: float) -> Recipe:
+    """A recipe whose network has `factor` times less to compute; see `Recipe.merge_tokens`."""
+    if factor == recipe.merge_tokens:
+        return recipe
+    return recipe.model_copy(update={"name": f"{recipe.name}-merged{factor:g}", "merge_tokens": factor})
 
 
 def openvino_recipe() -> Recipe:

@@ -62,7 +62,11 @@ def auto_configs(**values: Any) -> dict[str, ExportConfig]:
 def _own(values: dict[str, Any], target: Target, precision: Precision) -> dict[str, Any]:
     """The values without the options that are of other variants alone."""
     engine, integer = backend_of(target).library is not None, precision is Precision.INT8
-    kept = {"portable": integer and not engine, "quantize_attention": integer and engine}
+    kept = {
+        "portable": integer and not engine,
+        "quantize_attention": integer and engine,
+        "merge_tokens": integer and backend_of(target).merges_tokens,
+    }
     return {name: value for name, value in values.items() if kept.get(name, True)}
 
 

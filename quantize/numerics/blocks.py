@@ -30,6 +30,8 @@ from atlas_edge.quantize.recipe import Calibrator, Weights
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from atlas_edge.models.folding.merging import Stream
+
 _PIECE = 8
 
 
@@ -109,10 +111,12 @@ def fit_blocks(
     """
     import torch
 
+    from atlas_edge.models.folding.merging import Stream
+
     fitted = copy.deepcopy(module).eval()
     ranges: dict[str, LayerRange] = {}
     with torch.inference_mode():
-        for stage, found in fit_stages(stages(fitted), _tokens(fitted, tiles), options or FitOptions()):
+        for stage, found in fit_stages(stages(fitted), Stream(_tokens(fitted, tiles)), options or FitOptions()):
             for name, layer in found.items():
                 linear: Any = fitted.get_submodule(name)
                 linear.weight.data = layer.weights.weight
@@ -136,13 +140,13 @@ def fit_blocks(
 
 
 def fit_stages(
-    stages: Iterable[Stage], tokens: "Tensor", options: FitOptions
+    stages: Iterable[Stage], stream: "Stream", options: FitOptions
 ) -> Iterator[tuple[Stage, dict[str, Fitted]]]:
     """Choose grids and round weights, stage by stage; the modules change by what is exact only.
 
     Args:
         stages: In the order of computation.
-        tokens: `(N, T, D)` that the first reads.
+        stream: What the first reads, tokens `(N, T, D)`.
         options: See `FitOptions`.
 
     Yields:
@@ -150,7 +154,7 @@ def fit_stages(
     """
     for stage in stages:
         seen = {read: Inputs() for read in (*stage.first, stage.second)}
-        tokens = _watched(stage, tokens, seen)
+        stream = _watched(stage, stream, seen)
         quantized = [read for read in seen if set(read.layers) - set(options.float_layers)]
         # The second first: its scale may move into the rows of a first one.
         grids = {read: _choose(read, seen[read], options) for read in reversed(quantized)}
@@ -180,9 +184,8 @@ class _Reached(Exception):
     """The layer was reached."""
 
 
-def _watched(stage: Stage, tokens: "Tensor", seen: dict[Read, Inputs]) -> "Tensor":
+def _watched(stage: Stage, stream: "Stream", seen: dict[Read, Inputs]) -> "Stream":
     """The residual stream after the stage; what its Linears read is recorded, and the stage adapted."""
-    import torch
 
     def takes(inputs: Inputs) -> Any:
         return lambda _, given: inputs.add(given[0])
@@ -194,7 +197,7 @@ def _watched(stage: Stage, tokens: "Tensor", seen: dict[Read, Inputs]) -> "Tenso
     hooks = [read.layer.register_forward_pre_hook(takes(inputs)) for read, inputs in seen.items()]
     hooks += [part.register_forward_hook(gives(channels)) for part, channels in makes.items()]
     with _hooked(*hooks):
-        after = torch.cat([stage.kept(piece) + stage.body(stage.norm(piece)) for piece in tokens.split(_PIECE)])
+        after = stream.joined([stage.after(piece) for piece in stream.split(_PIECE)])
     offset = None if stage.scores is None else stage.scores.adapt(*makes.values())
     if offset is not None:
         seen[stage.second].shift(offset)

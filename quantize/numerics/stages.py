@@ -1,13 +1,14 @@
 """The two stages of a transformer block, attention and MLP, as quantization block by block sees them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from atlas_edge.models.folding.merging import Stream
     from atlas_edge.quantize.numerics.moments import Channels
 
 
@@ -59,18 +60,21 @@ class Stage:
 
     Attributes:
         norm: What is done to the residual stream before.
-        body: What the stage computes of that, which is added to the stream.
+        body: What the stage computes of that and of the stream, which is added to the stream's tokens.
         first: What is read of the norm.
         second: What the Linear reads that writes to the residual stream.
-        cls_only: The CLS token goes on alone.
+        kept: The part of the stream that goes on, if not all of it.
+        merge: What becomes of the stream after, of what `norm` gave, the stream before and its tokens after; None
+            leaves it as it is.
         scores: See `Scores`; None where nothing of it is changed.
     """
 
     norm: "Callable[[Tensor], Tensor]"
-    body: "Callable[[Tensor], Tensor]"
+    body: "Callable[[Tensor, Stream], Tensor]"
     first: tuple[Read, ...]
     second: Read
-    cls_only: bool = False
+    kept: "Callable[[Stream], Stream] | None" = None
+    merge: "Callable[[Tensor, Stream, Tensor], Stream] | None" = None
     scores: Scores | None = None
 
     @property
@@ -78,9 +82,12 @@ class Stage:
         """Of all its Linears, in the order in which they compute."""
         return tuple(name for read in (*self.first, self.second) for name in read.layers)
 
-    def kept(self, tokens: "Tensor") -> "Tensor":
-        """The part of the residual stream `(B, N, D)` that goes on."""
-        return tokens[:, :1] if self.cls_only else tokens
+    def after(self, stream: "Stream") -> "Stream":
+        """The residual stream after the stage."""
+        normed = self.norm(stream.tokens)
+        kept = stream if self.kept is None else self.kept(stream)
+        tokens = kept.tokens + self.body(normed, stream)
+        return replace(kept, tokens=tokens) if self.merge is None else self.merge(normed, stream, tokens)
 
 
 def unfittable_part(module: "nn.Module") -> str | None:
@@ -163,7 +170,7 @@ def _attention(block: Any, name: str, rotation: "Tensor | None") -> Stage:
     divides = _dividing(attention.norm, None if grouped else values)
     return Stage(
         norm=block.norm1,
-        body=attention if rotation is None else partial(attention, rope=rotation),
+        body=_of_tokens(attention if rotation is None else partial(attention, rope=rotation)),
         first=(Read({f"{name}.{leaf}": getattr(attention, leaf) for leaf in leaves}, partial(divide, block.norm1)),),
         second=Read({f"{name}.proj": attention.proj}, None if gated else divides),
     )
@@ -181,7 +188,7 @@ def _mlp(block: Any, name: str) -> Stage:
         values = mlp.fc1, slice(0, half) if mlp.gate_last else slice(half, 2 * half)
     return Stage(
         norm=block.norm2,
-        body=mlp,
+        body=_of_tokens(mlp),
         first=(Read({f"{name}.{leaf}": getattr(mlp, leaf) for leaf in leaves}, partial(divide, block.norm2)),),
         second=Read({f"{name}.fc2": mlp.fc2}, _dividing(mlp.norm, values)),
     )
@@ -194,6 +201,10 @@ def _dividing(norm: Any, values: "tuple[nn.Linear, slice] | None") -> "Callable[
     if not isinstance(norm, nn.Identity):
         return partial(divide, norm)
     return None if values is None else partial(divide, values[0], rows=values[1])
+
+
+def _of_tokens(part: "Callable[[Tensor], Tensor]") -> "Callable[[Tensor, Stream], Tensor]":
+    return lambda normed, _: part(normed)
 
 
 def _rotation(backbone: Any, index: int) -> "Tensor | None":

@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_edge.models.folding.merging import with_merging
 from atlas_edge.quantize.numerics.ranges import ActivationGrid
 from atlas_edge.quantize.openvino.grids import PATCH_EMBED, VitGrids, choose_grids
-from atlas_edge.quantize.openvino.operators import Operators, to_numpy
+from atlas_edge.quantize.openvino.merging import MergeOperators, WrittenStream
+from atlas_edge.quantize.openvino.operators import to_numpy
 from atlas_edge.quantize.paths import LAYER_WISE
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.spec import INPUT, OUTPUT, TOKENS
@@ -58,6 +60,7 @@ def quantize_vit(
     Raises:
         UsageError: `recipe.exclude` names a layer that the network does not have.
     """
+    with_merging(folded, recipe.merge_tokens)
     grids = choose_grids(folded, calibration, recipe)
     layers = {
         name: {"smooth_alpha": grids.activations[name].alpha, "clip": grids.activations[name].clip, "error": grid.error}
@@ -74,6 +77,11 @@ def quantize_vit(
         "path": LAYER_WISE,
         "layers": layers,
         "coverage": grids.coverage(folded),
+        **(
+            {}
+            if recipe.merge_tokens == 1
+            else {"merged": {f"blocks.{i}": b.merged for i, b in enumerate(folded.blocks) if b.merged}}
+        ),
     }
 
 
@@ -90,7 +98,7 @@ def build_openvino(folded: "FoldedVit", grids: VitGrids, *, tile_px: int) -> "ov
     return _Writer(grids).model(folded, tile_px)
 
 
-class _Writer(Operators):
+class _Writer(MergeOperators):
     def __init__(self, grids: VitGrids) -> None:
         super().__init__(grids)
         self._tables: dict[int, tuple[Any, Any]] = {}
@@ -101,22 +109,20 @@ class _Writer(Operators):
         op = self.op
         tiles = op.parameter([-1, tile_px, tile_px, 3], np.uint8, name=INPUT)
         tiles.output(0).set_names({INPUT})
-        tokens = self._patches(folded, tiles)
+        stream = WrittenStream(self._patches(folded, tiles), folded.prefix.shape[1] + folded.token_count)
         for index, block in enumerate(folded.blocks):
-            tokens = self._block(tokens, block, f"blocks.{index}")
+            stream = self._block(stream, block, f"blocks.{index}")
         if folded.pooling == "cls" and not folded.gives_tokens:
-            parts = [self.layer_norm(self.first(tokens), folded.norm)]
-        else:
-            tokens = self.layer_norm(tokens, folded.norm)
-            parts = [] if folded.pooling == "avg" else [self.first(tokens)]
+            stream = self.first_of(stream)
+        stream = self.with_tokens(stream, self.layer_norm(stream.tokens, folded.norm))
+        parts = [] if folded.pooling == "avg" else [self.first(stream.tokens)]
         if folded.pooling != "cls":
-            patches = self.slice(tokens, folded.pooled_from, _END)
-            parts.append(op.reduce_mean(patches, self.constant([1], "i64"), keep_dims=True))
+            parts.append(self.mean(stream, folded.pooled_from))
         parts = [self.layer_norm(part, folded.fc_norm) for part in parts]
         embedding = op.concat(parts, 2) if len(parts) > 1 else parts[0]
         outputs = {OUTPUT: op.squeeze(embedding, self.constant([1], "i64"))}
         if folded.gives_tokens:
-            outputs[TOKENS] = self.slice(tokens, folded.prefix.shape[1], _END)
+            outputs[TOKENS] = self.slice(stream.tokens, folded.prefix.shape[1], _END)
         results = []
         for name, output in outputs.items():
             results.append(op.result(output, name=name))
@@ -135,36 +141,52 @@ class _Writer(Operators):
         patches = op.convolution(pixels, weight, list(convolution.stride), [0, 0], [0, 0], [1, 1])
         flat = self.reshape(self.transpose(patches, [0, 2, 3, 1]), [0, -1, positions.shape[-1]])
         tokens = self.layer_norm(op.add(flat, self.constant(positions)), folded.norm_pre)
+        if folded.order is not None:
+            tokens = op.gather(tokens, self.constant(folded.order.numpy(), "i64"), self.constant(1, "i64"))
         if not folded.prefix.shape[1]:
             return tokens
         batch = op.gather(op.shape_of(tiles), self.constant([0], "i64"), self.constant(0, "i64"))
         shape = op.concat([batch, self.constant(folded.prefix.shape[1:], "i64")], 0)
         return op.concat([op.broadcast(self.constant(to_numpy(folded.prefix)), shape), tokens], 1)
 
-    def _block(self, tokens: Any, block: "FoldedBlock", name: str) -> Any:
+    def _block(self, stream: WrittenStream, block: "FoldedBlock", name: str) -> WrittenStream:
         op = self.op
-        normed = self.standardise(tokens, block.eps1)
-        queried, tokens = (self.first(normed), self.first(tokens)) if block.cls_only else (normed, tokens)
-        attended = self._attention(queried, normed, block, f"{name}.attn")
-        tokens = op.add(tokens, self.linear(attended, f"{name}.attn.proj", block.attn.proj))
-        hidden = self._hidden(self.standardise(tokens, block.eps2), block.mlp, f"{name}.mlp")
-        return op.add(tokens, self.linear(hidden, f"{name}.mlp.fc2", block.mlp.fc2))
+        normed = self.standardise(stream.tokens, block.eps1)
+        attended, of_cls = self._attention(normed, stream, block, f"{name}.attn")
+        if block.cls_only:
+            stream = self.first_of(stream)
+        tokens = op.add(stream.tokens, self.linear(attended, f"{name}.attn.proj", block.attn.proj))
+        stream = self.with_tokens(stream, tokens)
+        if block.merged:
+            placed = block.attn.rotation is not None
+            stream = self.merged(stream, of_cls, block.merged, block.prefix, placed=placed)
+        hidden = self._hidden(self.standardise(stream.tokens, block.eps2), block.mlp, f"{name}.mlp")
+        return self.with_tokens(stream, op.add(stream.tokens, self.linear(hidden, f"{name}.mlp.fc2", block.mlp.fc2)))
 
-    def _attention(self, queried: Any, tokens: Any, block: "FoldedBlock", name: str) -> Any:
+    def _attention(self, tokens: Any, stream: WrittenStream, block: "FoldedBlock", name: str) -> tuple[Any, Any]:
+        """What the projection reads, and what CLS looks at where tokens are merged; `tokens` are the standardised."""
         op, attention = self.op, block.attn
+        queried = self.first(tokens) if block.cls_only else tokens
         # CLS, the first token, is not turned.
-        query = self._heads(queried, attention, name, "q", None if block.cls_only else attention.rotation)
-        key = self._heads(tokens, attention, name, "k", attention.rotation)
-        value = self._heads(tokens, attention, name, "v", None)
+        query = self._heads(queried, attention, name, "q", None if block.cls_only else attention.rotation, stream)
+        key = self._heads(tokens, attention, name, "k", attention.rotation, stream)
+        value = self._heads(tokens, attention, name, "v", None, stream)
+        of_cls = self.of_cls(query, key, stream) if block.merged and block.asks_cls else None
         scores = op.matmul(query, key, False, True)
         scores.set_friendly_name(f"{name}.scores")
-        attended = op.matmul(op.softmax(scores, 3), value, False, False)
+        attended = op.matmul(op.softmax(self.with_sizes(scores, stream), 3), value, False, False)
         width = attention.num_heads * attention.head_dim
         merged = self.reshape(self.transpose(attended, [0, 2, 1, 3]), [0, 0, width])
-        return self.standardise(merged, attention.inner_eps)
+        return self.standardise(merged, attention.inner_eps), of_cls
 
     def _heads(
-        self, tokens: Any, attention: "FoldedAttention", name: str, leaf: str, rotation: "Rotation | None"
+        self,
+        tokens: Any,
+        attention: "FoldedAttention",
+        name: str,
+        leaf: str,
+        rotation: "Rotation | None",
+        stream: WrittenStream,
     ) -> Any:
         """Query, key or value of every head, `(B, heads, N, head_dim)`."""
         heads = self.linear(tokens, f"{name}.{leaf}", getattr(attention, leaf))
@@ -176,7 +198,7 @@ class _Writer(Operators):
         if rotation is None:
             return self.transpose(self.reshape(self.on_grid(heads, grid), [0, 0, *shape]), [0, 2, 1, 3])
         heads = self.transpose(self.reshape(heads, [0, 0, *shape]), [0, 2, 1, 3])
-        return self.on_grid(self._turned(heads, rotation), grid)
+        return self.on_grid(self._turned(heads, rotation, stream), grid)
 
     def _head_norm(self, tokens: Any, shape: list[int], norm: "HeadNorm") -> Any:
         """Every head of `(B, N, heads * head_dim)` normalised."""
@@ -191,13 +213,13 @@ class _Writer(Operators):
         tokens = op.multiply(tokens, self.constant(to_numpy(norm.weight).ravel()))
         return op.add(tokens, self.constant(to_numpy(norm.bias).ravel())) if norm.bias.any() else tokens
 
-    def _turned(self, heads: Any, rotation: "Rotation") -> Any:
+    def _turned(self, heads: Any, rotation: "Rotation", stream: WrittenStream) -> Any:
         """Halves, a product with -1, two with tables of four axes: all in the form that RoPE fusion knows."""
         op = self.op
         if id(rotation) not in self._tables:
             cos, sin = (self.constant(to_numpy(table)[None]) for table in (rotation.cos, rotation.sin))
             self._tables[id(rotation)] = cos, sin
-        cos, sin = self._tables[id(rotation)]
+        cos, sin = (self.at_places(table, stream) for table in self._tables[id(rotation)])
         half = self.constant([rotation.cos.shape[-1] // 2] * 2, "i64")
         first, second = op.variadic_split(heads, self.constant(3, "i64"), half).outputs()
         turned = op.concat([op.multiply(second, self.constant(-1.0)), first], -1)

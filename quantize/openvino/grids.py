@@ -1,7 +1,7 @@
 """The INT8 grids of a folded vision transformer, layer by layer, each chosen by the error of the layer's output."""
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from atlas_edge.errors import UsageError
 from atlas_edge.models.folding.linear import standardise
+from atlas_edge.models.folding.merging import Stream
 from atlas_edge.quantize.numerics.blocks import FitOptions, Fitted, fit_stages
 from atlas_edge.quantize.numerics.gptq import nearest_weights
 from atlas_edge.quantize.numerics.moments import Channels
@@ -121,7 +122,7 @@ def choose_grids(folded: "FoldedVit", calibration: Sequence[NDArray[np.uint8]], 
         if recipe.patch_embed and not recipe.portable and PATCH_EMBED not in excluded:
             grids.weights[PATCH_EMBED] = _patch_embedding(folded, tiles)
         tokens = torch.cat([folded.embed_patches(piece) for piece in tiles.split(_BATCH)])
-        for _, found in fit_stages(_stages(folded, grids, recipe, excluded), tokens, options):
+        for _, found in fit_stages(_stages(folded, grids, recipe, excluded), Stream(tokens), options):
             grids.activations.update((name, layer.grid) for name, layer in found.items())
             grids.weights.update((name, _weight_grid(layer, options.levels)) for name, layer in found.items())
     return grids
@@ -138,20 +139,22 @@ def _stages(folded: "FoldedVit", grids: VitGrids, recipe: Recipe, excluded: froz
         quantized = recipe.attention and not excluded & {f"{name}.attn.q", f"{name}.attn.k"}
         yield Stage(
             norm=partial(standardise, eps=block.eps1),
-            body=partial(_attended, block),
+            body=block.attended,
             first=tuple(attending),
             second=projecting,
-            cls_only=block.cls_only,
+            kept=block.kept,
+            merge=block.after_attention,
             scores=_Scores(
                 f"{name}.attn", block.attn, grids if quantized else None, largest_integer(recipe.weight_bits)
             ),
         )
-        yield Stage(norm=partial(standardise, eps=block.eps2), body=block.mlp, first=(hidden,), second=mixing)
+        yield Stage(
+            norm=partial(standardise, eps=block.eps2), body=_of_tokens(block.mlp), first=(hidden,), second=mixing
+        )
 
 
-def _attended(block: Any, normed: Tensor) -> Tensor:
-    attended: Tensor = block.attn(normed[:, :1] if block.cls_only else normed, normed)
-    return attended
+def _of_tokens(mlp: Any) -> Callable[[Tensor, Stream], Tensor]:
+    return lambda normed, _: mlp(normed)
 
 
 class _Scores:

@@ -73,6 +73,10 @@ def quantize_openvino(
                 free_weights(module)
             return quantize_vit(folded, batches, recipe)
         reason = unfoldable_part(module) or reason
+    if recipe.merge_tokens != 1:
+        raise UsageError(
+            f"tokens are merged only where a network is quantized layer by layer: {reason}", hint="leave it out"
+        )
     recipe = _without_products(for_nncf(recipe))
     model = ov.Core().read_model(onnx_path)
     held_out, statistics_tiles = split_choice(batches, recipe)

@@ -82,9 +82,9 @@ class Operators:
         """`(B, 1, C)`."""
         return self.slice(tokens, 0, 1)
 
-    def slice(self, tokens: Any, start: int, stop: int) -> Any:
+    def slice(self, tokens: Any, start: int, stop: int, step: int = 1) -> Any:
         """Some of `(B, N, C)` tokens."""
-        ends = (self.constant([value], "i64") for value in (start, stop, 1, 1))
+        ends = (self.constant([value], "i64") for value in (start, stop, step, 1))
         return self.op.slice(tokens, *ends)
 
     def constant(self, value: Any, kind: _Type = "f32") -> Any:

@@ -8,6 +8,7 @@ from atlas_edge.errors import UsageError
 from atlas_edge.export.config import resolve
 from atlas_edge.manifest import ModelProvenance
 from atlas_edge.quantize.plan import Plan, SavedPlan, save_plan
+from atlas_edge.quantize.recipe import save_recipe
 from atlas_edge.spec import Precision, Target
 
 
@@ -39,3 +40,22 @@ def test_without_a_plan_the_defaults_decide() -> None:
 def test_a_plan_for_another_target_is_a_contradiction(plan: Path) -> None:
     with pytest.raises(UsageError, match="--target openvino, but"):
         resolve(plan=plan, target="openvino")
+
+
+@pytest.mark.parametrize("target", ["onnx", "tensorrt", "tensorrt-rtx"])
+def test_only_openvino_merges_tokens(target: str) -> None:
+    with pytest.raises(UsageError, match="--merge-tokens"):
+        resolve(target=Target(target), precision=Precision.INT8, merge_tokens=1.2)
+    assert resolve(target=Target(target), precision=Precision.INT8, merge_tokens=1.0).int8_recipe.merge_tokens == 1
+
+
+def test_merging_is_int8(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--merge-tokens"):
+        resolve(target=Target.OPENVINO, precision=Precision.BF16, merge_tokens=1.2)
+    config = resolve(target=Target.OPENVINO, precision=Precision.INT8, merge_tokens=1.25)
+    assert config.int8_recipe.merge_tokens == 1.25 and config.output.name.endswith("-merged1.25")
+    saved = tmp_path / "recipe.json"
+    save_recipe(config.int8_recipe, saved)
+    assert resolve(target=Target.OPENVINO, precision=Precision.INT8, recipe=saved).int8_recipe.merge_tokens == 1.25
+    with pytest.raises(UsageError, match="in a recipe, too"):
+        resolve(target=Target.ONNX, precision=Precision.INT8, recipe=saved)

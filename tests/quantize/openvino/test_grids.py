@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from folding_kinds import KINDS, encoder_of
 from numpy.typing import NDArray
-from timm.layers import GluMlp, RmsNorm, SwiGLUPacked
 
 from atlas_edge.bench.accuracy.agreement import embedding_agreement
 from atlas_edge.errors import UsageError
-from atlas_edge.models.encoder_module import EncoderModule
 from atlas_edge.models.folding.vit import FoldedVit, fold_vit
 from atlas_edge.models.load import LoadedModel, load_model
 from atlas_edge.quantize.numerics.moments import Inputs
@@ -25,46 +24,10 @@ from atlas_edge.quantize.paths import LAYER_WISE
 from atlas_edge.quantize.recipe import Recipe, openvino_recipe
 from atlas_edge.runtimes.int8_sums import int8_properties
 from atlas_edge.runtimes.openvino import OpenVinoEncoder
-from atlas_edge.spec import EncoderSpec, Pooling
+from atlas_edge.spec import Pooling
 
 Batches = list[NDArray[np.uint8]]
 RECIPE = Recipe(smooth_alphas=(0.5, 0.85), calibrator="mse", weights="fitted", attention=True)
-
-
-VIT = "vit_tiny_patch16_224"
-# Parts that DINOv2 lacks, each at least once: timm architecture and arguments, pooling.
-KINDS: dict[str, tuple[str, dict[str, Any], Pooling]] = {
-    "pre-norm": (VIT, {"pre_norm": True, "reg_tokens": 8, "dynamic_img_size": True}, "cls+mean"),
-    "averaged": (VIT, {"class_token": False, "global_pool": "avg"}, "avg"),
-    "normed after pooling": (VIT, {"global_pool": "avg", "pool_include_prefix": True}, "avg"),
-    "gated": (VIT, {"mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU, "reg_tokens": 4}, "cls+mean"),
-    "gate last": (VIT, {"mlp_layer": GluMlp, "act_layer": "quick_gelu"}, "cls"),
-    "normed": (VIT, {"qk_norm": True}, "avg"),
-    "turned, normed by mean square": ("vit_small_patch16_dinov3", {}, "cls+mean"),
-    "turned": ("vit_small_patch16_dinov3_qkvb", {}, "avg"),
-    "turned by head": ("vit_small_patch16_rope_mixed_224", {}, "cls"),
-    "turned, gated, normed within": ("eva02_base_patch16_clip_224", {}, "cls"),
-}
-
-
-def _encoder(kind: str) -> tuple[EncoderModule, EncoderSpec]:
-    import timm
-
-    architecture, options, pooling = KINDS[kind]
-    settings = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 0}
-    torch.manual_seed(0)
-    backbone = timm.create_model(architecture, **(settings | options))
-    for parameter in backbone.parameters():
-        parameter.data += (0.1 if parameter.dim() == 2 else 0.3) * torch.randn_like(parameter)
-    if kind == "turned, normed by mean square":
-        for block in backbone.blocks:
-            for name in ("q_norm", "k_norm"):
-                setattr(block.attn, name, RmsNorm(32))
-    half, width = (0.5, 0.5, 0.5), 128 if pooling == "cls+mean" else 64
-    spec = EncoderSpec(
-        name=kind, architecture=architecture, embed_dim=width, tile_px=32, mean=half, std=half, pooling=pooling
-    )
-    return EncoderModule(backbone, spec).eval(), spec
 
 
 @pytest.fixture
@@ -89,7 +52,7 @@ def test_the_graph_without_grids_computes_the_encoder(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_graph_of_every_kind_computes_the_encoder(kind: str, held_out: NDArray[np.uint8]) -> None:
-    module, spec = _encoder(kind)
+    module, spec = encoder_of(kind)
     folded = fold_vit(module)
     assert folded is not None
     found = OpenVinoEncoder(build_openvino(folded, VitGrids(), tile_px=32), spec).encode(held_out)
@@ -99,7 +62,7 @@ def test_the_graph_of_every_kind_computes_the_encoder(kind: str, held_out: NDArr
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_quantized_whole_and_close(kind: str, calibration: Batches, held_out: NDArray[np.uint8]) -> None:
-    module, spec = _encoder(kind)
+    module, spec = encoder_of(kind)
     model, report = quantize_openvino(Path("no graph"), calibration, recipe=openvino_recipe(), module=module)
     assert report["path"] == LAYER_WISE
     folded = fold_vit(module)
@@ -120,7 +83,7 @@ def test_every_kind_is_quantized_whole_and_close(kind: str, calibration: Batches
 def test_what_choosing_moves_changes_nothing_at_full_precision(
     kind: str, calibration: Batches, held_out: NDArray[np.uint8]
 ) -> None:
-    module, _ = _encoder(kind)
+    module, _ = encoder_of(kind)
     folded = fold_vit(module)
     assert folded is not None
     before = copy.deepcopy(folded.state_dict())
@@ -144,7 +107,7 @@ def test_what_choosing_moves_changes_nothing_at_full_precision(
     [("gated", "FullyConnected", "Swish", 2), ("turned", "RoPE", "Add", 4), ("normed", "MVN", "MVN", 9)],
 )
 def test_the_plugin_fuses_what_a_kind_adds(kind: str, layer: str, holds: str, count: int, calibration: Batches) -> None:
-    folded = fold_vit(_encoder(kind)[0])
+    folded = fold_vit(encoder_of(kind)[0])
     assert folded is not None
     ran = _executed(build_openvino(folded, choose_grids(folded, calibration, RECIPE), tile_px=32))
     assert len([names for kind_of, _, names in ran if kind_of == layer and holds in names]) == count
@@ -254,7 +217,7 @@ def test_exclusions_take_names_of_timm_and_leave_layers_in_floating_point(
 
 @pytest.mark.parametrize(("excluded", "smoothed"), [("fc1", True), ("fc1_x", True), ("fc2", False)])
 def test_exclusions_know_both_names_of_a_gated_mlp(excluded: str, smoothed: bool, calibration: Batches) -> None:
-    folded = fold_vit(_encoder("gated")[0])
+    folded = fold_vit(encoder_of("gated")[0])
     assert folded is not None
     before = folded.blocks[0].mlp.fc1_x.weight.clone()
     recipe = RECIPE.model_copy(update={"exclude": (f"blocks.0.mlp.{excluded}",)})

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas_edge.models.folding.linear import after_norm, bias_of, norm_parameters, scaled, standardise
+from atlas_edge.models.folding.merging import Stream
 from atlas_edge.models.folding.rotation import Rotation
 
 
@@ -75,20 +76,43 @@ class FoldedAttention(nn.Module):
         """Whether a constant can be taken from every value, and be given back by the projection's bias."""
         return self.inner_eps is None
 
-    def forward(self, queried: Tensor, tokens: Tensor) -> Tensor:
-        """Attention of `queried` `(B, M, D)` over `tokens` `(B, N, D)`, both normalised: `(B, M, D)`."""
-        projected: Tensor = self.proj(self.attend(queried, tokens))
+    def forward(self, queried: Tensor, tokens: Tensor, stream: Stream | None = None) -> Tensor:
+        """Attention of `queried` `(B, M, D)` over `tokens` `(B, N, D)`, both normalised: `(B, M, D)`.
+
+        Sizes and places of the tokens are those of `stream`, where any were merged; `queried` are the first of them.
+        """
+        projected: Tensor = self.proj(self.attend(queried, tokens, stream))
         return projected
 
-    def attend(self, queried: Tensor, tokens: Tensor) -> Tensor:
+    def attend(self, queried: Tensor, tokens: Tensor, stream: Stream | None = None) -> Tensor:
         """The same before the projection: `(B, M, num_heads * head_dim)`."""
         query, key, value = self._heads(self.q(queried)), self._heads(self.k(tokens)), self._heads(self.v(tokens))
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        if self.rotation is not None:
-            query, key = self.rotation(query), self.rotation(key)
-        attended = (self.query(query) @ self.key(key).transpose(-2, -1)).softmax(dim=-1) @ value
+        query, key = self._turned(query, self.q_norm, stream), self._turned(key, self.k_norm, stream)
+        attended = self._weights(self.query(query), self.key(key), stream) @ value
         return standardise(attended.transpose(1, 2).flatten(2), self.inner_eps)
+
+    def of_cls(self, tokens: Tensor, stream: Stream) -> Tensor:
+        """The attention `(B, N)` that the first token pays to each, `(B, N, D)` normalised, mean over the heads."""
+        # Not through the modules themselves: who watches what they read and give would see tokens twice.
+        query = self._heads(functional.linear(tokens[:, :1], self.q.weight, self.q.bias))
+        key = self._heads(functional.linear(tokens, self.k.weight, self.k.bias))
+        query, key = self._turned(query, self.q_norm, stream), self._turned(key, self.k_norm, stream)
+        return self._weights(query, key, stream).mean(dim=1)[:, 0]
+
+    def _turned(self, heads: Tensor, norm: "HeadNorm | None", stream: Stream | None) -> Tensor:
+        heads = heads if norm is None else norm(heads)
+        if self.rotation is None:
+            return heads
+        places = None if stream is None or stream.places is None else stream.places[:, : heads.shape[2]]
+        turned: Tensor = self.rotation(heads, places)
+        return turned
+
+    @staticmethod
+    def _weights(query: Tensor, key: Tensor, stream: Stream | None) -> Tensor:
+        scores = query @ key.transpose(-2, -1)
+        if stream is not None and stream.sizes is not None:
+            scores = scores + stream.sizes.log()[:, None, None]
+        return scores.softmax(dim=-1)
 
     def shift_keys(self, offset: Tensor) -> None:
         """Take `(heads * head_dim,)` from every key; see `shifts_keys`."""

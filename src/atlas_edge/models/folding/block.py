@@ -1,12 +1,13 @@
 """One block of a folded vision transformer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from atlas_edge.models.folding.attention import FoldedAttention
 from atlas_edge.models.folding.linear import standardise
+from atlas_edge.models.folding.merging import Stream, merge
 from atlas_edge.models.folding.mlp import fold_mlp
 from atlas_edge.models.folding.rotation import Rotation
 
@@ -27,11 +28,19 @@ class ProductInput:
 
 
 class FoldedBlock(nn.Module):
-    """One transformer block after folding; with `cls_only`, `(B, N, D)` in and `(B, 1, D)` out."""
+    """One transformer block after folding; with `cls_only`, `(B, N, D)` in and `(B, 1, D)` out.
 
-    def __init__(self, block: Any, rotation: Rotation | None, *, cls_only: bool) -> None:
+    Attributes:
+        prefix: Tokens before the patches.
+        asks_cls: Whether the attention of the first token, CLS, says which tokens matter when some are merged.
+        merged: How many tokens are merged between attention and MLP.
+    """
+
+    def __init__(
+        self, block: Any, rotation: Rotation | None, *, cls_only: bool, prefix: int = 1, asks_cls: bool = True
+    ) -> None:
         super().__init__()
-        self.cls_only = cls_only
+        self.cls_only, self.prefix, self.asks_cls, self.merged = cls_only, prefix, asks_cls, 0
         attended, mixed = _layer_scales(block)
         self.attn = FoldedAttention(block.attn, block.norm1, attended, rotation)
         self.mlp = fold_mlp(block.mlp, block.norm2, mixed)
@@ -50,13 +59,29 @@ class FoldedBlock(nn.Module):
             ProductInput(("mlp.fc2",), linear_in=None if hidden is None else f"mlp.{hidden}"),
         )
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, stream: Stream) -> Stream:
         """Attention and MLP, each added to the tokens."""
-        normed = standardise(tokens, self.eps1)
-        queried, tokens = (normed[:, :1], tokens[:, :1]) if self.cls_only else (normed, tokens)
-        tokens = tokens + self.attn(queried, normed)
-        mixed: Tensor = tokens + self.mlp(standardise(tokens, self.eps2))
-        return mixed
+        normed = standardise(stream.tokens, self.eps1)
+        attended = self.attended(normed, stream)
+        stream = self.after_attention(normed, stream, self.kept(stream).tokens + attended)
+        return replace(stream, tokens=stream.tokens + self.mlp(standardise(stream.tokens, self.eps2)))
+
+    def kept(self, stream: Stream) -> Stream:
+        """The part of the stream that goes on."""
+        return stream.first() if self.cls_only else stream
+
+    def attended(self, normed: Tensor, stream: Stream) -> Tensor:
+        """What attention adds to what is kept; `normed` is `(B, N, D)`, the stream's tokens standardised."""
+        attended: Tensor = self.attn(normed[:, :1] if self.cls_only else normed, normed, stream)
+        return attended
+
+    def after_attention(self, normed: Tensor, stream: Stream, tokens: Tensor) -> Stream:
+        """The stream with `tokens`, what was kept and attended, in which some are merged."""
+        after = replace(self.kept(stream), tokens=tokens)
+        if not self.merged:
+            return after
+        attention = self.attn.of_cls(normed, stream) if self.asks_cls else None
+        return merge(after, attention, self.merged, self.prefix)
 
 
 def _layer_scales(block: Any) -> tuple[Tensor | None, Tensor | None]:

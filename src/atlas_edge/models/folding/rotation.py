@@ -35,11 +35,21 @@ class Rotation(nn.Module):
         self.register_buffer("order", order)
         self.prefix_tokens = prefix_tokens
 
-    def forward(self, heads: Tensor) -> Tensor:
-        """`(B, heads, N, head_dim)`; of fewer tokens, the first."""
-        count = heads.shape[2]
+    def forward(self, heads: Tensor, places: Tensor | None = None) -> Tensor:
+        """`(B, heads, N, head_dim)` of the tokens at `places`, `(B, N)`; without them of the first."""
         first, second = heads.chunk(2, dim=-1)
-        return heads * self.cos[:, :count] + torch.cat([-second, first], dim=-1) * self.sin[:, :count]
+        cos, sin = (self._at(table, places, heads.shape[2]) for table in (self.cos, self.sin))
+        return heads * cos + torch.cat([-second, first], dim=-1) * sin
+
+    def reorder(self, order: Tensor) -> None:
+        """Bring the patches into another order, `(patches,)` of their places so far."""
+        whole = torch.cat([torch.arange(self.prefix_tokens), self.prefix_tokens + order])
+        self.cos, self.sin = self.cos[:, whole], self.sin[:, whole]
+
+    @staticmethod
+    def _at(table: Tensor, places: Tensor | None, count: int) -> Tensor:
+        # (heads or 1, B, N, head_dim) -> (B, heads or 1, N, head_dim)
+        return table[:, :count] if places is None else table[:, places].transpose(0, 1)
 
     def over_pairs(self, channels: Tensor) -> Tensor:
         """The larger of each pair of `(..., head_dim)`, at both places."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from atlas_edge.models.encoder_module import EncoderModule
 from atlas_edge.models.folding.block import FoldedBlock
 from atlas_edge.models.folding.known import unfoldable_part
 from atlas_edge.models.folding.linear import with_affine
+from atlas_edge.models.folding.merging import Stream
 from atlas_edge.models.folding.rotation import rotations
 
 
@@ -52,6 +54,8 @@ class FoldedVit(nn.Module):
         pooled_from: The first token that the mean takes in.
         gives_tokens: Whether the patch tokens are an output, too; all blocks then compute all tokens.
         token_count: Patches of a tile.
+        grid: Their rows and columns.
+        order: `(patches,)` the order of the patches behind the prefix; None row by row.
     """
 
     prefix: Tensor
@@ -78,28 +82,29 @@ class FoldedVit(nn.Module):
         self.register_buffer("positions", positions + _pixel_offset(backbone.patch_embed.proj, module))
         self.gives_tokens = module.gives_tokens
         rows, columns = backbone.patch_embed.grid_size
-        self.token_count = rows * columns
+        self.token_count, self.grid = rows * columns, (int(rows), int(columns))
+        self.order: Tensor | None = None
         self.blocks = nn.ModuleList()
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Embed `(B, H, W, 3)` uint8 tiles as `(B, D)` float32."""
-        return self._pool(self._tokens(tiles))
+        return self._pool(self._stream(tiles))
 
     def forward_with_tokens(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """The same beside patch tokens `(B, N, C)`, where it `gives_tokens`."""
-        tokens = self._tokens(tiles)
-        return self._pool(tokens), tokens[:, self.prefix.shape[1] :]
+        stream = self._stream(tiles)
+        return self._pool(stream), stream.tokens[:, self.prefix.shape[1] :]
 
-    def _tokens(self, tiles: Tensor) -> Tensor:
-        tokens = self.embed_patches(tiles)
+    def _stream(self, tiles: Tensor) -> Stream:
+        stream = Stream(self.embed_patches(tiles))
         for block in self.blocks:
-            tokens = block(tokens)
-        return tokens if self.norm is None else self.norm(tokens)
+            stream = block(stream)
+        return stream if self.norm is None else replace(stream, tokens=self.norm(stream.tokens))
 
-    def _pool(self, tokens: Tensor) -> Tensor:
-        parts = [] if self.pooling == "avg" else [tokens[:, 0]]
+    def _pool(self, stream: Stream) -> Tensor:
+        parts = [] if self.pooling == "avg" else [stream.tokens[:, 0]]
         if self.pooling != "cls":
-            parts.append(tokens[:, self.pooled_from :].mean(dim=1))
+            parts.append(_mean(stream, self.pooled_from))
         return torch.cat([part if self.fc_norm is None else self.fc_norm(part) for part in parts], dim=1)
 
     def embed_patches(self, tiles: Tensor) -> Tensor:
@@ -109,6 +114,8 @@ class FoldedVit(nn.Module):
         patches = patches + self.positions
         if self.norm_pre is not None:
             patches = self.norm_pre(patches)
+        if self.order is not None:
+            patches = patches[:, self.order]
         return torch.cat([self.prefix.expand(tiles.shape[0], -1, -1), patches], dim=1)
 
 
@@ -116,7 +123,22 @@ def _blocks(module: EncoderModule) -> Iterator[FoldedBlock]:
     backbone: Any = module.backbone
     last, cls_only = len(backbone.blocks) - 1, module.pooling == "cls" and not module.gives_tokens
     for index, (block, rotation) in enumerate(zip(backbone.blocks, rotations(backbone), strict=True)):
-        yield FoldedBlock(block, rotation, cls_only=cls_only and index == last).eval()
+        yield FoldedBlock(
+            block,
+            rotation,
+            cls_only=cls_only and index == last,
+            prefix=backbone.num_prefix_tokens,
+            asks_cls=module.pooling != "avg",
+        ).eval()
+
+
+def _mean(stream: Stream, start: int) -> Tensor:
+    """The mean of the tokens from `start` on, each as often as it stands for a patch: `(B, D)`."""
+    tokens = stream.tokens[:, start:]
+    if stream.sizes is None:
+        return tokens.mean(dim=1)
+    sizes = stream.sizes[:, start:, None]
+    return (tokens * sizes).sum(dim=1) / sizes.sum(dim=1)
 
 
 def _pixel_convolution(proj: nn.Conv2d, module: EncoderModule) -> nn.Conv2d:

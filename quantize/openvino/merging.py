@@ -1,0 +1,152 @@
+"""Token merging (`models.folding.merging`) as operators of an OpenVINO graph.
+
+Next to no work beside the blocks: what is compared is one small product a block, and only rows are gathered. One-hot
+rows times tokens join them: a scatter by index is slower in the plugin, and sums in no fixed order.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from atlas_edge.quantize.openvino.operators import Operators
+
+_END = np.iinfo(np.int64).max
+_EPS = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenStream:
+    """`merging.Stream` in a graph.
+
+    Attributes:
+        tokens: `(B, N, D)`.
+        count: N.
+        sizes: `(B, N, 1)` how many patches each token stands for; None before anything was merged.
+        places: `(B, N)` int32, the place of each token among those of the first block; likewise.
+    """
+
+    tokens: Any
+    count: int
+    sizes: Any = None
+    places: Any = None
+
+
+class MergeOperators(Operators):
+    """Writes `merging.merge`, and what attention and pooling make of merged tokens."""
+
+    def merged(self, stream: WrittenStream, attention: Any, count: int, prefix: int, *, placed: bool) -> WrittenStream:
+        """Merge `count` tokens.
+
+        Args:
+            stream: After attention.
+            attention: `(B, N)` that the CLS token pays to each; None where all count alike.
+            count: How many.
+            prefix: Tokens before the patches.
+            placed: Whether anything asks for places.
+        """
+        op, columns = self.op, self.constant([2], "i64")
+        odds, evens = (stream.count - prefix) // 2, (stream.count - prefix + 1) // 2
+        patches = self.slice(stream.tokens, prefix, _END)
+        width = patches.output(0).get_partial_shape()[2].get_length()
+        bare = op.mvn(patches, columns, True, _EPS, "inside_sqrt")
+        alike = op.matmul(self.slice(bare, 0, _END, 2), self.slice(bare, 1, _END, 2), False, True)
+        distance = op.subtract(self.constant(1.0), op.multiply(alike, self.constant(1 / width)))
+        if attention is not None:
+            weight = op.sqrt(self._even(attention, prefix))
+            distance = op.multiply(distance, op.unsqueeze(weight, columns))
+        nearest = op.topk(distance, self.constant(1, "i64"), -1, "min", "value", "i32")
+        found, partner = (op.squeeze(output, columns) for output in nearest.outputs())
+        order = op.topk(found, self.constant(evens, "i64"), -1, "min", "value", "i32", True).output(1)
+        gone, left = self._columns(order, 0, count), self._columns(order, count, _END)
+        goes = op.one_hot(
+            self._rows(partner, gone), self.constant(odds, "i64"), self.constant(1.0), self.constant(0.0), 1
+        )
+        sizes, places = self._sizes(stream), self._places(stream) if placed else None
+        even_sizes, odd_sizes = (self.slice(sizes, prefix + at, _END, 2) for at in (0, 1))
+        moved = self._rows(self.slice(patches, 0, _END, 2), gone)
+        moved_sizes, weighted = self._rows(even_sizes, gone), self.slice(patches, 1, _END, 2)
+        if stream.sizes is not None:
+            moved, weighted = op.multiply(moved, moved_sizes), op.multiply(weighted, odd_sizes)
+        grown = op.add(odd_sizes, op.matmul(goes, moved_sizes, False, False))
+        joined = op.divide(op.add(weighted, op.matmul(goes, moved, False, False)), grown)
+        stays = self._rows(self.slice(patches, 0, _END, 2), left)
+        tokens = (
+            op.concat([self.slice(stream.tokens, 0, prefix), stays, joined], 1)
+            if prefix
+            else op.concat([stays, joined], 1)
+        )
+        kept_sizes = [self._rows(even_sizes, left), grown]
+        if prefix:
+            kept_sizes.insert(0, self.slice(sizes, 0, prefix))
+        if places is not None:
+            behind = self._columns(places, prefix, _END)
+            parts = [self._rows(self._columns(behind, 0, _END, 2), left), self._columns(behind, 1, _END, 2)]
+            places = op.concat([self._columns(places, 0, prefix), *parts] if prefix else parts, 1)
+        return WrittenStream(tokens, stream.count - count, op.concat(kept_sizes, 1), places)
+
+    def of_cls(self, query: Any, key: Any, stream: WrittenStream) -> Any:
+        """The attention `(B, N)` that the first token pays to each, mean over the heads; both `(B, heads, N, C)`."""
+        op = self.op
+        ends = (self.constant([value], "i64") for value in (0, 1, 1, 2))
+        scores = self.with_sizes(op.matmul(op.slice(query, *ends), key, False, True), stream)
+        return op.reduce_mean(op.softmax(scores, 3), self.constant([1, 2], "i64"), False)
+
+    def with_sizes(self, scores: Any, stream: WrittenStream) -> Any:
+        """Scores `(B, heads, M, N)` with the logarithm of the sizes."""
+        if stream.sizes is None:
+            return scores
+        sizes = self.op.log(self.transpose(stream.sizes, [0, 2, 1]))
+        return self.op.add(scores, self.op.unsqueeze(sizes, self.constant([1], "i64")))
+
+    def mean(self, stream: WrittenStream, start: int) -> Any:
+        """The mean of the tokens from `start` on, each as often as it stands for a patch: `(B, 1, D)`."""
+        op, rows = self.op, self.constant([1], "i64")
+        tokens = self.slice(stream.tokens, start, _END)
+        if stream.sizes is None:
+            return op.reduce_mean(tokens, rows, keep_dims=True)
+        sizes = self.slice(stream.sizes, start, _END)
+        return op.divide(op.reduce_sum(op.multiply(tokens, sizes), rows, True), op.reduce_sum(sizes, rows, True))
+
+    def at_places(self, table: Any, stream: WrittenStream) -> Any:
+        """A table `(1, heads or 1, N, C)` of all tokens for those that are left: `(B, heads or 1, M, C)`."""
+        if stream.places is None:
+            return table
+        rows = self.op.gather(self.op.squeeze(table, self.constant([0], "i64")), stream.places, self.constant(1, "i64"))
+        return self.transpose(rows, [1, 0, 2, 3])
+
+    def first_of(self, stream: WrittenStream) -> WrittenStream:
+        """Its first token alone."""
+        return WrittenStream(self.first(stream.tokens), 1)
+
+    def with_tokens(self, stream: WrittenStream, tokens: Any) -> WrittenStream:
+        """The same with other tokens."""
+        return replace(stream, tokens=tokens)
+
+    def _sizes(self, stream: WrittenStream) -> Any:
+        if stream.sizes is not None:
+            return stream.sizes
+        return self._for_each(stream, self.constant(np.ones((1, stream.count, 1))))
+
+    def _places(self, stream: WrittenStream) -> Any:
+        if stream.places is not None:
+            return stream.places
+        return self._for_each(stream, self.op.constant(np.arange(stream.count, dtype=np.int32)[None]))
+
+    def _for_each(self, stream: WrittenStream, values: Any) -> Any:
+        """`(1, …)` for every tile."""
+        op = self.op
+        batch = op.gather(op.shape_of(stream.tokens), self.constant([0], "i64"), self.constant(0, "i64"))
+        shape = [dimension.get_length() for dimension in values.output(0).get_partial_shape()][1:]
+        return op.broadcast(values, op.concat([batch, self.constant(shape, "i64")], 0))
+
+    def _rows(self, tensor: Any, chosen: Any) -> Any:
+        """Of `(B, N, …)` the rows `(B, M)`."""
+        return self.op.gather(tensor, chosen, self.constant(1, "i64"), 1)
+
+    def _even(self, values: Any, prefix: int) -> Any:
+        return self._columns(self._columns(values, prefix, _END), 0, _END, 2)
+
+    def _columns(self, values: Any, start: int, stop: int, step: int = 1) -> Any:
+        """Some of `(B, N)`."""
+        return self.slice(values, start, stop, step)
