@@ -2,6 +2,9 @@
 
 Next to no work beside the blocks: what is compared is one small product a block, and only rows are gathered. One-hot
 rows times tokens join them: a scatter by index is slower in the plugin, and sums in no fixed order.
+
+Every row that is gathered is wider than a register: for narrower ones the plugin has a kernel of its own, which now and
+then reads out of bounds for a single tile (2026.4, AVX-512: `vpgatherdd` in a call of `Gather`, once in some hundred).
 """
 
 from dataclasses import dataclass, replace
@@ -13,6 +16,8 @@ from atlas_edge.quantize.openvino.operators import Operators
 
 _END = np.iinfo(np.int64).max
 _EPS = 1e-6
+# Values of a row that is gathered, at least: 16 fit a register.
+_WIDE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +27,8 @@ class WrittenStream:
     Attributes:
         tokens: `(B, N, D)`.
         count: N.
-        sizes: `(B, N, 1)` how many patches each token stands for; None before anything was merged.
-        places: `(B, N)` int32, the place of each token among those of the first block; likewise.
+        sizes: `(B, N, _WIDE)` how many patches each token stands for, over and over; None before anything was merged.
+        places: Likewise in int32, the place of each token among those of the first block.
     """
 
     tokens: Any
@@ -59,17 +64,21 @@ class MergeOperators(Operators):
         found, partner = (op.squeeze(output, columns) for output in nearest.outputs())
         order = op.topk(found, self.constant(evens, "i64"), -1, "min", "value", "i32", True).output(1)
         gone, left = self._columns(order, 0, count), self._columns(order, count, _END)
-        goes = op.one_hot(
-            self._rows(partner, gone), self.constant(odds, "i64"), self.constant(1.0), self.constant(0.0), 1
-        )
+        depth = self.constant(max(odds, _WIDE), "i64")
+        goes = self._rows(op.one_hot(partner, depth, self.constant(1.0), self.constant(0.0), 2), gone)
+        if odds < _WIDE:
+            goes = self._first_values(goes, odds)
         sizes, places = self._sizes(stream), self._places(stream) if placed else None
         even_sizes, odd_sizes = (self.slice(sizes, prefix + at, _END, 2) for at in (0, 1))
         moved = self._rows(self.slice(patches, 0, _END, 2), gone)
         moved_sizes, weighted = self._rows(even_sizes, gone), self.slice(patches, 1, _END, 2)
         if stream.sizes is not None:
-            moved, weighted = op.multiply(moved, moved_sizes), op.multiply(weighted, odd_sizes)
-        grown = op.add(odd_sizes, op.matmul(goes, moved_sizes, False, False))
-        joined = op.divide(op.add(weighted, op.matmul(goes, moved, False, False)), grown)
+            moved, weighted = (
+                op.multiply(rows, self._first_values(numbers, 1))
+                for rows, numbers in ((moved, moved_sizes), (weighted, odd_sizes))
+            )
+        grown = op.add(odd_sizes, op.matmul(goes, moved_sizes, True, False))
+        joined = op.divide(op.add(weighted, op.matmul(goes, moved, True, False)), self._first_values(grown, 1))
         stays = self._rows(self.slice(patches, 0, _END, 2), left)
         tokens = (
             op.concat([self.slice(stream.tokens, 0, prefix), stays, joined], 1)
@@ -80,9 +89,8 @@ class MergeOperators(Operators):
         if prefix:
             kept_sizes.insert(0, self.slice(sizes, 0, prefix))
         if places is not None:
-            behind = self._columns(places, prefix, _END)
-            parts = [self._rows(self._columns(behind, 0, _END, 2), left), self._columns(behind, 1, _END, 2)]
-            places = op.concat([self._columns(places, 0, prefix), *parts] if prefix else parts, 1)
+            parts = [self._rows(self.slice(places, prefix, _END, 2), left), self.slice(places, prefix + 1, _END, 2)]
+            places = op.concat([self.slice(places, 0, prefix), *parts] if prefix else parts, 1)
         return WrittenStream(tokens, stream.count - count, op.concat(kept_sizes, 1), places)
 
     def of_cls(self, query: Any, key: Any, stream: WrittenStream) -> Any:
@@ -96,7 +104,7 @@ class MergeOperators(Operators):
         """Scores `(B, heads, M, N)` with the logarithm of the sizes."""
         if stream.sizes is None:
             return scores
-        sizes = self.op.log(self.transpose(stream.sizes, [0, 2, 1]))
+        sizes = self.op.log(self.transpose(self._first_values(stream.sizes, 1), [0, 2, 1]))
         return self.op.add(scores, self.op.unsqueeze(sizes, self.constant([1], "i64")))
 
     def mean(self, stream: WrittenStream, start: int) -> Any:
@@ -105,14 +113,15 @@ class MergeOperators(Operators):
         tokens = self.slice(stream.tokens, start, _END)
         if stream.sizes is None:
             return op.reduce_mean(tokens, rows, keep_dims=True)
-        sizes = self.slice(stream.sizes, start, _END)
+        sizes = self._first_values(self.slice(stream.sizes, start, _END), 1)
         return op.divide(op.reduce_sum(op.multiply(tokens, sizes), rows, True), op.reduce_sum(sizes, rows, True))
 
     def at_places(self, table: Any, stream: WrittenStream) -> Any:
         """A table `(1, heads or 1, N, C)` of all tokens for those that are left: `(B, heads or 1, M, C)`."""
         if stream.places is None:
             return table
-        rows = self.op.gather(self.op.squeeze(table, self.constant([0], "i64")), stream.places, self.constant(1, "i64"))
+        places = self.op.squeeze(self._first_values(stream.places, 1), self.constant([2], "i64"))
+        rows = self.op.gather(self.op.squeeze(table, self.constant([0], "i64")), places, self.constant(1, "i64"))
         return self.transpose(rows, [1, 0, 2, 3])
 
     def first_of(self, stream: WrittenStream) -> WrittenStream:
@@ -126,12 +135,14 @@ class MergeOperators(Operators):
     def _sizes(self, stream: WrittenStream) -> Any:
         if stream.sizes is not None:
             return stream.sizes
-        return self._for_each(stream, self.constant(np.ones((1, stream.count, 1))))
+        return self._for_each(stream, self.constant(np.ones((1, stream.count, _WIDE))))
 
     def _places(self, stream: WrittenStream) -> Any:
         if stream.places is not None:
             return stream.places
-        return self._for_each(stream, self.op.constant(np.arange(stream.count, dtype=np.int32)[None]))
+        return self._for_each(
+            stream, self.op.constant(np.arange(stream.count, dtype=np.int32).repeat(_WIDE).reshape(1, -1, _WIDE))
+        )
 
     def _for_each(self, stream: WrittenStream, values: Any) -> Any:
         """`(1, …)` for every tile."""
@@ -140,8 +151,13 @@ class MergeOperators(Operators):
         shape = [dimension.get_length() for dimension in values.output(0).get_partial_shape()][1:]
         return op.broadcast(values, op.concat([batch, self.constant(shape, "i64")], 0))
 
+    def _first_values(self, rows: Any, count: int) -> Any:
+        """`(B, N, count)` of `(B, N, …)`."""
+        ends = (self.constant([value], "i64") for value in (0, count, 1, 2))
+        return self.op.slice(rows, *ends)
+
     def _rows(self, tensor: Any, chosen: Any) -> Any:
-        """Of `(B, N, …)` the rows `(B, M)`."""
+        """Of `(B, N, at least _WIDE)` the rows `(B, M)`."""
         return self.op.gather(tensor, chosen, self.constant(1, "i64"), 1)
 
     def _even(self, values: Any, prefix: int) -> Any:
