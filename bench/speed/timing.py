@@ -77,6 +77,9 @@ def paired_speed(
     singles = {name: timed_call(encoder, sized[name], 1) for name, encoder in encoders.items()}
     batched = {name: timed_call(encoder, sized[name], batches[name]) for name, encoder in encoders.items()}
     warmups = {name: _warm_up(batched[name], singles[name]) for name in encoders}
+    # What was warm first may have gone cold while the others were warmed up: memory that is not used is taken back.
+    for call in (*batched.values(), *singles.values()):
+        call()
     latencies: dict[str, list[list[float]]] = {name: [] for name in encoders}
     rates: dict[str, list[float]] = {name: [] for name in encoders}
     load = ProcessorLoad()
