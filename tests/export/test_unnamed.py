@@ -45,4 +45,4 @@ def test_no_file_of_a_bundle_names_the_patient(
     monkeypatch.setattr("sys.argv", ["atlas-export", *arguments, "--out", str(out)])
     assert run_app(app, [*arguments, "--out", str(out), *["--keep-paths"] * keep]) == 0
     told = {path.name for path in out.iterdir() if PATIENT.encode() in path.read_bytes()}
-    assert told == ({"manifest.json", "report.json", "README.md"} if keep else set())
+    assert told == ({"manifest.json", "report.json", "report.html", "README.md"} if keep else set())
