@@ -61,6 +61,31 @@ def test_a_known_ratio_is_found() -> None:
     assert "uint8 tiles in host memory" in report.timed_region
 
 
+class GoesCold(SlowEncoder):
+    """A call of a size that rested long takes a hundred times as long, as one does whose memory was taken back."""
+
+    rest_s = 5.0
+
+    def __init__(self, ms_per_tile: float) -> None:
+        super().__init__(ms_per_tile)
+        self.last: dict[int, float] = {}
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if time.perf_counter() - self.last.get(len(tiles), -self.rest_s) > self.rest_s:
+            time.sleep(100 * self.ms_per_tile * len(tiles) / 1e3)
+        found = super().encode(tiles)
+        self.last[len(tiles)] = time.perf_counter()
+        return found
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_was_warmed_up_first_is_warm_in_the_first_round() -> None:
+    encoders = {"reference": GoesCold(4.0), "long to warm up": SlowEncoder(400.0)}
+    report = paired_speed(encoders, TILES, reference="reference", batch=4, rounds=2, block_seconds=0.06)
+    rounds = report.encoders["reference"].throughput.rounds_tiles_per_s
+    assert rounds == pytest.approx((250, 250))
+
+
 def test_every_encoder_takes_every_position() -> None:
     orders = [_turns(["a", "b"], number) for number in range(4)]
     assert {order[0] for order in orders} == {"a", "b"}
