@@ -48,6 +48,19 @@ def ended(process: "psutil.Process", *, within_s: float = 20) -> bool:
     return True
 
 
+def check_ends_with(parent: "subprocess.Popen[bytes]", child: "psutil.Process") -> None:
+    """Kill a process and see that its child ends, too."""
+    import psutil
+
+    parent.kill()
+    parent.wait()
+    try:
+        assert ended(child)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
 @contextmanager
 def disk_full_after(size: int) -> Iterator[None]:
     """No file may grow beyond so many bytes, which stands for a full disk; POSIX only."""

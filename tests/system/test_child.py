@@ -1,6 +1,5 @@
 """Our modules in processes of their own."""
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import psutil
 import pytest
 
 from atlas_edge.system.child import run_module
-from support import command_environment, ended
+from support import check_ends_with, command_environment
 
 _WAITS = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(60)"
 _STARTS = "from atlas_edge.system.child import run_module; run_module('waits', timeout_s=60)"
@@ -41,10 +40,4 @@ def test_a_module_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
         assert parent.poll() is None
         time.sleep(0.05)
     child = psutil.Process(int(pid.read_text()))
-    parent.kill()
-    parent.wait()
-    try:
-        assert ended(child)
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+    check_ends_with(parent, child)

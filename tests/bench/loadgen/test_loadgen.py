@@ -1,6 +1,5 @@
 """A bundle under MLPerf's own LoadGen."""
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from atlas_edge.bench.cli import app
 from atlas_edge.bench.loadgen.logs import read_accuracy, read_performance
 from atlas_edge.cli import run_app
 from atlas_edge.errors import InputError
-from support import command_environment, ended
+from support import check_ends_with, command_environment
 
 
 def test_loadgen_times_a_bundle_and_finds_it_as_accurate_as_it_is(
@@ -52,13 +51,7 @@ def test_a_killed_command_leaves_no_loadgen(bundle: Path, tmp_path: Path) -> Non
         assert parent.poll() is None
         time.sleep(0.1)
     (child,) = family.children()
-    parent.kill()
-    parent.wait()
-    try:
-        assert ended(child)
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+    check_ends_with(parent, child)
 
 
 def test_without_it_it_is_said_what_to_install(
