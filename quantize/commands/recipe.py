@@ -65,7 +65,8 @@ def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
         return Recipe.model_validate({**recipe.model_dump(), "name": "custom", **changes})
     except ValidationError as error:
         first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).removesuffix("s").replace("_", "-")
+        field = str(first["loc"][0])
+        option = "--smooth-alpha" if field == "smooth_alphas" else "--" + field.replace("_", "-")
         raise UsageError(f"{option}: {first['msg']}", hint="see atlas-quantize recipe --help") from error
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from atlas_edge.cli import run_app
+from atlas_edge.quantize.cli import app
 from atlas_edge.quantize.recipe import load_recipe, onnx_recipe
 from support import RunCommand
 
@@ -100,3 +102,11 @@ def test_sensitivity_writes_table_and_plot(
     assert (
         "blocks.0.mlp.fc1" in (out / "sensitivity.svg").read_text() or "<svg" in (out / "sensitivity.svg").read_text()
     )
+
+
+@pytest.mark.parametrize(("option", "value"), [("--merge-tokens", "0"), ("--weight-bits", "1")])
+def test_a_value_out_of_range_is_told_by_its_option(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_app(app, ["recipe", "openvino", option, value]) == 2
+    assert f"error: {option}: Input should be greater than" in capsys.readouterr().err
