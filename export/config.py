@@ -11,7 +11,7 @@ from atlas_edge.export.backends.base import backend_of
 from atlas_edge.export.options import Choices
 from atlas_edge.models.load import DEFAULT_MODEL
 from atlas_edge.quantize.plan import load_plan
-from atlas_edge.quantize.recipe import Recipe, for_portable, load_recipe, with_merging
+from atlas_edge.quantize.recipe import Recipe, for_merging, for_portable, load_recipe
 from atlas_edge.spec import Precision, Target
 from atlas_edge.unnamed import LEFT_OUT, last_name
 
@@ -59,6 +59,8 @@ class ExportConfig(Choices):
             return "--quantize-attention is for --target tensorrt or tensorrt-rtx in --precision int8"
         if self.portable and (engine or self.precision is not Precision.INT8):
             return "--portable is for --target onnx or openvino in --precision int8; others add exactly as they are"
+        if self._merging and self.graph_output == "tokens":
+            return "--merge-tokens leaves fewer patch tokens than --output tokens gives"
         if self._merging and (not backend.merges_tokens or self.precision is not Precision.INT8):
             return "--merge-tokens, in a recipe, too, is for --target openvino in --precision int8"
         if self.recipe is not None and self.precision not in (Precision.INT8, Precision.FP8):
@@ -112,7 +114,7 @@ class ExportConfig(Choices):
         if self.portable:
             recipe = for_portable(recipe)
         if self.merge_tokens is not None:
-            recipe = with_merging(recipe, self.merge_tokens)
+            recipe = for_merging(recipe, self.merge_tokens)
         if not self.quantize_attention:
             return recipe
         return recipe.model_copy(update={"name": f"{recipe.name}-attention", "attention": True})

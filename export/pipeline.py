@@ -104,6 +104,7 @@ def export_bundle(
         with steps.step("load", config.model):
             tile_sets = tile_sets or open_tile_sets(config)
             model = _load(config, steps)
+            backend.check_network(config, model.module)
             graph = export_onnx(model.module, model.spec, scratch / "reference.onnx")
         with steps.step("calibrate", _described(tile_sets)):
             _announce(tile_sets, steps)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from atlas_edge.errors import InputError
+from atlas_edge.errors import InputError, UsageError
 from atlas_edge.system.atomic import write_atomic
 
 Calibrator = Literal["max", "percentile", "mse", "entropy"]
@@ -80,11 +80,24 @@ def for_portable(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"name": f"{recipe.name}-portable", "weight_bits": PORTABLE_BITS})
 
 
-def with_merging(recipe: Recipe, factor: float) -> Recipe:
+def for_merging(recipe: Recipe, factor: float) -> Recipe:
     """A recipe whose network has `factor` times less to compute; see `Recipe.merge_tokens`."""
     if factor == recipe.merge_tokens:
         return recipe
     return recipe.model_copy(update={"name": f"{recipe.name}-merged{factor:g}", "merge_tokens": factor})
+
+
+def check_merges_nothing(recipe: Recipe, what: str, *, reason: str = "") -> None:
+    """For `what` cannot merge tokens, and stands there for a reason.
+
+    Raises:
+        UsageError: The recipe asks for it.
+    """
+    if recipe.merge_tokens != 1:
+        raise UsageError(
+            f"recipe {recipe.name} merges tokens, which {what} cannot{reason and f': {reason}'}",
+            hint="merge_tokens 1 merges none; OpenVINO's INT8 of a plain vision transformer can",
+        )
 
 
 def openvino_recipe() -> Recipe:

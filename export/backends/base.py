@@ -89,6 +89,13 @@ class ExportBackend(quantize.Backend):
         for module in ("torch", "timm", "onnx", "onnxruntime", "sklearn", *self.modules(config.precision)):
             require_module(module, extra="torch")
 
+    def check_network(self, config: "ExportConfig", module: "nn.Module") -> None:
+        """Refuse what cannot be done with this network, before any tile is computed.
+
+        Raises:
+            UsageError: An option that the network cannot have.
+        """
+
     def way(self, precision: Precision, module: "nn.Module") -> Way:
         """How the default recipe would bring a network to a precision; nothing is computed."""
         if precision in self.impossible:

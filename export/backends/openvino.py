@@ -11,12 +11,14 @@ from atlas_edge.models.load import free_weights
 from atlas_edge.quantize.backend import Job, Quantized
 from atlas_edge.quantize.paths import LAYER_WISE, NNCF
 from atlas_edge.quantize.portable import check_portable
-from atlas_edge.quantize.recipe import openvino_recipe
+from atlas_edge.quantize.recipe import check_merges_nothing, openvino_recipe
 from atlas_edge.runtimes.plain import model_notes, plain_runtime_notice
 from atlas_edge.spec import Precision, Target
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from atlas_edge.export.config import ExportConfig
 
 _FILE = "model.xml"
 
@@ -40,6 +42,20 @@ class OpenVinoBackend(ExportBackend):
 
     def modules(self, precision: Precision) -> tuple[str, ...]:
         return ("openvino", "nncf") if precision is Precision.INT8 else self.builds_with
+
+    def check_network(self, config: "ExportConfig", module: "nn.Module") -> None:
+        recipe = config.int8_recipe
+        if config.precision is not Precision.INT8 or recipe.merge_tokens == 1:
+            return
+        from atlas_edge.models.folding.merging import with_merging
+        from atlas_edge.models.folding.vit import fold_vit
+
+        folded = fold_vit(module) if recipe.quantizer == "layers" else None
+        if folded is not None:
+            with_merging(folded, recipe.merge_tokens)
+            return
+        reason = self.quantized_way(config.precision, module).reason or "the recipe asks for it"
+        check_merges_nothing(recipe, "NNCF", reason=reason)
 
     def quantized_way(self, precision: Precision, module: "nn.Module") -> Way:
         from atlas_edge.models.folding.known import unfoldable_part

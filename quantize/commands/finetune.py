@@ -13,7 +13,7 @@ from atlas_edge.quantize.finetune.qad import CHECKPOINT, QadOptions, QadResult, 
 from atlas_edge.quantize.finetune.trained_ranges import FILE, save_ranges
 from atlas_edge.quantize.numerics.stages import unfittable_part
 from atlas_edge.quantize.onnx.qkv_bias import separate_biases
-from atlas_edge.quantize.recipe import Recipe, onnx_recipe
+from atlas_edge.quantize.recipe import Recipe, check_merges_nothing, onnx_recipe
 from atlas_edge.system.atomic import atomic_folder, check_vacant
 from atlas_edge.tiles import TileFit, TileRecord, batches, open_tiles, provenance, select_records
 from atlas_edge.unnamed import unnamed_tiles
@@ -136,6 +136,7 @@ def check_distillation(
         raise UsageError(f"{name} is no model folder with {CONFIG}", hint="give a folder: atlas-distill writes one")
     model = load_model(name)
     recipe = recipe or default_start(weight_bits, model.module)
+    check_merges_nothing(recipe, "training")
     if max(recipe.smooth_alphas) >= 0 and (recipe.weights == "nearest" or unfittable_part(model.module) is not None):
         raise UsageError(
             "smoothing cannot be stored in a model folder but where weights are fitted, in a vision transformer",

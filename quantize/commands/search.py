@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_edge.bench.options import Budget
 from atlas_edge.errors import GateFailed, UsageError
+from atlas_edge.quantize.backend import backend_of
 from atlas_edge.quantize.options import DEFAULT_DROP_PP, Limits, SearchBudget
-from atlas_edge.quantize.recipe import load_recipe
+from atlas_edge.quantize.recipe import check_merges_nothing, load_recipe
 from atlas_edge.quantize.search.bench import MeasureConfig
 from atlas_edge.quantize.search.report import REPORT
 from atlas_edge.quantize.search.search import SearchConfig, search
@@ -33,9 +34,13 @@ def search_config(
     """Fill in the defaults.
 
     Raises:
-        UsageError: Tiles without splits and nothing to judge on.
+        UsageError: Tiles without splits and nothing to judge on, or a recipe that merges tokens for a target that does
+            not.
     """
     given = Budget(**vars(budget))
+    start = None if recipe is None else load_recipe(recipe)
+    if start is not None and not backend_of(target).merges_tokens:
+        check_merges_nothing(start, f"--target {target}")
     measure = MeasureConfig(
         model=model,
         tiles=tiles,
@@ -46,7 +51,7 @@ def search_config(
     )
     return SearchConfig(
         measure=measure,
-        recipe=None if recipe is None else load_recipe(recipe),
+        recipe=start,
         budget=given if given.limits else Budget(max_drop_pp=DEFAULT_DROP_PP),
         minutes=minutes,
     )

@@ -8,7 +8,7 @@ import numpy as np
 from atlas_edge.errors import UsageError
 from atlas_edge.quantize.backend import backend_of
 from atlas_edge.quantize.options import SensitivityOptions
-from atlas_edge.quantize.recipe import load_recipe
+from atlas_edge.quantize.recipe import check_merges_nothing, load_recipe
 from atlas_edge.system.atomic import atomic_folder, check_vacant
 from atlas_edge.tiles import open_tiles
 
@@ -27,7 +27,7 @@ def show_sensitivity(
     """Measure, print a table, write JSON and SVG where asked, and return the figures.
 
     Raises:
-        UsageError: No tile to measure on, or a folder that is there already.
+        UsageError: No tile to measure on, a folder that is there already, or a recipe that merges tokens.
         InputError: A model, tile or recipe that cannot be read.
     """
     backend = backend_of(options.target)
@@ -35,6 +35,7 @@ def show_sensitivity(
         check_vacant(options.out, marks=(_REPORT,), overwrite=options.overwrite)
     source = open_tiles(tiles, role="calibration")
     recipe = backend.recipe if options.recipe is None else load_recipe(options.recipe)
+    check_merges_nothing(recipe, "what is measured layer by layer")
     if dry_run:
         screen.print(f"would measure {name} by recipe {recipe.name} on tiles of {source.name}")
         return {"recipe": recipe.model_dump(mode="json")}

@@ -19,7 +19,7 @@ from atlas_edge.quantize.numerics.ranges import clipped_amax
 from atlas_edge.quantize.numerics.rounding import largest_integer, smooth_scale
 from atlas_edge.quantize.numerics.stages import unfittable_part
 from atlas_edge.quantize.onnx.qkv_bias import join_biases, separate_biases
-from atlas_edge.quantize.recipe import Recipe
+from atlas_edge.quantize.recipe import Recipe, check_merges_nothing
 from atlas_edge.quantize.tiles.augmentation import with_augmented
 
 if TYPE_CHECKING:
@@ -62,10 +62,12 @@ def fake_quantize(
 
     Raises:
         InputError: No calibration tiles, or a layer that the network does not call.
-        UsageError: `recipe.exclude` names a layer that the encoder does not have, or no layer is left.
+        UsageError: `recipe.exclude` names a layer that the encoder does not have, no layer is left, or the recipe
+            merges tokens.
     """
     import torch
 
+    check_merges_nothing(recipe, "a graph with Q/DQ")
     if separate_biases(module):
         module = join_biases(copy.deepcopy(module))
     calibration = with_augmented(calibration, recipe.augmented_share)

@@ -52,26 +52,24 @@ class MergeOperators(Operators):
         """
         op, columns = self.op, self.constant([2], "i64")
         odds, evens = (stream.count - prefix) // 2, (stream.count - prefix + 1) // 2
-        patches = self.slice(stream.tokens, prefix, _END)
-        width = patches.output(0).get_partial_shape()[2].get_length()
-        bare = op.mvn(patches, columns, True, _EPS, "inside_sqrt")
-        alike = op.matmul(self.slice(bare, 0, _END, 2), self.slice(bare, 1, _END, 2), False, True)
+        bare = op.mvn(stream.tokens, columns, True, _EPS, "inside_sqrt")
+        width = bare.output(0).get_partial_shape()[2].get_length()
+        alike = op.matmul(*self._halves(bare, prefix), False, True)
         distance = op.subtract(self.constant(1.0), op.multiply(alike, self.constant(1 / width)))
         if attention is not None:
-            weight = op.sqrt(self._even(attention, prefix))
+            weight = op.sqrt(self.slice(attention, prefix, _END, 2))
             distance = op.multiply(distance, op.unsqueeze(weight, columns))
         nearest = op.topk(distance, self.constant(1, "i64"), -1, "min", "value", "i32")
         found, partner = (op.squeeze(output, columns) for output in nearest.outputs())
         order = op.topk(found, self.constant(evens, "i64"), -1, "min", "value", "i32", True).output(1)
-        gone, left = self._columns(order, 0, count), self._columns(order, count, _END)
+        gone, left = self.slice(order, 0, count), self.slice(order, count, _END)
         depth = self.constant(max(odds, _WIDE), "i64")
         goes = self._rows(op.one_hot(partner, depth, self.constant(1.0), self.constant(0.0), 2), gone)
         if odds < _WIDE:
             goes = self._first_values(goes, odds)
         sizes, places = self._sizes(stream), self._places(stream) if placed else None
-        even_sizes, odd_sizes = (self.slice(sizes, prefix + at, _END, 2) for at in (0, 1))
-        moved = self._rows(self.slice(patches, 0, _END, 2), gone)
-        moved_sizes, weighted = self._rows(even_sizes, gone), self.slice(patches, 1, _END, 2)
+        (even, weighted), (even_sizes, odd_sizes) = self._halves(stream.tokens, prefix), self._halves(sizes, prefix)
+        moved, moved_sizes = self._rows(even, gone), self._rows(even_sizes, gone)
         if stream.sizes is not None:
             moved, weighted = (
                 op.multiply(rows, self._first_values(numbers, 1))
@@ -79,19 +77,17 @@ class MergeOperators(Operators):
             )
         grown = op.add(odd_sizes, op.matmul(goes, moved_sizes, True, False))
         joined = op.divide(op.add(weighted, op.matmul(goes, moved, True, False)), self._first_values(grown, 1))
-        stays = self._rows(self.slice(patches, 0, _END, 2), left)
-        tokens = (
-            op.concat([self.slice(stream.tokens, 0, prefix), stays, joined], 1)
-            if prefix
-            else op.concat([stays, joined], 1)
+
+        def with_prefix(whole: Any, evens: Any, odds: Any) -> Any:
+            before = [self.slice(whole, 0, prefix)] if prefix else []
+            return op.concat([*before, self._rows(evens, left), odds], 1)
+
+        return WrittenStream(
+            with_prefix(stream.tokens, even, joined),
+            stream.count - count,
+            with_prefix(sizes, even_sizes, grown),
+            None if places is None else with_prefix(places, *self._halves(places, prefix)),
         )
-        kept_sizes = [self._rows(even_sizes, left), grown]
-        if prefix:
-            kept_sizes.insert(0, self.slice(sizes, 0, prefix))
-        if places is not None:
-            parts = [self._rows(self.slice(places, prefix, _END, 2), left), self.slice(places, prefix + 1, _END, 2)]
-            places = op.concat([self.slice(places, 0, prefix), *parts] if prefix else parts, 1)
-        return WrittenStream(tokens, stream.count - count, op.concat(kept_sizes, 1), places)
 
     def of_cls(self, query: Any, key: Any, stream: WrittenStream) -> Any:
         """The attention `(B, N)` that the first token pays to each, mean over the heads; both `(B, heads, N, C)`."""
@@ -160,9 +156,6 @@ class MergeOperators(Operators):
         """Of `(B, N, at least _WIDE)` the rows `(B, M)`."""
         return self.op.gather(tensor, chosen, self.constant(1, "i64"), 1)
 
-    def _even(self, values: Any, prefix: int) -> Any:
-        return self._columns(self._columns(values, prefix, _END), 0, _END, 2)
-
-    def _columns(self, values: Any, start: int, stop: int, step: int = 1) -> Any:
-        """Some of `(B, N)`."""
-        return self.slice(values, start, stop, step)
+    def _halves(self, rows: Any, prefix: int) -> tuple[Any, Any]:
+        """Those at even and at odd places behind the prefix."""
+        return self.slice(rows, prefix, _END, 2), self.slice(rows, prefix + 1, _END, 2)

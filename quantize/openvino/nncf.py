@@ -17,7 +17,7 @@ from atlas_edge.models.load import free_weights
 from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.quantize.onnx.fakequant import cosine_error, split_choice
 from atlas_edge.quantize.paths import NNCF
-from atlas_edge.quantize.recipe import PORTABLE_BITS, Calibrator, Recipe, for_nncf
+from atlas_edge.quantize.recipe import PORTABLE_BITS, Calibrator, Recipe, check_merges_nothing, for_nncf
 from atlas_edge.quantize.tiles.augmentation import with_augmented
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def quantize_openvino(
 
     Raises:
         InputError: No calibration tiles, or NNCF cannot quantize the network.
-        UsageError: `recipe.exclude` names a layer that the graph does not have.
+        UsageError: `recipe.exclude` names a layer that the graph does not have, or tokens cannot be merged as asked.
     """
     import openvino as ov
 
@@ -73,10 +73,7 @@ def quantize_openvino(
                 free_weights(module)
             return quantize_vit(folded, batches, recipe)
         reason = unfoldable_part(module) or reason
-    if recipe.merge_tokens != 1:
-        raise UsageError(
-            f"tokens are merged only where a network is quantized layer by layer: {reason}", hint="leave it out"
-        )
+    check_merges_nothing(recipe, "NNCF", reason=reason)
     recipe = _without_products(for_nncf(recipe))
     model = ov.Core().read_model(onnx_path)
     held_out, statistics_tiles = split_choice(batches, recipe)

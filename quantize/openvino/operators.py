@@ -83,7 +83,7 @@ class Operators:
         return self.slice(tokens, 0, 1)
 
     def slice(self, tokens: Any, start: int, stop: int, step: int = 1) -> Any:
-        """Some of `(B, N, C)` tokens."""
+        """Some of `(B, N, …)` tokens."""
         ends = (self.constant([value], "i64") for value in (start, stop, step, 1))
         return self.op.slice(tokens, *ends)
 

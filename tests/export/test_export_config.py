@@ -59,3 +59,8 @@ def test_merging_is_int8(tmp_path: Path) -> None:
     assert resolve(target=Target.OPENVINO, precision=Precision.INT8, recipe=saved).int8_recipe.merge_tokens == 1.25
     with pytest.raises(UsageError, match="in a recipe, too"):
         resolve(target=Target.ONNX, precision=Precision.INT8, recipe=saved)
+
+
+def test_fewer_patch_tokens_are_no_output() -> None:
+    with pytest.raises(UsageError, match="--output tokens"):
+        resolve(target=Target.OPENVINO, precision=Precision.INT8, merge_tokens=1.2, graph_output="tokens")

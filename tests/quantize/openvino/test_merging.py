@@ -8,17 +8,19 @@ import torch
 from folding_kinds import KINDS, encoder_of
 from numpy.typing import NDArray
 
+from atlas_edge.cli import run_app
 from atlas_edge.errors import UsageError
+from atlas_edge.export.cli import app as export_app
 from atlas_edge.models.encoder_module import EncoderModule
 from atlas_edge.models.folding.merging import Stream, block_work, checkerboard, merge, merge_schedule, with_merging
 from atlas_edge.models.folding.vit import FoldedVit, fold_vit
-from atlas_edge.quantize.onnx.fakequant import embed
+from atlas_edge.quantize.cli import app
+from atlas_edge.quantize.onnx.fakequant import embed, fake_quantize
 from atlas_edge.quantize.openvino.graph import build_openvino
 from atlas_edge.quantize.openvino.grids import VitGrids
 from atlas_edge.quantize.openvino.nncf import quantize_openvino
 from atlas_edge.quantize.paths import path_sentence
-from atlas_edge.quantize.recipe import Recipe, nncf_recipe, openvino_recipe
-from atlas_edge.quantize.recipe import with_merging as merging_recipe
+from atlas_edge.quantize.recipe import for_merging, nncf_recipe, onnx_recipe, openvino_recipe, save_recipe
 from atlas_edge.runtimes.openvino import OpenVinoEncoder
 from atlas_edge.spec import EncoderSpec
 
@@ -116,7 +118,7 @@ def test_an_embedding_does_not_depend_on_its_batch(kind: str, held_out: NDArray[
 @pytest.mark.parametrize("kind", ["pre-norm", "gated", "turned", "normed"])
 def test_a_merging_network_is_quantized_whole(kind: str, calibration: Batches, held_out: NDArray[np.uint8]) -> None:
     folded, module, spec = _folded(kind, 1.05)
-    recipe = merging_recipe(openvino_recipe(), 1.05)
+    recipe = for_merging(openvino_recipe(), 1.05)
     model, report = quantize_openvino(Path("no graph"), calibration, recipe=recipe, module=module)
     merged = {f"blocks.{index}": block.merged for index, block in enumerate(folded.blocks) if block.merged}
     assert report["merged"] == merged and merged
@@ -154,8 +156,8 @@ def test_patch_tokens_are_not_merged() -> None:
 
 
 def test_nncf_merges_nothing(calibration: Batches) -> None:
-    recipe: Recipe = merging_recipe(nncf_recipe(), 1.2)
-    with pytest.raises(UsageError, match="layer by layer"):
+    recipe = for_merging(nncf_recipe(), 1.2)
+    with pytest.raises(UsageError, match="NNCF cannot: the recipe asks for it"):
         quantize_openvino(Path("no graph"), calibration, recipe=recipe, module=encoder_of("gated")[0])
 
 
@@ -167,3 +169,52 @@ def test_only_wide_rows_are_gathered(kind: str) -> None:
     shapes = [node.output(0).get_partial_shape() for node in nodes if node.get_type_name() == "Gather"]
     rows = [shape for shape in shapes if len(shape) > 1]
     assert rows and all(shape[-1].get_length() > 16 for shape in rows)
+
+
+def test_a_graph_with_qdq_merges_nothing(calibration: Batches) -> None:
+    with pytest.raises(UsageError, match="merges tokens"):
+        fake_quantize(encoder_of("gated")[0], calibration, for_merging(onnx_recipe(), 1.2))
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("sensitivity", ()),
+        ("search", ("--target", "onnx", "--out", "plan")),
+        ("finetune", ("trained",)),
+    ],
+)
+def test_commands_that_cannot_merge_say_so(
+    command: str,
+    words: tuple[str, ...],
+    tiny_model: Path,
+    tiles: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_recipe(for_merging(openvino_recipe(), 1.2), tmp_path / "recipe.json")
+    assert run_app(app, [command, str(tiny_model), str(tiles), *words, "--recipe", "recipe.json"]) == 2
+    said = capsys.readouterr().err
+    assert "merges tokens, which" in said and "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+
+
+def test_an_export_refuses_before_it_computes(
+    tiny_model: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("atlas_edge.export.pipeline.calibrate", lambda *_: pytest.fail("tiles were read"))
+    words = [
+        str(tiny_model),
+        "--target",
+        "openvino",
+        "--precision",
+        "int8",
+        "--calib",
+        str(tiles),
+        "--merge-tokens",
+        "7",
+    ]
+    assert run_app(export_app, [*words, "--out", str(tmp_path / "bundle")]) == 2
+    assert "saves at most" in capsys.readouterr().err and not list(tmp_path.iterdir())
