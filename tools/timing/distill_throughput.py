@@ -1,6 +1,7 @@
 """How fast the student trains here: against a plain timm and PyTorch loop, and with cached against running teachers.
 
-The arms take turns within one process, a few steps each, because machines drift; what counts is the ratio of a round:
+The arms take turns within one process, a few steps each, because machines drift; what counts is the ratio of a round.
+`student` and `teacher` compute their networks alone: what a step takes beyond them is what this package itself costs:
 
     python tools/timing/distill_throughput.py TEACHER --tiles TILES --student atlas2-s
 """
@@ -30,6 +31,7 @@ from atlas_edge.distill.data.tileset import TrainingTiles
 from atlas_edge.distill.reporting.display import Display
 from atlas_edge.distill.training.config import AugmentationName, TrainConfig
 from atlas_edge.distill.training.device import autocast, own_device
+from atlas_edge.distill.training.held_out import normalised
 from atlas_edge.distill.training.loop import train_step
 from atlas_edge.distill.training.run import open_stream, training_tiles
 from atlas_edge.distill.training.state import start
@@ -59,6 +61,7 @@ def throughput(
     precision: Literal["bf16", "fp16", "fp32"] = "bf16",
     threads: int | None = None,
     workers: int = 1,
+    plain: bool = True,
     output: Output = Output(),
 ) -> None:
     """Time training on this machine against a plain timm and PyTorch loop of the same model and batch.
@@ -74,6 +77,7 @@ def throughput(
         precision: Autocast of the student.
         threads: PyTorch's threads.
         workers: Decoding threads (of ours) and processes (of the plain loop's DataLoader).
+        plain: Time the plain loop, too.
         output: What is printed.
     """
     screen = output.screen()
@@ -91,11 +95,12 @@ def throughput(
     if steps < 1 or rounds < 2:
         raise UsageError("expected --steps of 1 or more and --rounds of 2 or more", hint="see its --help")
     with Display(screen, 0) as display:
-        found = measure(config, online=online, steps=steps, rounds=rounds, progress=display.arms)
+        found = measure(config, online=online, plain=plain, steps=steps, rounds=rounds, progress=display.arms)
     if output.json:
         others = [name for name in found.images_per_s if name != "distill"]
         ratios = {name: asdict(found.ratio("distill", name)) for name in others}
-        print_json(asdict(found) | {"ratios": ratios, "loss_difference": found.loss_difference()})
+        outside = {name: asdict(found.outside(name)) for name in found.losses}
+        print_json(asdict(found) | {"ratios": ratios, "outside": outside, "loss_difference": found.loss_difference()})
     elif not output.quiet:
         print_throughput(screen, found)
 
@@ -104,17 +109,30 @@ def throughput(
 class Throughput:
     """Images a second of each arm, round by round, from an empty pipeline to an empty one.
 
+    `outside` says what of a step is neither the student's network nor its teacher's: views, targets,
+    heads, losses, averages, waiting, and what threads take from one another.
+
     Attributes:
         images_per_s: Arm -> one figure a round.
         waiting_share: Arm -> share of its time that the student waited for data, median over the rounds.
         losses: Arm that trains by our loop -> loss of each of its steps; the arms see the same views.
         cpu_threads: PyTorch's.
+        batch: Views a step.
     """
 
     images_per_s: dict[str, tuple[float, ...]]
     waiting_share: dict[str, float]
     losses: dict[str, tuple[float, ...]]
     cpu_threads: int
+    batch: int
+
+    def outside(self, arm: str) -> Interval:
+        """Share of a step of `distill` (stored features) or `online` that is spent outside student and teacher."""
+        networks = ("student", "teacher") if arm == "online" else ("student",)
+        alone = sum(1.0 / np.array(self.images_per_s[name]) for name in networks)
+        ratio = geometric_mean_interval(1.0 / np.array(self.images_per_s[arm]) / alone)
+        # 1 - 1 / ratio rises with the ratio, and takes its interval along.
+        return replace(ratio, estimate=1 - 1 / ratio.estimate, low=1 - 1 / ratio.low, high=1 - 1 / ratio.high)
 
     def ratio(self, arm: str, other: str) -> Interval:
         """Geometric mean over the rounds of how much faster one arm is than another, with its 95 % interval."""
@@ -132,18 +150,21 @@ def measure(
     config: TrainConfig,
     *,
     online: tuple[str, ...] = (),
+    plain: bool = True,
     steps: int = 8,
     rounds: int = 5,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Throughput:
-    """Time the arms `distill` (the options as given), `plain`, `data`, and `online` where teachers are named.
+    """Time the arms `distill` (the options as given), `plain`, `data`, `student` and, if named, `online` and `teacher`.
 
     `data` draws and decodes the batches of `distill` and trains nothing: as long as it is much faster, the data is not
-    what training waits for.
+    what training waits for. `student` runs the student's network forward and back, with AdamW's step, and nothing else;
+    `teacher` runs the teachers of `online` on tiles that lie ready.
 
     Args:
         config: As for training; nothing is written.
         online: Teachers to run beside the student, as if there were no cache.
+        plain: Time the plain loop, too.
         steps: Timed steps an arm and round.
         rounds: Rounds.
         progress: Called with arms timed and arms in all.
@@ -155,12 +176,14 @@ def measure(
     with TemporaryDirectory() as scratch:
         arms: dict[str, _Turn] = {
             "distill": _ours(config, tiles, Path(scratch) / "a", steps, losses["distill"]),
-            "plain": _plain(config, tiles, steps),
+            **({"plain": _plain(config, tiles, steps)} if plain else {}),
             "data": _data(config, tiles, steps),
+            "student": _student(config, tiles, Path(scratch) / "s", steps),
         }
         if online:
             other = replace(config, teachers=online, **_drawn(config, tiles))
             arms["online"] = _ours(other, tiles, Path(scratch) / "b", steps, losses["online"])
+            arms["teacher"] = _teacher(other, tiles, steps)
         rates: dict[str, list[float]] = {name: [] for name in arms}
         waits: dict[str, list[float]] = {name: [] for name in arms}
         for number in range(rounds + 1):
@@ -178,6 +201,7 @@ def measure(
         waiting_share={name: float(np.median(found)) for name, found in waits.items()},
         losses={name: tuple(found) for name, found in losses.items()},
         cpu_threads=torch.get_num_threads(),
+        batch=config.batch,
     )
 
 
@@ -200,6 +224,39 @@ def _ours(config: TrainConfig, tiles: TrainingTiles, run: Path, steps: int, loss
 def _data(config: TrainConfig, tiles: TrainingTiles, steps: int) -> _Turn:
     stream = open_stream(config, tiles)
     return lambda number: sum(waiting for _, waiting in _batches(stream, config, number, steps))
+
+
+def _student(config: TrainConfig, tiles: TrainingTiles, run: Path, steps: int) -> _Turn:
+    run.mkdir()
+    stream = open_stream(config, tiles)
+    state = start(config, stream, run, statistics_views=64)
+    device = own_device()
+    images = normalised(stream.read(0).pixels, state.architecture).to(device)
+
+    def turn(_: int) -> float:
+        for _step in range(steps):
+            with autocast(device, config.precision):
+                tokens = state.model(images)
+            tokens.float().square().mean().backward()
+            state.optimiser.step()
+            state.optimiser.zero_grad(set_to_none=True)
+        return 0.0
+
+    return turn
+
+
+def _teacher(config: TrainConfig, tiles: TrainingTiles, steps: int) -> _Turn:
+    stream = open_stream(config, tiles)
+    shown, _ = stream.sample_views(config.batch)
+    views = np.arange(len(shown), dtype=np.int64)
+
+    def turn(_: int) -> float:
+        for _step in range(steps):
+            for target in stream.targets:
+                target.of(views, views, shown)
+        return 0.0
+
+    return turn
 
 
 def _batches(
@@ -304,6 +361,12 @@ def print_throughput(screen: "Console", found: Throughput) -> None:
         text = "" if ratio is None else f"{ratio.estimate:.2f}x ({ratio.low:.2f} … {ratio.high:.2f})"
         table.add_row(name, f"{sorted(rates)[len(rates) // 2]:.1f}", f"{found.waiting_share[name]:.1%}", text)
     screen.print(table)
+    for name in found.losses:
+        share, step_ms = found.outside(name), 1e3 * found.batch / np.median(found.images_per_s[name])
+        screen.print(
+            f"{name}: {step_ms:.0f} ms a step, {share.estimate:.1%} of them ({share.low:.1%} … {share.high:.1%}), "
+            f"{step_ms * share.estimate:.0f} ms, outside student{' and teacher' if name == 'online' else ''}"
+        )
     screen.print(f"{found.cpu_threads} threads; the loops took turns in one process; data: batches without training")
     difference = found.loss_difference()
     if difference is not None:
