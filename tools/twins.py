@@ -107,12 +107,15 @@ def open_teacher(name: str, kind: "Kind") -> "LoadedModel":
     Raises:
         UsageError: It is no plain ViT.
     """
+    from atlas_edge.distill.closed_form.blocks import angles
     from atlas_edge.distill.closed_form.inheritable import check_parts
     from atlas_edge.models.load import load_model
 
     found = load_model(name, pooling=kind.pooling)
     try:
         check_parts(found.module.backbone, found.module.backbone)
+        if angles(found.module.backbone) is not None:
+            raise ValueError("it has rotary positions")
     except ValueError as error:
         raise UsageError(f"no twin can be made of {name}: {error}", hint="give a plain ViT, such as DINOv2") from error
     if kind.patch is None:

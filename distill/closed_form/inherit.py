@@ -9,7 +9,8 @@ not copied channel by channel (weight selection, Xu et al., ICLR 2024, arXiv:231
 2. Block by block, heads and neurons are chosen by the least-squares error of what they write to the stream, and
    every linear layer is refitted by ridge regression from the student's own activations to the teacher's. Each
    fit sees the errors of those before it and corrects them. Of a deeper teacher the blocks that turn the stream most
-   are taken (ShortGPT, Men et al., arXiv:2403.03853), and what those between them add is part of the errors.
+   are taken (ShortGPT, Men et al., arXiv:2403.03853), and what those between them add is part of the errors. Queries
+   and keys of rotary networks are fitted before they are turned: the student turns them by its teacher's angles.
 3. The output is centred and its spread evened out. A teacher's CLS tokens of stained tissue differ most by colour and
    density: a few directions hold nearly all variance, and cosines say little else. The student's channels are turned
    to the principal directions of its own CLS tokens, and the last LayerNorm takes the mean away and divides each by a
@@ -29,24 +30,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atlas_edge.distill.closed_form.blocks import (
+    angles,
+    attend,
+    embed,
+    layer_scale,
+    mix,
+    qkv_biases,
+    queries_keys_values,
+    run_block,
+    scaled,
+)
 from atlas_edge.distill.closed_form.inheritable import check_parts, check_sizes, neurons_and_output
+from atlas_edge.distill.closed_form.moments import Moments, Streams, damped, seen_tokens, token_shares
 from atlas_edge.distill.closed_form.whitening import even_out
 
 if TYPE_CHECKING:
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
-_RIDGE = 3e-3
 # Neurons are removed in groups of this many between two updates of the Gram matrix's inverse.
 _PRUNE_STEP = 128
 # Batches on which the stream's directions and the neurons are chosen; the fits see all of them.
 _BASIS_BATCHES = 8
-# Fits look at one patch in so many: neighbours are alike, and more tiles are worth more than more patches.
-_PATCH_STEP = 4
 _NEURON_BATCHES = 16
 # Choices of heads that are tried in each block: 6 of 12 heads are 924.
 _MOST_CHOICES = 1_000
-# CLS tokens carry this share of every fit: there is one for some 200 patch tokens.
-_CLS_SHARE = 0.1
+# Damping of the shift of a norm that stands for biases which the student's layer has not.
+_SHIFT_RIDGE = 1e-2
 # Root mean square that fc2's weights get: our choice, the order of a trained ViT's.
 _WRITER_SIZE = 0.04
 
@@ -70,8 +81,8 @@ class Inherited:
 
 @torch.inference_mode()
 def inherit(
-    student: "VisionTransformer",
-    teacher: "VisionTransformer",
+    student: "VisionTransformer | Eva",
+    teacher: "VisionTransformer | Eva",
     images: Iterable[Tensor],
     teacher_images: Iterable[Tensor],
     *,
@@ -84,8 +95,9 @@ def inherit(
     residual streams are held, some 0.3 GB a thousand tiles of 197 tokens for ViT-S and half as much for ViT-Ti.
 
     Args:
-        student: Plain timm ViT with at most as many blocks as the teacher and a head size equal to its teacher's.
-        teacher: Plain timm ViT whose patch grid on its images equals the student's on its own.
+        student: timm's ViT, or its Eva with rotary positions, with at most as many blocks as the teacher, a head size
+            equal to its teacher's, and the same kind of positions.
+        teacher: The same; its patch grid on its images equals the student's on its own.
         images: Student's batches, `(B, 3, H, W)` float32, normalised. A few hundred tiles at least: the fit of the
             CLS token sees one row a tile.
         teacher_images: Teacher's batches of the same tiles.
@@ -98,25 +110,26 @@ def inherit(
     """
     check_parts(student, teacher)
     check_sizes(student, teacher)
-    teacher_states = [_embed(teacher, batch) for batch in teacher_images]
+    teacher_states = [embed(teacher, batch) for batch in teacher_images]
     looked_at = teacher_states[:: max(len(teacher_states) // _BASIS_BATCHES, 1)]
     basis, kept = _stream_basis(teacher, looked_at, student.embed_dim)
-    taken = _blocks_to_take(teacher, looked_at, len(student.blocks))
+    table = angles(teacher)
+    taken = _blocks_to_take(teacher, looked_at, len(student.blocks), table)
     _inherit_embedding(student, teacher, basis)
     streams = [
-        _Streams(own=_embed(student, batch), teacher=states, tokens=_seen_tokens(states.shape[1], number))
+        Streams(own=embed(student, batch), teacher=states, tokens=seen_tokens(states.shape[1], number))
         for number, (batch, states) in enumerate(zip(images, teacher_states, strict=True))
     ]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
         done = 0
         for student_block, number in zip(student.blocks, taken, strict=True):
-            _pass_by(teacher.blocks[done:number], streams)
+            _pass_by(teacher.blocks[done:number], streams, table)
             teacher_block, done = teacher.blocks[number], number + 1
-            _inherit_attention(student_block, teacher_block, streams, basis)
+            _inherit_attention(student_block, teacher_block, streams, basis, table)
             _inherit_mlp(student_block, teacher_block, streams, basis)
     _reset_norm(student.norm)
     _rescale(student)
-    fit = _Moments()
+    fit = Moments()
     for part in streams:
         fit.add(part, student.norm(part.own), teacher.norm(part.teacher))
     weight, bias = fit.ridge()
@@ -130,60 +143,17 @@ def inherit(
     return Inherited(stream_kept=kept, head_weight=weight, head_bias=bias, cls_cosine=float(torch.cat(cosines).mean()))
 
 
-@dataclass(slots=True)
-class _Streams:
-    """Residual streams of one batch, both changed in place block by block, and the tokens that fits look at."""
-
-    own: Tensor
-    teacher: Tensor
-    tokens: Tensor
-
-    @property
-    def weights(self) -> Tensor:
-        """Of the teacher's current tokens in a fit, `(B, seen tokens)`."""
-        return _token_weights(self.teacher[:, self.tokens])
-
-
-class _Moments:
-    """Weighted Gram matrix of inputs with a bias column, cross moments with targets, and the targets' energy."""
-
-    def __init__(self) -> None:
-        self.gram, self.cross, self.power = torch.zeros(()), torch.zeros(()), 0.0
-
-    def add(self, part: _Streams, inputs: Tensor, target: Tensor, weights: Tensor | None = None) -> None:
-        """Add a batch's `(B, tokens, …)` inputs and targets: float32 products, summed in float64."""
-        rows = (part.weights if weights is None else weights).flatten()[:, None]
-        x, y = (tensor[:, part.tokens].flatten(0, 1).float() for tensor in (inputs, target))
-        x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-        scaled = x * rows
-        with torch.autocast("cpu", enabled=False):
-            self.gram = self.gram + (scaled.T @ x).double()
-            self.cross = self.cross + (scaled.T @ y).double()
-        self.power += float((y.square() * rows).sum())
-
-    def ridge(self, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the damped least-squares map to all target columns, or to some."""
-        cross = self.cross if columns is None else self.cross[:, columns]
-        solution = torch.linalg.solve(_damped(self.gram), cross).float()
-        return solution[:-1].T.contiguous(), solution[-1]
-
-
-def _embed(vit: "VisionTransformer", images: Tensor) -> Tensor:
-    tokens: Tensor = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
-    return tokens
-
-
-def _stream_basis(teacher: "VisionTransformer", batches: Sequence[Tensor], width: int) -> tuple[Tensor, float]:
+def _stream_basis(teacher: Any, batches: Sequence[Tensor], width: int) -> tuple[Tensor, float]:
     """Orthonormal map `(teacher width, width)` of the centred stream, whose image has zero mean."""
     dim = batches[0].shape[-1]
-    total = torch.zeros(dim, dim, dtype=torch.float64)
+    total, table = torch.zeros(dim, dim, dtype=torch.float64), angles(teacher)
     for batch in batches:
         states = batch
         for block in teacher.blocks:
             total += _second_moment(states)
-            states = states + block.ls1(block.attn(block.norm1(states)))
+            states = states + attend(block, states, table)
             total += _second_moment(states)
-            states = states + block.ls2(block.mlp(block.norm2(states)))
+            states = states + scaled(block, 2, block.mlp(block.norm2(states)))
         # The output is what the student is asked for in the end: it weighs as much as a third of all inner layers.
         total += _second_moment(states) * len(teacher.blocks)
     eigenvalues, eigenvectors = torch.linalg.eigh(total)
@@ -195,7 +165,7 @@ def _stream_basis(teacher: "VisionTransformer", batches: Sequence[Tensor], width
     return keep @ complement.T, kept
 
 
-def _blocks_to_take(teacher: "VisionTransformer", batches: Sequence[Tensor], count: int) -> list[int]:
+def _blocks_to_take(teacher: Any, batches: Sequence[Tensor], count: int, table: Tensor | None) -> list[int]:
     """The blocks that turn the stream most, and the last one, in their order."""
     turns = torch.zeros(len(teacher.blocks))
     if count == len(turns):
@@ -203,49 +173,27 @@ def _blocks_to_take(teacher: "VisionTransformer", batches: Sequence[Tensor], cou
     for batch in batches:
         states = batch
         for number, block in enumerate(teacher.blocks):
-            after = block(states)
-            turns[number] += ((1 - F.cosine_similarity(states, after, dim=-1)) * _token_shares(states)).sum()
+            after = run_block(block, states, table)
+            turns[number] += ((1 - F.cosine_similarity(states, after, dim=-1)) * token_shares(states)).sum()
             states = after
     turns[-1] = torch.inf
     return sorted(turns.topk(count).indices.tolist())
 
 
-def _pass_by(blocks: Iterable[nn.Module], streams: Sequence[_Streams]) -> None:
+def _pass_by(blocks: Iterable[nn.Module], streams: Sequence[Streams], table: Tensor | None) -> None:
     """Take the teacher's streams through blocks that the student has not."""
     for block in blocks:
         for part in streams:
-            part.teacher.copy_(block(part.teacher))
+            part.teacher.copy_(run_block(block, part.teacher, table))
 
 
 def _second_moment(states: Tensor) -> Tensor:
     normed = F.layer_norm(states, states.shape[-1:])
     flat = normed.flatten(0, 1)
-    return ((flat * _token_shares(normed).flatten()[:, None]).T @ flat).double()
+    return ((flat * token_shares(normed).flatten()[:, None]).T @ flat).double()
 
 
-def _seen_tokens(tokens: int, number: int) -> Tensor:
-    """Tokens of one batch that fits look at: CLS, and of a large grid every fourth patch, in turn."""
-    step = _PATCH_STEP if tokens > 64 else 1
-    return torch.tensor([0, *range(1 + number % step, tokens, step)])
-
-
-def _token_weights(states: Tensor) -> Tensor:
-    """Weight of each token in a fit: CLS gets its share, and every token counts by direction.
-
-    LayerNorm divides each token by its deviation, so an error matters relative to it.
-    """
-    centred = states - states.mean(-1, keepdim=True)
-    return _token_shares(states) / centred.square().mean(-1).clamp_min(1e-6)
-
-
-def _token_shares(states: Tensor) -> Tensor:
-    images, tokens, _ = states.shape
-    shares = torch.full((images, tokens), (1 - _CLS_SHARE) / (tokens - 1))
-    shares[:, 0] = _CLS_SHARE
-    return shares
-
-
-def _inherit_embedding(student: "VisionTransformer", teacher: "VisionTransformer", basis: Tensor) -> None:
+def _inherit_embedding(student: Any, teacher: Any, basis: Tensor) -> None:
     from timm.layers import resample_patch_embed
 
     kernel = teacher.patch_embed.proj.weight
@@ -255,43 +203,74 @@ def _inherit_embedding(student: "VisionTransformer", teacher: "VisionTransformer
     student.patch_embed.proj.weight.copy_(torch.einsum("oihw,od->dihw", kernel, basis))
     student.patch_embed.proj.bias.copy_(teacher.patch_embed.proj.bias @ basis)
     student.cls_token.copy_(teacher.cls_token @ basis)
-    student.pos_embed.copy_(teacher.pos_embed @ basis)
+    if student.pos_embed is not None:
+        student.pos_embed.copy_(teacher.pos_embed @ basis)
     if student.reg_token is not None:
         student.reg_token.copy_(teacher.reg_token @ basis)
 
 
-def _inherit_attention(student: Any, teacher: Any, streams: Sequence[_Streams], basis: Tensor) -> None:
+def _inherit_attention(
+    student: Any, teacher: Any, streams: Sequence[Streams], basis: Tensor, table: Tensor | None
+) -> None:
     _reset_norm(student.norm1)
-    _reset_scale(student.ls1)
+    _reset_scale(student, 1)
     attention = teacher.attn
     heads, head_dim = attention.num_heads, attention.head_dim
-    written, read, weights = _Moments(), _Moments(), [part.weights for part in streams]
+    written, read, weights = Moments(), Moments(), [part.weights for part in streams]
     for part, rows in zip(streams, weights, strict=True):
-        qkv = attention.qkv(teacher.norm1(part.teacher))
-        mixed = _mix(qkv, heads)
-        delta = teacher.ls1(attention.proj(mixed))
+        qkv = queries_keys_values(attention, teacher.norm1(part.teacher))
+        mixed = mix(qkv, attention, table)
+        delta = scaled(teacher, 1, attention.proj(mixed))
         written.add(part, mixed, delta @ basis, rows)
         read.add(part, student.norm1(part.own), qkv, rows)
         part.teacher += delta
     chosen = _choose_heads(written, heads, student.attn.num_heads)
     columns = torch.cat([torch.arange(h * head_dim, (h + 1) * head_dim) for h in chosen])
-    _set(student.attn.qkv, read.ridge(torch.cat([columns + part * heads * head_dim for part in range(3)])))
+    _fit_qkv(student, read, [columns + part * heads * head_dim for part in range(3)])
 
-    def mix(part: _Streams) -> Tensor:
-        return _mix(student.attn.qkv(student.norm1(part.own)), len(chosen))
+    def mixed_of(part: Streams) -> Tensor:
+        return mix(queries_keys_values(student.attn, student.norm1(part.own)), student.attn, table)
 
-    _fit_writer(student.attn.proj, mix, streams, basis, weights)
+    _fit_writer(student.attn.proj, mixed_of, streams, basis, weights)
 
 
-def _inherit_mlp(student: Any, teacher: Any, streams: Sequence[_Streams], basis: Tensor) -> None:
+def _fit_qkv(student: Any, read: Moments, columns: Sequence[Tensor]) -> None:
+    """Fit queries, keys and values to the teacher's; what biases they have not, the shift of the norm before makes up.
+
+    Args:
+        student: Its block.
+        read: Moments of what its norm gives and of what the teacher's layer does.
+        columns: The teacher's channels of the chosen heads' queries, keys and values.
+    """
+    biases = qkv_biases(student.attn)
+    fitted = [read.ridge(some) for some in columns]
+    without = [pair for pair, bias in zip(fitted, biases, strict=True) if bias is None]
+    if without:
+        weight, wanted = (torch.cat(parts).double() for parts in zip(*without, strict=True))
+        gram = weight.T @ weight
+        gram += torch.eye(len(gram), dtype=gram.dtype) * (_SHIFT_RIDGE * gram.diagonal().mean())
+        shift = torch.linalg.solve(gram, weight.T @ wanted)
+        student.norm1.bias.copy_(shift)
+        moved = read.shifted(shift)
+        fitted = [
+            moved.ridge(some) if bias is not None else (moved.ridge_without_bias(some), torch.zeros(len(some)))
+            for some, bias in zip(columns, biases, strict=True)
+        ]
+    student.attn.qkv.weight.copy_(torch.cat([weight for weight, _ in fitted]))
+    for bias, (_, found) in zip(biases, fitted, strict=True):
+        if bias is not None:
+            bias.copy_(found)
+
+
+def _inherit_mlp(student: Any, teacher: Any, streams: Sequence[Streams], basis: Tensor) -> None:
     _reset_norm(student.norm2)
-    _reset_scale(student.ls2)
-    written, read, weights = _Moments(), _Moments(), [part.weights for part in streams]
+    _reset_scale(student, 2)
+    written, read, weights = Moments(), Moments(), [part.weights for part in streams]
     # The Gram matrix of the hidden layer is what costs: neurons are chosen on a part of the tiles.
     looked_at = set(range(0, len(streams), max(len(streams) // _NEURON_BATCHES, 1)))
     for number, (part, rows) in enumerate(zip(streams, weights, strict=True)):
         hidden, added = neurons_and_output(teacher.mlp, teacher.norm2(part.teacher))
-        active, delta = student.mlp.act(hidden), teacher.ls2(added)
+        active, delta = student.mlp.act(hidden), scaled(teacher, 2, added)
         if number in looked_at:
             written.add(part, active, delta @ basis, rows)
         read.add(part, student.norm2(part.own), hidden, rows)
@@ -299,7 +278,7 @@ def _inherit_mlp(student: Any, teacher: Any, streams: Sequence[_Streams], basis:
     chosen = _choose_neurons(written, student.mlp.fc1.out_features)
     _set(student.mlp.fc1, read.ridge(chosen))
 
-    def activate(part: _Streams) -> Tensor:
+    def activate(part: Streams) -> Tensor:
         active: Tensor = student.mlp.act(student.mlp.fc1(student.norm2(part.own)))
         return active
 
@@ -308,13 +287,13 @@ def _inherit_mlp(student: Any, teacher: Any, streams: Sequence[_Streams], basis:
 
 def _fit_writer(
     linear: nn.Linear,
-    inputs: Callable[[_Streams], Tensor],
-    streams: Sequence[_Streams],
+    inputs: Callable[[Streams], Tensor],
+    streams: Sequence[Streams],
     basis: Tensor,
     weights: Sequence[Tensor],
 ) -> None:
     """Fit what a layer adds to the student's stream, so that it makes up for all errors so far, and add it."""
-    fit = _Moments()
+    fit = Moments()
     for part, rows in zip(streams, weights, strict=True):
         with torch.autocast("cpu", enabled=False):
             missing = part.teacher @ basis - part.own
@@ -324,18 +303,13 @@ def _fit_writer(
         part.own += linear(inputs(part))
 
 
-def _mix(qkv: Tensor, heads: int) -> Tensor:
-    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
-
-
-def _choose_heads(moments: _Moments, heads: int, wanted: int) -> tuple[int, ...]:
+def _choose_heads(moments: Moments, heads: int, wanted: int) -> tuple[int, ...]:
     gram, cross = moments.gram, moments.cross
     size = (gram.shape[0] - 1) // heads
 
     def error_of(chosen: tuple[int, ...]) -> float:
         index = torch.cat([torch.arange(h * size, (h + 1) * size) for h in chosen] + [torch.tensor([heads * size])])
-        solution = torch.linalg.solve(_damped(gram[index][:, index]), cross[index])
+        solution = torch.linalg.solve(damped(gram[index][:, index]), cross[index])
         return moments.power - float((cross[index] * solution).sum())
 
     left = tuple(range(heads))
@@ -345,23 +319,23 @@ def _choose_heads(moments: _Moments, heads: int, wanted: int) -> tuple[int, ...]
     return min(itertools.combinations(left, wanted), key=error_of)
 
 
-def _choose_neurons(moments: _Moments, wanted: int) -> Tensor:
+def _choose_neurons(moments: Moments, wanted: int) -> Tensor:
     """Backward elimination by what the fit loses without a neuron: |w_j|^2 / (G^-1)_jj (Optimal Brain Surgeon)."""
     gram, cross = moments.gram, moments.cross
     bias = gram.shape[0] - 1
     index = torch.arange(bias)
     while len(index) > wanted:
         rows = torch.cat([index, torch.tensor([bias])])
-        inverse = torch.linalg.inv(_damped(gram[rows][:, rows]))
+        inverse = torch.linalg.inv(damped(gram[rows][:, rows]))
         loss = (inverse @ cross[rows]).square().sum(1)[:-1] / inverse.diagonal()[:-1]
         remove = min(_PRUNE_STEP, len(index) - wanted)
         index = index[loss.argsort(descending=True)[: len(index) - remove].sort().values]
     return index
 
 
-def _reset_scale(scale: nn.Module) -> None:
+def _reset_scale(block: Any, number: int) -> None:
     # A student with LayerScale gets one that does nothing: the fitted layers already have the right size.
-    gamma = getattr(scale, "gamma", None)
+    gamma = layer_scale(block, number)
     if gamma is not None:
         nn.init.ones_(gamma)
 
@@ -377,7 +351,7 @@ def _set(linear: nn.Linear, fitted: tuple[Tensor, Tensor]) -> None:
     linear.bias.copy_(fitted[1])
 
 
-def _rescale(student: "VisionTransformer") -> None:
+def _rescale(student: Any) -> None:
     """Scale the whole stream so that what writes to it has weights of a trainable size.
 
     Every reader of the stream is a LayerNorm, so the network computes the same. A teacher with small LayerScale leaves
@@ -392,7 +366,3 @@ def _rescale(student: "VisionTransformer") -> None:
     for tensor in [*tokens, *(parameter for writer in writers for parameter in writer.parameters())]:
         if tensor is not None:
             tensor.mul_(scale)
-
-
-def _damped(gram: Tensor) -> Tensor:
-    return gram + torch.eye(len(gram), dtype=gram.dtype) * (_RIDGE * gram.diagonal()[:-1].mean())

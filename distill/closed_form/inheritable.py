@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atlas_edge.distill.closed_form.blocks import angles
+
 
 def check_parts(student: nn.Module, teacher: nn.Module) -> None:
     """Refuse what a fit would leave out, or could not be written to.
@@ -19,7 +21,8 @@ def check_parts(student: nn.Module, teacher: nn.Module) -> None:
     gated = next((type(block.mlp).__name__ for block in student.blocks if _is_gated(block.mlp)), None)
     if gated is not None:
         raise ValueError(f"the student has gated MLPs ({gated}), which the fit cannot choose the products of")
-    if any(layer.bias is None for layer in student.modules() if isinstance(layer, nn.Linear)):
+    others = [part for block in student.blocks for part in (block.attn.proj, block.mlp.fc1, block.mlp.fc2)]
+    if any(layer.bias is None for layer in others):
         raise ValueError("the student has linear layers without bias, which the fit needs")
 
 
@@ -48,12 +51,14 @@ def check_sizes(student: Any, teacher: Any) -> None:
     """
     if len(student.blocks) > len(teacher.blocks):
         raise ValueError(f"student has {len(student.blocks)} blocks, teacher {len(teacher.blocks)}")
+    if (angles(student) is None) != (angles(teacher) is None):
+        having, lacking = ("student", "teacher") if angles(teacher) is None else ("teacher", "student")
+        raise ValueError(f"the {having} has rotary positions, the {lacking} has none")
     if student.num_prefix_tokens != teacher.num_prefix_tokens:
         raise ValueError(f"student has {student.num_prefix_tokens} prefix tokens, teacher {teacher.num_prefix_tokens}")
-    if student.pos_embed.shape[1] != teacher.pos_embed.shape[1]:
-        raise ValueError(
-            f"student has {student.pos_embed.shape[1]} position embeddings, teacher {teacher.pos_embed.shape[1]}"
-        )
+    counts = [0 if vit.pos_embed is None else vit.pos_embed.shape[1] for vit in (student, teacher)]
+    if counts[0] != counts[1]:
+        raise ValueError(f"student has {counts[0]} position embeddings, teacher {counts[1]}")
     ours, theirs = student.blocks[0].attn, teacher.blocks[0].attn
     if ours.head_dim != theirs.head_dim or ours.num_heads > theirs.num_heads:
         raise ValueError(
@@ -64,18 +69,30 @@ def check_sizes(student: Any, teacher: Any) -> None:
             f"student is {student.embed_dim} wide with {_neurons(student)} neurons a block, teacher "
             f"{teacher.embed_dim} with {_neurons(teacher)}"
         )
+    _check_angles(student, teacher)
+
+
+def _check_angles(student: Any, teacher: Any) -> None:
+    ours, theirs = angles(student), angles(teacher)
+    if ours is None or theirs is None:
+        return
+    pairs = [bool(vit.blocks[0].attn.rotate_half) for vit in (student, teacher)]
+    if pairs[0] != pairs[1] or ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-4):
+        raise ValueError("the student turns queries and keys by other angles than its teacher")
 
 
 def _unknown_part(vit: Any) -> str | None:
-    """What of a network is not of the plain ViT's kind, to complete "the teacher …"; None where nothing is."""
+    """What of a network is not of a kind that the fit knows, to complete "the teacher …"; None where nothing is."""
     from timm.layers import PatchEmbed
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
-    if getattr(vit, "rope", None) is not None:
-        return "has rotary position embeddings"
-    if type(vit) is not VisionTransformer:
+    if type(vit) not in (VisionTransformer, Eva):
         return f"is a {type(vit).__name__} and no plain ViT"
-    if vit.cls_token is None or vit.pos_embed is None:
+    rotary = getattr(vit, "rope", None) is not None
+    if rotary and vit.rope_mixed:
+        return "has rotary positions with angles of their own in every head"
+    if vit.cls_token is None or (vit.pos_embed is None and not rotary):
         return f"has no {'CLS token' if vit.cls_token is None else 'position embeddings'}"
     if type(vit.patch_embed) is not PatchEmbed or not _is_off(vit.patch_embed.norm):
         return f"has a patch embedding of its own ({type(vit.patch_embed).__name__})"
@@ -88,14 +105,15 @@ def _unknown_part(vit: Any) -> str | None:
 
 def _unknown_part_of_block(block: Any) -> str | None:
     from timm.layers import Attention, Mlp
+    from timm.models.eva import EvaAttention, EvaBlock
     from timm.models.vision_transformer import Block
 
-    if type(block) is not Block:
+    if type(block) not in (Block, EvaBlock):
         return f"has blocks of the kind {type(block).__name__}"
     if not all(isinstance(norm, nn.LayerNorm) for norm in (block.norm1, block.norm2)):
         return f"has norms of the kind {type(block.norm1).__name__}"
     attention, mlp = block.attn, block.mlp
-    if type(attention) is not Attention:
+    if type(attention) not in (Attention, EvaAttention) or attention.qkv is None:
         return f"has attention of the kind {type(attention).__name__}"
     if not (_is_off(attention.q_norm) and _is_off(attention.k_norm)):
         return "norms its queries and keys"

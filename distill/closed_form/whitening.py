@@ -1,11 +1,12 @@
 """A student's output evened out without a change to what the network computes: by a turn and the last LayerNorm."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
 # Channels whose deviation is below this share of the largest are scaled as if they had that share, so that what hardly
@@ -15,7 +16,7 @@ _SMALLEST_DEVIATION = 1e-2
 _NO_DEVIATION = 1e-3
 
 
-def even_out(student: "VisionTransformer", outputs: Tensor, power: float) -> Tensor:
+def even_out(student: "VisionTransformer | Eva", outputs: Tensor, power: float) -> Tensor:
     """Turn the stream to the output's principal directions, and let the last LayerNorm centre and scale its channels.
 
     Over these tiles the CLS embedding then has zero mean and a root mean square of 1. A LayerNorm can scale channels
@@ -24,7 +25,7 @@ def even_out(student: "VisionTransformer", outputs: Tensor, power: float) -> Ten
     correlation between neighbours (whitening, Kessy et al., 2018, arXiv:1512.00809, would leave none).
 
     Args:
-        student: Every norm's scale is 1 and its shift 0, and a LayerScale is one number; changed in place.
+        student: Every norm's scale is 1, the last one's shift 0, and a LayerScale is one number; changed in place.
         outputs: `(tiles, width)` float32 CLS tokens after the last norm. Where all are the same, the scale stays 1.
         power: 0-1: of the deviations by which channels are divided, those under a hundredth of the largest excepted.
 
@@ -63,10 +64,10 @@ def _helmert(width: int) -> Tensor:
     return basis / (columns * (columns + 1)).sqrt()
 
 
-def _turn(student: "VisionTransformer", turn: Tensor) -> None:
+def _turn(student: Any, turn: Tensor) -> None:
     """Turn the residual stream by an orthogonal map that leaves the mean over channels alone.
 
-    Every norm's scale must be 1, its shift 0, and a LayerScale one number: the network then computes the same, turned.
+    Every norm's scale must be 1 and a LayerScale one number: the network then computes the same, turned.
     """
     projection = student.patch_embed.proj
     projection.weight.copy_(torch.einsum("od,dihw->oihw", turn, projection.weight))
@@ -75,6 +76,8 @@ def _turn(student: "VisionTransformer", turn: Tensor) -> None:
         if token is not None:
             token.copy_(token @ turn.T)
     for block in student.blocks:
+        for norm in (block.norm1, block.norm2):
+            norm.bias.copy_(turn @ norm.bias)
         for reader in (block.attn.qkv, block.mlp.fc1):
             reader.weight.copy_(reader.weight @ turn.T)
         for writer in (block.attn.proj, block.mlp.fc2):

@@ -95,7 +95,7 @@ def distill(
     tiles = training_tiles(config)
     with memory_explained("while models were opened", hint=stored_features(config)):
         stream = open_stream(config, tiles)
-        held_out = _held_out(config, stream)
+        held_out = held_out_tiles(config, stream)
     warnings = _warnings(config, stream)
     for text in warnings:
         warn(text)
@@ -225,7 +225,7 @@ def _check_views(name: str, index: CacheIndex, *, grid: int | None, tile_px: int
         )
 
 
-def _held_out(config: TrainConfig, stream: ViewStream) -> Any:
+def held_out_tiles(config: TrainConfig, stream: ViewStream) -> Any:
     """Held-out tiles with the first teacher's CLS features; None where none are given or another process looks."""
     if config.held_out is None or (stream.rank and not sharding_wanted()):
         return None

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from timm.layers import SwiGLUPacked
 
-from atlas_edge.distill.closed_form.inherit import _choose_heads, _Moments, inherit
+from atlas_edge.distill.closed_form.inherit import _choose_heads, inherit
+from atlas_edge.distill.closed_form.moments import Moments
 from atlas_edge.distill.training.student import build_student, inherit_from, save_student
 from atlas_edge.errors import UsageError
 from atlas_edge.models.load import load_model
@@ -61,7 +62,7 @@ def test_a_folder_that_embeds_by_the_mean_is_no_student(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "arguments", "part"),
     [
-        ("vit_small_patch16_dinov3", {"global_pool": "token"}, "rotary position embeddings"),
+        ("vit_small_patch16_dinov3", {"global_pool": "token"}, "teacher has rotary positions, the student"),
         ("vit_tiny_patch16_224", {"qk_norm": True}, "norms its queries and keys"),
         ("vit_tiny_patch16_224", {"scale_attn_norm": True}, "norms or gates"),
         ("vit_tiny_patch16_224", {"scale_mlp_norm": True}, "norms inside its MLPs"),
@@ -90,7 +91,7 @@ def test_a_student_whose_parts_the_fit_does_not_know_is_refused_by_name() -> Non
     with pytest.raises(ValueError, match=r"the student has gated MLPs \(GluMlp\)"):
         inherit(_vit(mlp_layer=SwiGLUPacked), teacher, images, images)
     with pytest.raises(ValueError, match="linear layers without bias"):
-        inherit(_vit(qkv_bias=False), teacher, images, images)
+        inherit(_vit(proj_bias=False), teacher, images, images)
     with pytest.raises(ValueError, match="student is 64 wide with 512 neurons"):
         inherit(_vit(mlp_ratio=8), teacher, images, images)
 
@@ -103,7 +104,7 @@ def test_heads_are_chosen_among_many_in_little_time() -> None:
     inputs = torch.from_numpy(generator.normal(size=(600, heads * size)))
     columns = [head * size + part for head in needed for part in range(size)]
     target = inputs[:, columns] @ torch.from_numpy(generator.normal(size=(len(columns), 8)))
-    moments = _Moments()
+    moments = Moments()
     with_bias = torch.cat([inputs, torch.ones(600, 1, dtype=torch.float64)], dim=1)
     moments.gram, moments.cross = with_bias.T @ with_bias, with_bias.T @ target
     moments.power = float(target.square().sum())
