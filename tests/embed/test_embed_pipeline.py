@@ -107,10 +107,29 @@ def test_threads_whose_gain_was_hidden_are_tried_again(monkeypatch: pytest.Monke
     class Batch:
         def result(self) -> None:
             # Another program has the other cores at first; later four of them help.
-            clock[0] += 1.0 if len(sizes) < 6 else 1.0 / min(crew.size, 4)
+            clock[0] += 1.0 if len(sizes) < 8 else 1.0 / min(crew.size, 4)
 
     for _ in range(300):
         crew.result(Batch())  # type: ignore[arg-type]
         sizes.append(crew.size)
-    assert 1 in sizes[4:8], "the first try brought nothing"
+    assert 2 in sizes[7:10], "the first try brought nothing"
     assert sizes[-100:] == [4] * 100, "what brings nothing is not tried for ever"
+
+
+def test_no_thread_is_added_where_the_processor_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, computed, cores = [0.0], [0.0], 4
+    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(pipeline.time, "process_time", lambda: computed[0])
+    monkeypatch.setattr(pipeline.hardware, "usable_cores", lambda: cores)
+    crew = pipeline._Crew(None)
+
+    class Batch:
+        def result(self) -> None:
+            # A second of one core for each batch.
+            clock[0] += 1.0 / min(crew.size, cores)
+            computed[0] += 1.0
+
+    for _ in range(200):
+        crew.result(Batch())  # type: ignore[arg-type]
+        assert crew.size <= cores
+    assert crew.size == cores

@@ -16,6 +16,7 @@ from atlas_edge.encoder import Encoder
 from atlas_edge.slides import TileReader
 from atlas_edge.slides.focus import focus_of
 from atlas_edge.slides.reader import ReadTiles
+from atlas_edge.system import hardware
 
 MEASURES = ("focus",)
 """What is measured of each tile, a float32 each."""
@@ -26,9 +27,11 @@ Besides = dict[str, NDArray[Any]]
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 _Ready = tuple[ReadTiles, NDArray[np.float32]]
 _MOST_THREADS = 16
+_FIRST_THREADS = 2
 _WAITING_SHARE = 0.05
-# Twice as many threads stay where they bring so much more.
-_GAIN = 1.1
+# Twice as many threads stay where they bring so much more, or leave the encoder so much less to wait for: one that is
+# nearly busy has no more to bring. None are added while those that are there fill the processor.
+_GAIN, _LESS_WAITING, _FULL = 1.1, 0.5, 0.85
 # They are tried so often: what else the machine does may hide what they bring, and so does what was decoded before.
 _TRIES = 3
 _LONGER = 2
@@ -222,19 +225,22 @@ def _measured(tiles: ReadTiles) -> _Ready:
 
 
 class _Crew:
-    """The decode threads of a slide: so many, or one, and more while the encoder waits for them and more bring more.
+    """The decode threads of a slide: so many, or two, and more while the encoder waits for them and more bring more.
 
     Args:
         threads: How many; chosen when None.
     """
 
     def __init__(self, threads: int | None) -> None:
-        self.size, self.most = threads or 1, threads or _MOST_THREADS
+        self.size, self.most = threads or _FIRST_THREADS, threads or _MOST_THREADS
         self._working, self._changed = 0, threading.Condition()
         self._settled = threads is not None
         self._tried = 0
-        self._before = (self.size, 0.0)
+        # Their number before it was doubled, and what came of it: batches a second, and the share that was waited.
+        self._before = (self.size, 0.0, 1.0)
+        self._cores = hardware.usable_cores()
         self._waited_s, self._batches, self._since = 0.0, 0, time.perf_counter()
+        self._computed_s = time.process_time()
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -259,25 +265,27 @@ class _Crew:
         if not self._settled and self._batches > self.size * (1 + _LONGER * self._tried):
             self._judge(now - self._since)
             self._waited_s, self._batches, self._since = 0.0, 0, now
+            self._computed_s = time.process_time()
         return found
 
     def _judge(self, elapsed_s: float) -> None:
-        rate = self._batches / max(elapsed_s, 1e-9)
-        size, rate_before = self._before
-        if rate < _GAIN * rate_before:
+        rate, waited = self._batches / max(elapsed_s, 1e-9), self._waited_s / max(elapsed_s, 1e-9)
+        full = time.process_time() - self._computed_s > _FULL * self._cores * elapsed_s
+        size, rate_before, waited_before = self._before
+        if rate < _GAIN * rate_before and waited > _LESS_WAITING * waited_before:
             # The disk, the processor or the interpreter gives no more, or so it seems.
             self._resize(size)
-            self._before = (size, 0.0)
+            self._before = (size, 0.0, 1.0)
             self._tried += 1
             self._settled = self._tried == _TRIES
-        elif self._waited_s > _WAITING_SHARE * elapsed_s and self.size < self.most:
+        elif waited > _WAITING_SHARE and self.size < self.most and not full:
             if rate_before:
                 self._tried = 0
-            self._before = (self.size, rate)
+            self._before = (self.size, rate, waited)
             self._resize(min(2 * self.size, self.most))
         else:
-            # The encoder is what takes the time, as long as it does.
-            self._before = (self.size, 0.0)
+            # The encoder is what takes the time, or the processor has no more to give, as long as that is so.
+            self._before = (self.size, 0.0, 1.0)
 
     def _resize(self, size: int) -> None:
         with self._changed:

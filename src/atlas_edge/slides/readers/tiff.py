@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError
+from atlas_edge.slides.readers.byte_runs import Piece, byte_runs
 from atlas_edge.slides.readers.foreign import foreign_errors, one_line, open_tiff
 from atlas_edge.slides.readers.ome import ome_images
 from atlas_edge.slides.readers.tiff_chain import LARGEST_TILE_BYTES
@@ -140,18 +141,45 @@ class TiffSlide(Slide):
         page, size = self._pages[level], self.levels[level]
         tall, wide = segment_shape(page)
         across = -(-size.width // wide)
-        segment_at = partial(self._segment, anew=True) if anew else self._segment
         right, bottom = min(left + width, size.width), min(top + height, size.height)
-        for row in range(max(top, 0) // tall, -(-bottom // tall)):
-            for column in range(max(left, 0) // wide, -(-right // wide)):
-                segment = segment_at(level, row * across + column)
+        rows = range(max(top, 0) // tall, -(-bottom // tall))
+        columns = range(max(left, 0) // wide, -(-right // wide))
+        indices = [row * across + column for row in rows for column in columns]
+        read = {} if anew else self._read_together(level, indices)
+        for row in rows:
+            for column in columns:
+                segment = self._segment(level, row * across + column, read, anew=anew)
                 y, x = row * tall, column * wide
                 y0, x0 = max(y, top, 0), max(x, left, 0)
                 y1, x1 = min(y + segment.shape[0], bottom), min(x + segment.shape[1], right)
                 out[y0 - top : y1 - top, x0 - left : x1 - left] = segment[y0 - y : y1 - y, x0 - x : x1 - x]
         return out
 
-    def _segment(self, level: int, index: int, *, anew: bool = False) -> NDArray[np.uint8]:
+    def _read_together(self, level: int, indices: Sequence[int]) -> dict[int, bytes]:
+        """The bytes of those segments that nobody has decoded yet, wherever several can be had by one request."""
+        page = self._pages[level]
+        with self._lock:
+            absent = [
+                index for index in indices if (level, index) not in self._cache and (level, index) not in self._damage
+            ]
+        planes = page.samplesperpixel if page.planarconfig == 2 else 1
+        step = len(page.dataoffsets) // planes
+        places = [index + plane * step for index in absent for plane in range(planes)]
+        found: dict[int, bytes] = {}
+        for run in byte_runs(Piece(page.dataoffsets[place], page.databytecounts[place], place) for place in places):
+            if len(run) < 2:
+                continue
+            start = run[0].offset
+            try:
+                data = self._bytes(start, max(piece.end for piece in run) - start, anew=False)
+            except Exception as error:  # tifffile's handle raises what it likes when a share was gone
+                raise InputError(f"{self.path} cannot be read: {one_line(error)}", hint="see the share") from error
+            # What the file has no bytes for is asked for alone, and told.
+            whole = [piece for piece in run if piece.end - start <= len(data)]
+            found |= {piece.key: data[piece.offset - start : piece.end - start] for piece in whole}
+        return found
+
+    def _segment(self, level: int, index: int, read: Mapping[int, bytes], *, anew: bool = False) -> NDArray[np.uint8]:
         key = (level, index)
         with self._lock:
             if key in self._cache:
@@ -163,7 +191,7 @@ class TiffSlide(Slide):
         planes = page.samplesperpixel if page.planarconfig == 2 else 1
         step = len(page.dataoffsets) // planes
         try:
-            parts = [self._decoded(page, index + plane * step, anew=anew) for plane in range(planes)]
+            parts = [self._decoded(page, index + plane * step, read, anew=anew) for plane in range(planes)]
         except InputError as error:
             # Many tiles of ours lie on one: it is decoded in vain once, unless the file could not be read.
             if not isinstance(error.__cause__, OSError):
@@ -179,12 +207,12 @@ class TiffSlide(Slide):
                 self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
         return segment
 
-    def _decoded(self, page: Any, index: int, *, anew: bool) -> NDArray[np.uint8]:
+    def _decoded(self, page: Any, index: int, read: Mapping[int, bytes], *, anew: bool) -> NDArray[np.uint8]:
         samples = 1 if page.planarconfig == 2 else page.samplesperpixel
         tall, wide = segment_shape(page)
         try:
             offset, length = page.dataoffsets[index], page.databytecounts[index]
-            data = self._bytes(offset, length, anew=anew)
+            data = read[index] if index in read else self._bytes(offset, length, anew=anew)
             if len(data) < length:
                 raise EOFError("the file ends before it")
             decoded = page.decode(data, index, jpegtables=page.jpegtables)[0] if data else None
