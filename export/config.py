@@ -61,8 +61,8 @@ class ExportConfig(Choices):
             return "--portable is for --target onnx or openvino in --precision int8; others add exactly as they are"
         if self._merging and self.graph_output == "tokens":
             return "--merge-tokens leaves fewer patch tokens than --output tokens gives"
-        if self._merging and (not backend.merges_tokens or self.precision is not Precision.INT8):
-            return "--merge-tokens, in a recipe, too, is for --target openvino in --precision int8"
+        if self._merging and self.precision is not Precision.INT8:
+            return "--merge-tokens, in a recipe, too, is for --precision int8"
         if self.recipe is not None and self.precision not in (Precision.INT8, Precision.FP8):
             return f"--recipe says how INT8 is made, --precision {self.precision} has no use for it"
         if any(size < 1 for size in self.batch):

@@ -76,7 +76,7 @@ class Choices(Options):
         batch_independent: TensorRT targets: an embedding does not depend on the rest of its batch.
         portable: ONNX and OpenVINO, int8: weights of 7 bits, so that every processor and any OpenVINO or ONNX Runtime
             computes the file rightly.
-        merge_tokens: OpenVINO, int8: blocks of a vision transformer have this many times less to compute, because patch
+        merge_tokens: INT8: blocks of a vision transformer have this many times less to compute, because patch
             tokens that are alike become one; 1 merges none. Gate it: it costs accuracy.
         quantize_attention: TensorRT targets, int8: quantize the products of attention, too; at most 512 tokens.
         refit: TensorRT targets, beside the GPU: an engine whose weights can be replaced.

@@ -102,7 +102,6 @@ class Backend(ABC):
         target: What its bundles are built for.
         recipe: Its INT8 recipe.
         impossible: Precisions that it cannot have, and what to take instead.
-        merges_tokens: Whether its graphs can merge tokens (`Recipe.merge_tokens`).
         symmetric: Activations are rounded from -max to max, as in the ranges that a model is trained to.
         library: What builds its engines; None for a target whose files are opened as they are.
     """
@@ -110,7 +109,6 @@ class Backend(ABC):
     target: Target
     recipe: Recipe
     impossible: ClassVar[Mapping[Precision, str]] = {}
-    merges_tokens = False
     symmetric = True
     library: TensorRTLibrary | None = None
 

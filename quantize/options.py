@@ -49,7 +49,7 @@ class RecipeChanges(Options):
         patch_embed: Quantize the patch embedding.
         bias_correction: Correct the mean shift that rounded weights cause.
         augmented_share: Share of the tiles that set ranges which are copies with bare glass or brown stain.
-        merge_tokens: OpenVINO only: how many times less the blocks compute because tokens that are alike become one.
+        merge_tokens: How many times less the blocks compute because tokens that are alike become one; 1 merges none.
         exclude: Layers to leave in floating point, such as blocks.3.mlp.fc2; * matches anything. May be given several
             times.
     """

@@ -41,7 +41,7 @@ class Recipe(BaseModel):
         patch_embed: Quantize the patch embedding (or the first convolution of a CNN).
         bias_correction: Correct the mean shift that rounded weights cause.
         merge_tokens: How many times less the blocks have to compute because tokens that are alike become one
-            (`merging.merge`; vision transformers for OpenVINO, layer by layer); 1 merges none.
+            (`merging.merge`; plain vision transformers, and for OpenVINO layer by layer); 1 merges none.
         exclude: Layers left in floating point, by module name such as `blocks.3.mlp.fc2`; `*` matches any run of
             characters.
     """
@@ -96,7 +96,7 @@ def check_merges_nothing(recipe: Recipe, what: str, *, reason: str = "") -> None
     if recipe.merge_tokens != 1:
         raise UsageError(
             f"recipe {recipe.name} merges tokens, which {what} cannot{reason and f': {reason}'}",
-            hint="merge_tokens 1 merges none; OpenVINO's INT8 of a plain vision transformer can",
+            hint="merge_tokens 1 merges none; INT8 of a plain vision transformer can",
         )
 
 

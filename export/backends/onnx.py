@@ -18,6 +18,8 @@ from atlas_edge.spec import Precision, Target
 if TYPE_CHECKING:
     from torch import nn
 
+    from atlas_edge.export.config import ExportConfig
+
 _ATTENTION_TILES = 32
 _INFERENCE: Any = {Precision.FP16: "f16", Precision.BF16: "bf16"}
 
@@ -46,6 +48,12 @@ class OnnxBackend(ExportBackend):
     def modules(self, precision: Precision) -> tuple[str, ...]:
         # OpenVINO watches the scales while calibration tiles are added.
         return ("modelopt", "openvino") if precision in (Precision.INT8, Precision.FP8) else ()
+
+    def check_network(self, config: "ExportConfig", module: "nn.Module") -> None:
+        from atlas_edge.quantize.onnx.qdq import check_merging
+
+        if config.precision is Precision.INT8:
+            check_merging(module, config.int8_recipe)
 
     def quantized_way(self, precision: Precision, module: "nn.Module") -> Way:
         from atlas_edge.quantize.numerics.stages import unfittable_part

@@ -29,7 +29,6 @@ class OpenVinoBackend(ExportBackend):
     target = Target.OPENVINO
     recipe = openvino_recipe()
     impossible: ClassVar = {Precision.FP8: "OpenVINO's CPU plugin computes no FP8; choose int8 or bf16"}
-    merges_tokens = True
     symmetric = False
     builds_with = ("openvino",)
     packaged = (Precision.FP32, Precision.BF16, Precision.INT8)

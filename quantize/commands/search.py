@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_edge.bench.options import Budget
 from atlas_edge.errors import GateFailed, UsageError
-from atlas_edge.quantize.backend import backend_of
 from atlas_edge.quantize.options import DEFAULT_DROP_PP, Limits, SearchBudget
-from atlas_edge.quantize.recipe import check_merges_nothing, load_recipe
+from atlas_edge.quantize.recipe import load_recipe
 from atlas_edge.quantize.search.bench import MeasureConfig
 from atlas_edge.quantize.search.report import REPORT
 from atlas_edge.quantize.search.search import SearchConfig, search
@@ -30,17 +29,15 @@ def search_config(
     budget: SearchBudget,
     out: Path,
     minutes: float,
+    merge_tokens: bool = False,
 ) -> SearchConfig:
     """Fill in the defaults.
 
     Raises:
-        UsageError: Tiles without splits and nothing to judge on, or a recipe that merges tokens for a target that does
-            not.
+        UsageError: Tiles without splits and nothing to judge on.
     """
     given = Budget(**vars(budget))
     start = None if recipe is None else load_recipe(recipe)
-    if start is not None and not backend_of(target).merges_tokens:
-        check_merges_nothing(start, f"--target {target}")
     measure = MeasureConfig(
         model=model,
         tiles=tiles,
@@ -54,6 +51,7 @@ def search_config(
         recipe=start,
         budget=given if given.limits else Budget(max_drop_pp=DEFAULT_DROP_PP),
         minutes=minutes,
+        merge_tokens=merge_tokens,
     )
 
 

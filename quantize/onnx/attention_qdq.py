@@ -14,6 +14,8 @@ from atlas_edge.spec import EncoderSpec
 INT8_MAX = 127.0
 # Fused INT8 attention takes at most this many tokens.
 MOST_TOKENS = 512
+# Tiles, heads, tokens, and what is multiplied.
+_RANK = 4
 
 
 def check_attention_fits(spec: EncoderSpec) -> None:
@@ -33,7 +35,7 @@ def check_attention_fits(spec: EncoderSpec) -> None:
 
 
 def quantize_attention(path: Path, out: Path, tiles: NDArray[np.uint8]) -> int:
-    """Insert symmetric per-tensor Q/DQ on both operands of every product of two computed tensors.
+    """Insert symmetric per-tensor Q/DQ on both operands of attention's products: of two computed tensors, by head.
 
     Ranges are the largest values on the tiles, of attention weights, too: with the scale 1 / 127 that their bound of 1
     suggests, weights spread over 257 tokens would all round to zero.
@@ -53,8 +55,14 @@ def quantize_attention(path: Path, out: Path, tiles: NDArray[np.uint8]) -> int:
     types = {info.name: info.type.tensor_type.elem_type for info in graph.value_info}
     producers = {name: node for node in graph.node for name in node.output}
     constants = {tensor.name for tensor in graph.initializer}
+    ranks = {info.name: len(info.type.tensor_type.shape.dim) for info in graph.value_info}
+    # Attention's have heads; those of merging tokens have none.
     products = [
-        node for node in graph.node if node.op_type == "MatMul" and not _reads_constant(node, producers, constants)
+        node
+        for node in graph.node
+        if node.op_type == "MatMul"
+        and not _reads_constant(node, producers, constants)
+        and ranks.get(node.output[0], _RANK) == _RANK
     ]
     operands = sorted({name for node in products for name in node.input})
     element = types.get(operands[0], onnx.TensorProto.FLOAT) if operands else onnx.TensorProto.FLOAT

@@ -200,6 +200,14 @@ def _rewrite(graph: "onnx.GraphProto", kept: set[int], floats: set[str], half: i
             continue
         if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT:
             node.attribute[0].i = half
+        if node.op_type == "ConstantOfShape" and floats.intersection(node.output):
+            value = (
+                node.attribute[0].t
+                if node.attribute
+                else onnx.helper.make_tensor("", onnx.TensorProto.FLOAT, [1], [0.0])
+            )
+            del node.attribute[:]
+            node.attribute.append(onnx.helper.make_attribute("value", _to_half(value, "", half, folder)))
         for i, name in enumerate(node.output):
             if name in outputs and name in floats:
                 node.output[i] = f"{name}_half"

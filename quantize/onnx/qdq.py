@@ -16,7 +16,7 @@ from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.quantize.numerics.stages import unfittable_part
 from atlas_edge.quantize.onnx.fakequant import fake_quantize, kind_of, quiet_modelopt, store_in_int8
 from atlas_edge.quantize.paths import FITTED, NEAREST, TRAINED
-from atlas_edge.quantize.recipe import Recipe
+from atlas_edge.quantize.recipe import Recipe, check_merges_nothing
 from atlas_edge.spec import EncoderSpec
 
 if TYPE_CHECKING:
@@ -55,9 +55,11 @@ def quantize_onnx(
     Raises:
         InputError: No calibration tiles, ranges of another network, or a network that ModelOpt or PyTorch's exporter
             cannot quantize or write.
+        UsageError: Tokens cannot be merged as asked.
     """
+    check_merging(module, recipe)
     if ranges is not None:
-        written = write_quantized(quantize_with_ranges(module, ranges), spec, out, batch=batch)
+        written = _write(module, quantize_with_ranges(module, ranges), spec, out, recipe=recipe, batch=batch)
         digest = hashlib.sha256(ranges.read_bytes()).hexdigest()
         return {
             "recipe": recipe.model_dump(mode="json"),
@@ -66,8 +68,9 @@ def quantize_onnx(
             "ranges_sha256": digest,
             **written,
         }
-    quantized = fake_quantize(module, list(calibration), recipe)
-    written = write_quantized(quantized, spec, out, batch=batch)
+    # A merged token is a mean: the ranges of the network that merges nothing hold it.
+    quantized = fake_quantize(module, list(calibration), recipe.model_copy(update={"merge_tokens": 1.0}))
+    written = _write(module, quantized, spec, out, recipe=recipe, batch=batch)
     fitted = recipe.weights == "fitted"
     unknown = unfittable_part(module)
     return {
@@ -78,6 +81,40 @@ def quantize_onnx(
         "smooth_alpha": quantized.smooth_alpha,
         **written,
     }
+
+
+def check_merging(module: "torch.nn.Module", recipe: Recipe) -> None:
+    """See that a network can merge as many tokens as a recipe asks for.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if recipe.merge_tokens == 1:
+        return
+    from atlas_edge.models.folding.known import unfoldable_part
+    from atlas_edge.models.merged_vit import merged_vit
+
+    if merged_vit(module, module, recipe.merge_tokens) is None:
+        check_merges_nothing(recipe, "this network", reason=str(unfoldable_part(module)))
+
+
+def _write(
+    module: "torch.nn.Module",
+    quantized: "torch.nn.Module",
+    spec: EncoderSpec,
+    out: Path,
+    *,
+    recipe: Recipe,
+    batch: int | None,
+) -> dict[str, Any]:
+    if recipe.merge_tokens == 1:
+        return write_quantized(quantized, spec, out, batch=batch)
+    from atlas_edge.models.merged_vit import merged_vit
+
+    merged = merged_vit(module, quantized, recipe.merge_tokens)
+    assert merged is not None  # it was checked
+    counts = {f"blocks.{index}": count for index, count in merged.schedule.items()}
+    return {**write_quantized(merged, spec, out, batch=batch), "merged": counts}
 
 
 def write_quantized(

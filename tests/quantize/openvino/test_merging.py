@@ -15,12 +15,12 @@ from atlas_edge.models.encoder_module import EncoderModule
 from atlas_edge.models.folding.merging import Stream, block_work, checkerboard, merge, merge_schedule, with_merging
 from atlas_edge.models.folding.vit import FoldedVit, fold_vit
 from atlas_edge.quantize.cli import app
-from atlas_edge.quantize.onnx.fakequant import embed, fake_quantize
+from atlas_edge.quantize.onnx.fakequant import embed
 from atlas_edge.quantize.openvino.graph import build_openvino
 from atlas_edge.quantize.openvino.grids import VitGrids
 from atlas_edge.quantize.openvino.nncf import quantize_openvino
 from atlas_edge.quantize.paths import path_sentence
-from atlas_edge.quantize.recipe import for_merging, nncf_recipe, onnx_recipe, openvino_recipe, save_recipe
+from atlas_edge.quantize.recipe import for_merging, nncf_recipe, openvino_recipe, save_recipe
 from atlas_edge.runtimes.openvino import OpenVinoEncoder
 from atlas_edge.spec import EncoderSpec
 
@@ -171,16 +171,10 @@ def test_only_wide_rows_are_gathered(kind: str) -> None:
     assert rows and all(shape[-1].get_length() > 16 for shape in rows)
 
 
-def test_a_graph_with_qdq_merges_nothing(calibration: Batches) -> None:
-    with pytest.raises(UsageError, match="merges tokens"):
-        fake_quantize(encoder_of("gated")[0], calibration, for_merging(onnx_recipe(), 1.2))
-
-
 @pytest.mark.parametrize(
     ("command", "words"),
     [
         ("sensitivity", ()),
-        ("search", ("--target", "onnx", "--out", "plan")),
         ("finetune", ("trained",)),
     ],
 )
@@ -201,14 +195,22 @@ def test_commands_that_cannot_merge_say_so(
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
 
 
+@pytest.mark.parametrize("target", ["openvino", "onnx", "tensorrt-rtx"])
 def test_an_export_refuses_before_it_computes(
-    tiny_model: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    target: str,
+    tiny_model: Path,
+    tiles: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if target == "tensorrt-rtx":
+        pytest.importorskip("tensorrt_rtx")
     monkeypatch.setattr("atlas_edge.export.pipeline.calibrate", lambda *_: pytest.fail("tiles were read"))
     words = [
         str(tiny_model),
         "--target",
-        "openvino",
+        target,
         "--precision",
         "int8",
         "--calib",

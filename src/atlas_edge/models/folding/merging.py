@@ -83,10 +83,6 @@ def with_merging(folded: "FoldedVit", factor: float) -> "FoldedVit":
     """
     if factor == 1:
         return folded
-    if folded.gives_tokens:
-        raise UsageError(
-            "patch tokens are asked for, and merging leaves fewer of them", hint="leave one of the two out"
-        )
     for index, count in merge_schedule(folded, factor).items():
         folded.blocks[index].merged = count
     folded.order = checkerboard(*folded.grid)
@@ -100,8 +96,12 @@ def merge_schedule(folded: "FoldedVit", factor: float) -> dict[int, int]:
     """Block -> how many tokens it merges: equally many in each from a third of the depth on, but for the last block.
 
     Raises:
-        UsageError: So many tokens are not there.
+        UsageError: So many tokens are not there, or the network gives its patch tokens out.
     """
+    if folded.gives_tokens:
+        raise UsageError(
+            "patch tokens are asked for, and merging leaves fewer of them", hint="leave one of the two out"
+        )
     depth, patches = len(folded.blocks), folded.token_count
     blocks = range(min(round(depth * _WHOLE_BLOCKS), depth - 2), depth - 1)
     whole = block_work(folded, {})
@@ -160,21 +160,23 @@ def merge(stream: Stream, attention: Tensor | None, count: int, prefix: int) -> 
         The prefix, what is left of the patches at even places, and those at odd places.
     """
     tokens = stream.tokens
-    batch, total, _ = tokens.shape
-    sizes = tokens.new_ones((batch, total)) if stream.sizes is None else stream.sizes
+    # Whole numbers, where a graph is traced, too: they are the same for every tile.
+    batch, (total, width) = tokens.shape[0], map(int, tokens.shape[1:])
+    odds = (total - prefix) // 2
+    sizes = torch.ones_like(tokens[..., 0]) if stream.sizes is None else stream.sizes
     places = torch.arange(total).expand(batch, -1) if stream.places is None else stream.places
     patches = tokens[:, prefix:]
-    bare = functional.layer_norm(patches, patches.shape[-1:], eps=_EPS)
-    distance = 1 - bare[:, 0::2] @ bare[:, 1::2].transpose(1, 2) / patches.shape[-1]
+    bare = functional.layer_norm(patches, (width,), eps=_EPS)
+    distance = 1 - bare[:, 0::2] @ bare[:, 1::2].transpose(1, 2) / width
     if attention is not None:
         distance = distance * attention[:, prefix::2, None].sqrt()
     nearest, partner = distance.min(dim=2)
-    order = nearest.argsort(dim=1, stable=True)
+    order = _ascending(nearest)
     gone, left = order[:, :count], order[:, count:]
     even, odd = (Stream(patches[:, at::2], sizes[:, prefix + at :: 2], places[:, prefix + at :: 2]) for at in (0, 1))
     moved, stays = _taken(even, gone), _taken(even, left)
     assert moved.sizes is not None and odd.sizes is not None
-    goes = functional.one_hot(partner.gather(1, gone), odd.tokens.shape[1]).to(tokens.dtype).transpose(1, 2)
+    goes = functional.one_hot(partner.gather(1, gone), odds).to(tokens.dtype).transpose(1, 2)
     grown = odd.sizes + (goes @ moved.sizes[..., None])[..., 0]
     joined = odd.tokens * odd.sizes[..., None] + goes @ (moved.tokens * moved.sizes[..., None])
     odd = replace(odd, tokens=joined / grown[..., None], sizes=grown)
@@ -185,6 +187,23 @@ def merge(stream: Stream, attention: Tensor | None, count: int, prefix: int) -> 
         torch.cat([part.sizes for part in parts if part.sizes is not None], dim=1),
         torch.cat([part.places for part in parts if part.places is not None], dim=1),
     )
+
+
+def mean_of(stream: Stream, start: int) -> Tensor:
+    """The mean of the tokens from `start` on, each as often as it stands for a patch: `(B, D)`."""
+    tokens = stream.tokens[:, start:]
+    if stream.sizes is None:
+        return tokens.mean(dim=1)
+    sizes = stream.sizes[:, start:, None]
+    return (tokens * sizes).sum(dim=1) / sizes.sum(dim=1)
+
+
+def _ascending(values: Tensor) -> Tensor:
+    """Indices of `(B, N)` from the smallest on, the first of equals first."""
+    if torch.onnx.is_in_onnx_export():
+        # ONNX has no sort, and its TopK keeps the order of equals, which PyTorch's does not.
+        return values.topk(int(values.shape[1]), dim=1, largest=False).indices
+    return values.argsort(dim=1, stable=True)
 
 
 def _taken(stream: Stream, chosen: Tensor) -> Stream:

@@ -12,7 +12,7 @@ from atlas_edge.models.encoder_module import EncoderModule
 from atlas_edge.models.folding.block import FoldedBlock
 from atlas_edge.models.folding.known import unfoldable_part
 from atlas_edge.models.folding.linear import with_affine
-from atlas_edge.models.folding.merging import Stream
+from atlas_edge.models.folding.merging import Stream, mean_of
 from atlas_edge.models.folding.rotation import rotations
 
 
@@ -104,7 +104,7 @@ class FoldedVit(nn.Module):
     def _pool(self, stream: Stream) -> Tensor:
         parts = [] if self.pooling == "avg" else [stream.tokens[:, 0]]
         if self.pooling != "cls":
-            parts.append(_mean(stream, self.pooled_from))
+            parts.append(mean_of(stream, self.pooled_from))
         return torch.cat([part if self.fc_norm is None else self.fc_norm(part) for part in parts], dim=1)
 
     def embed_patches(self, tiles: Tensor) -> Tensor:
@@ -130,15 +130,6 @@ def _blocks(module: EncoderModule) -> Iterator[FoldedBlock]:
             prefix=backbone.num_prefix_tokens,
             asks_cls=module.pooling != "avg",
         ).eval()
-
-
-def _mean(stream: Stream, start: int) -> Tensor:
-    """The mean of the tokens from `start` on, each as often as it stands for a patch: `(B, D)`."""
-    tokens = stream.tokens[:, start:]
-    if stream.sizes is None:
-        return tokens.mean(dim=1)
-    sizes = stream.sizes[:, start:, None]
-    return (tokens * sizes).sum(dim=1) / sizes.sum(dim=1)
 
 
 def _pixel_convolution(proj: nn.Conv2d, module: EncoderModule) -> nn.Conv2d:
