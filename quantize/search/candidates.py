@@ -1,13 +1,20 @@
 """Which plans a search tries, and in which order."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from atlas_edge.errors import UsageError
 from atlas_edge.quantize.backend import backend_of
 from atlas_edge.quantize.plan import Plan
-from atlas_edge.quantize.recipe import Recipe
+from atlas_edge.quantize.recipe import Recipe, for_merging
 from atlas_edge.quantize.sensitivity.measure import Sensitivity
 from atlas_edge.spec import Precision, Target
 
+if TYPE_CHECKING:
+    from torch import nn
+
+# How many times less the blocks compute, step by step.
+MERGED = (1.15, 1.3, 1.5, 1.75, 2.0)
 # Shares of the encoder's work that are left in floating point, step by step.
 LEFT_OUT = (0.02, 0.05, 0.10, 0.20, 0.40)
 
@@ -44,6 +51,28 @@ def gentler_plans(target: Target, sensitivity: Sensitivity, recipe: Recipe | Non
         gentler = recipe.model_copy(update={"name": f"{recipe.name}-without-{len(chosen)}", "exclude": exclude})
         name = f"int8 without {len(chosen)} layers"
         plans.append(Plan(name=name, target=target, precision=Precision.INT8, recipe=gentler))
+    return plans
+
+
+def merging_plans(target: Target, module: "nn.Module", recipe: Recipe | None = None) -> list[Plan]:
+    """INT8 of networks that merge tokens, fewer to more; none where the network or the recipe cannot."""
+    from atlas_edge.models.folding.merging import merge_schedule
+    from atlas_edge.models.folding.vit import fold_vit
+
+    recipe = recipe or backend_of(target).recipe
+    folded = fold_vit(module)
+    if folded is None or recipe.quantizer != "layers":
+        return []
+    plans: list[Plan] = []
+    for factor in MERGED:
+        try:
+            merge_schedule(folded, factor)
+        except UsageError:
+            break
+        if factor > recipe.merge_tokens:
+            merging = for_merging(recipe, factor)
+            name = f"int8, {factor:g} times less work"
+            plans.append(Plan(name=name, target=target, precision=Precision.INT8, recipe=merging))
     return plans
 
 

@@ -15,7 +15,7 @@ from atlas_edge.quantize.plan import Plan
 from atlas_edge.quantize.recipe import Recipe
 from atlas_edge.quantize.search.accuracy import PlanAccuracy, judge_plan, keeps_budget
 from atlas_edge.quantize.search.bench import REFERENCE, MeasureConfig, PlanBench, Say
-from atlas_edge.quantize.search.candidates import first_plans, gentler_plans
+from atlas_edge.quantize.search.candidates import first_plans, gentler_plans, merging_plans
 from atlas_edge.quantize.search.journal import key_of
 from atlas_edge.quantize.search.timing import PlanSpeed, faster_than
 from atlas_edge.quantize.sensitivity.measure import Sensitivity, measure_sensitivity
@@ -42,12 +42,14 @@ class SearchConfig:
         budget: What a plan may cost.
         recipe: INT8 recipe to start from; the target's default when None.
         minutes: No further plan is tried once this would be exceeded.
+        merge_tokens: Where INT8 passes, try plans that merge tokens, too.
     """
 
     measure: MeasureConfig
     budget: Budget
     recipe: Recipe | None = None
     minutes: float = 8.0
+    merge_tokens: bool = False
 
     @property
     def int8(self) -> Recipe:
@@ -212,6 +214,13 @@ def _try_plans(
         everything = everything or (number == 0 and passes)
     if everything:
         bench.say("everything in INT8 passes: no layer needs to be left out")
+        merging = merging_plans(target, bench.model.module, config.int8) if config.merge_tokens else []
+        if config.merge_tokens and not merging:
+            bench.say("this network cannot merge tokens")
+        for plan in merging:
+            # The first that fails is the last: it shows on the front what more would cost.
+            if not attempt(plan, optional=True):
+                break
         return measured, None
     sensitivity = _sensitivity(bench, config)
     for plan in gentler_plans(target, sensitivity, config.int8):
