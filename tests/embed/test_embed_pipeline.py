@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from test_embed import MeanEncoder
 
-from atlas_edge.embed import pipeline
+from atlas_edge.embed import crew as crews
+from atlas_edge.embed.crew import Crew
 from atlas_edge.embed.pipeline import StageClock, embedded
 from atlas_edge.slides import TileReader, open_slide, plan_grid
 
@@ -100,8 +101,11 @@ def test_pieces_of_a_file_are_read_side_by_side(tmp_path: Path, monkeypatch: pyt
 
 def test_threads_whose_gain_was_hidden_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: clock[0])
-    crew = pipeline._Crew(None)
+    monkeypatch.setattr(crews.time, "perf_counter", lambda: clock[0])
+    # Half of the processor is at work.
+    monkeypatch.setattr(crews.time, "process_time", lambda: 2 * clock[0])
+    monkeypatch.setattr(crews.hardware, "usable_cores", lambda: 4)
+    crew = Crew[int, int](int, None)
     sizes: list[int] = []
 
     class Batch:
@@ -118,10 +122,10 @@ def test_threads_whose_gain_was_hidden_are_tried_again(monkeypatch: pytest.Monke
 
 def test_no_thread_is_added_where_the_processor_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, computed, cores = [0.0], [0.0], 4
-    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(pipeline.time, "process_time", lambda: computed[0])
-    monkeypatch.setattr(pipeline.hardware, "usable_cores", lambda: cores)
-    crew = pipeline._Crew(None)
+    monkeypatch.setattr(crews.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(crews.time, "process_time", lambda: computed[0])
+    monkeypatch.setattr(crews.hardware, "usable_cores", lambda: cores)
+    crew = Crew[int, int](int, None)
 
     class Batch:
         def result(self) -> None:
@@ -133,3 +137,73 @@ def test_no_thread_is_added_where_the_processor_is_full(monkeypatch: pytest.Monk
         crew.result(Batch())  # type: ignore[arg-type]
         assert crew.size <= cores
     assert crew.size == cores
+
+
+def test_what_is_asked_first_is_begun_first() -> None:
+    begun: list[int] = []
+    lock = threading.Lock()
+
+    def work(number: int) -> int:
+        with lock:
+            begun.append(number)
+        time.sleep(0.001)
+        return -number
+
+    crew = Crew(work, 3)
+    futures = [crew.submit(number) for number in range(60)]
+    assert [future.result() for future in futures] == [-number for number in range(60)]
+    crew.close()
+    assert all(abs(number - place) < 3 for place, number in enumerate(begun))
+
+
+def test_a_crew_becomes_larger_and_smaller() -> None:
+    at_once, most, lock = [0], [0], threading.Lock()
+
+    def work(_: int) -> None:
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        time.sleep(0.002)
+        with lock:
+            at_once[0] -= 1
+
+    crew = Crew(work, None)
+    for size in (2, 8, 1, 4):
+        crew.size = size
+        for future in [crew.submit(number) for number in range(2 * size + 10)]:
+            future.result()
+        # Those that are too many go when they have done what they were doing.
+        most[0] = 0
+        for future in [crew.submit(number) for number in range(30)]:
+            future.result()
+        assert most[0] <= size
+    crew.close()
+
+
+def test_a_fault_is_told_to_whoever_asked() -> None:
+    def work(number: int) -> int:
+        return 1 // number
+
+    crew = Crew(work, 1)
+    futures = [crew.submit(number) for number in (1, 0, 1)]
+    assert futures[0].result() == 1
+    with pytest.raises(ZeroDivisionError):
+        futures[1].result()
+    assert futures[2].result() == 1
+    crew.close()
+
+
+def test_threads_that_wait_for_a_share_become_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, sizes = [0.0], list[int]()
+    monkeypatch.setattr(crews.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(crews.time, "process_time", lambda: 0.01 * clock[0])
+    crew = Crew[int, int](int, None)
+
+    class Batch:
+        def result(self) -> None:
+            clock[0] += 1.0 / crew.size
+
+    for _ in range(12):
+        crew.result(Batch())  # type: ignore[arg-type]
+        sizes.append(crew.size)
+    assert sorted(set(sizes)) == [2, 8, 16] and sizes[-1] == 16

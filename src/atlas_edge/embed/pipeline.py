@@ -1,10 +1,9 @@
 """Tiles through an encoder: decoded ahead in threads, embedded in order, every stage timed."""
 
-import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_edge.embed.crew import Crew
 from atlas_edge.encoder import Encoder
 from atlas_edge.slides import TileReader
 from atlas_edge.slides.focus import focus_of
 from atlas_edge.slides.reader import ReadTiles
-from atlas_edge.system import hardware
 
 MEASURES = ("focus",)
 """What is measured of each tile, a float32 each."""
@@ -26,15 +25,8 @@ Besides = dict[str, NDArray[Any]]
 
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 _Ready = tuple[ReadTiles, NDArray[np.float32]]
-_MOST_THREADS = 16
-_FIRST_THREADS = 2
-_WAITING_SHARE = 0.05
-# Twice as many threads stay where they bring so much more, or leave the encoder so much less to wait for: one that is
-# nearly busy has no more to bring. None are added while those that are there fill the processor.
-_GAIN, _LESS_WAITING, _FULL = 1.1, 0.5, 0.85
-# They are tried so often: what else the machine does may hide what they bring, and so does what was decoded before.
-_TRIES = 3
-_LONGER = 2
+# Batches that lie ready, at most: some take longer to decode than others.
+_AHEAD = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,101 +185,24 @@ def _encode(encoder: Encoder, pixels: NDArray[np.uint8], tokens: bool) -> tuple[
 def _decoded(
     reader: TileReader, first: int, threads: int | None, batch: int
 ) -> Generator[tuple[int, _Ready], None, None]:
-    """Batches in order, decoded by threads that stay at most one batch more than they are ahead."""
+    """Batches in order, decoded by threads that stay at most so many more than they are ahead, and `_AHEAD`."""
     coords, waiting = reader.grid.coords, deque[tuple[int, "Future[_Ready]"]]()
-    crew, ended = _Crew(threads), threading.Event()
-    pool = ThreadPoolExecutor(crew.most, thread_name_prefix="decode")
 
     def read(part: NDArray[np.int64]) -> _Ready:
-        with crew.place():
-            if ended.is_set():
-                raise CancelledError
-            return _measured(reader.read(part))
+        return _measured(reader.read(part))
 
-    try:
+    with closing(Crew(read, threads)) as crew:
         for start in range(first, len(coords), batch):
-            waiting.append((start, pool.submit(read, coords[start : start + batch])))
-            if len(waiting) > crew.size + 1:
+            waiting.append((start, crew.submit(coords[start : start + batch])))
+            if len(waiting) > crew.size + _AHEAD:
                 ready, future = waiting.popleft()
                 yield ready, crew.result(future)
         while waiting:
             ready, future = waiting.popleft()
             yield ready, future.result()
-    finally:
-        ended.set()
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _measured(tiles: ReadTiles) -> _Ready:
     begun = time.perf_counter()
     focus = focus_of(tiles.pixels)
     return replace(tiles, resample_s=tiles.resample_s + time.perf_counter() - begun), focus
-
-
-class _Crew:
-    """The decode threads of a slide: so many, or two, and more while the encoder waits for them and more bring more.
-
-    Args:
-        threads: How many; chosen when None.
-    """
-
-    def __init__(self, threads: int | None) -> None:
-        self.size, self.most = threads or _FIRST_THREADS, threads or _MOST_THREADS
-        self._working, self._changed = 0, threading.Condition()
-        self._settled = threads is not None
-        self._tried = 0
-        # Their number before it was doubled, and what came of it: batches a second, and the share that was waited.
-        self._before = (self.size, 0.0, 1.0)
-        self._cores = hardware.usable_cores()
-        self._waited_s, self._batches, self._since = 0.0, 0, time.perf_counter()
-        self._computed_s = time.process_time()
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A thread's place in the crew, once one is free."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._working < self.size)
-            self._working += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._working -= 1
-                self._changed.notify_all()
-
-    def result(self, future: "Future[_Ready]") -> _Ready:
-        """A batch, after which the crew may be of another size."""
-        begun = time.perf_counter()
-        found = future.result()
-        now = time.perf_counter()
-        self._waited_s, self._batches = self._waited_s + now - begun, self._batches + 1
-        # Each thread has brought something; after a vain try, several times.
-        if not self._settled and self._batches > self.size * (1 + _LONGER * self._tried):
-            self._judge(now - self._since)
-            self._waited_s, self._batches, self._since = 0.0, 0, now
-            self._computed_s = time.process_time()
-        return found
-
-    def _judge(self, elapsed_s: float) -> None:
-        rate, waited = self._batches / max(elapsed_s, 1e-9), self._waited_s / max(elapsed_s, 1e-9)
-        full = time.process_time() - self._computed_s > _FULL * self._cores * elapsed_s
-        size, rate_before, waited_before = self._before
-        if rate < _GAIN * rate_before and waited > _LESS_WAITING * waited_before:
-            # The disk, the processor or the interpreter gives no more, or so it seems.
-            self._resize(size)
-            self._before = (size, 0.0, 1.0)
-            self._tried += 1
-            self._settled = self._tried == _TRIES
-        elif waited > _WAITING_SHARE and self.size < self.most and not full:
-            if rate_before:
-                self._tried = 0
-            self._before = (self.size, rate, waited)
-            self._resize(min(2 * self.size, self.most))
-        else:
-            # The encoder is what takes the time, or the processor has no more to give, as long as that is so.
-            self._before = (self.size, 0.0, 1.0)
-
-    def _resize(self, size: int) -> None:
-        with self._changed:
-            self.size = size
-            self._changed.notify_all()
