@@ -65,7 +65,7 @@ def _own(values: dict[str, Any], target: Target, precision: Precision) -> dict[s
     kept = {
         "portable": integer and not engine,
         "quantize_attention": integer and engine,
-        "merge_tokens": integer and backend_of(target).merges_tokens,
+        "merge_tokens": integer,
     }
     return {name: value for name, value in values.items() if kept.get(name, True)}
 

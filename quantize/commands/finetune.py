@@ -12,8 +12,9 @@ from atlas_edge.errors import InputError, UsageError
 from atlas_edge.quantize.finetune.qad import CHECKPOINT, QadOptions, QadResult, check_options, distill_quantized
 from atlas_edge.quantize.finetune.trained_ranges import FILE, save_ranges
 from atlas_edge.quantize.numerics.stages import unfittable_part
+from atlas_edge.quantize.onnx.qdq import check_merging, merging, write_quantized
 from atlas_edge.quantize.onnx.qkv_bias import separate_biases
-from atlas_edge.quantize.recipe import Recipe, check_merges_nothing, onnx_recipe
+from atlas_edge.quantize.recipe import Recipe, onnx_recipe
 from atlas_edge.system.atomic import atomic_folder, check_vacant
 from atlas_edge.tiles import TileFit, TileRecord, batches, open_tiles, provenance, select_records
 from atlas_edge.unnamed import unnamed_tiles
@@ -68,7 +69,6 @@ def distill_model(
         InputError: A file cannot be read, or the network cannot be trained so.
     """
     from atlas_edge.models.timm_config import CONFIG
-    from atlas_edge.quantize.onnx.qdq import write_quantized
 
     model, recipe = check_distillation(name, out, recipe, options, weight_bits=weight_bits, overwrite=overwrite)
     source = Path(name.removeprefix("local-dir:"))
@@ -87,7 +87,7 @@ def distill_model(
     )
     report = _report(result, recipe, options, provenance(opened, records))
     with atomic_folder(out, marks=(REPORT,), overwrite=overwrite) as folder:
-        report |= write_quantized(result.module, model.spec, folder / GRAPH)
+        report |= write_quantized(merging(model.module, result.module, recipe), model.spec, folder / GRAPH)
         save_ranges(result.module, folder / FILE, recipe)
         _write_weights(model, result, folder)
         shutil.copyfile(source / CONFIG, folder / CONFIG)
@@ -136,7 +136,7 @@ def check_distillation(
         raise UsageError(f"{name} is no model folder with {CONFIG}", hint="give a folder: atlas-distill writes one")
     model = load_model(name)
     recipe = recipe or default_start(weight_bits, model.module)
-    check_merges_nothing(recipe, "training")
+    check_merging(model.module, recipe)
     if max(recipe.smooth_alphas) >= 0 and (recipe.weights == "nearest" or unfittable_part(model.module) is not None):
         raise UsageError(
             "smoothing cannot be stored in a model folder but where weights are fitted, in a vision transformer",

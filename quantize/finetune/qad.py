@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.quantize.finetune.learned_ranges import PARAMETER, keep_ranges, learn_ranges
 from atlas_edge.quantize.onnx.fakequant import cosine_error, embed, fake_quantize
-from atlas_edge.quantize.recipe import Recipe
+from atlas_edge.quantize.onnx.qdq import check_merging, merging
+from atlas_edge.quantize.recipe import Recipe, for_merging
 from atlas_edge.system.atomic import write_atomic
 
 if TYPE_CHECKING:
@@ -106,35 +107,38 @@ def distill_quantized(
         progress: Called with the step and its loss.
 
     Raises:
-        UsageError: Too few tiles or steps, an impossible learning rate, or `folder` holds a run with other options.
+        UsageError: Too few tiles or steps, an impossible learning rate, tokens that cannot be merged as the recipe
+            asks, or `folder` holds a run with other options.
         InputError: The state in `folder` cannot be read, or the network has no tokens to compare.
     """
     import torch
 
     options = options or QadOptions()
     check_options(options)
+    check_merging(module, recipe)
     parting = _part(len(tiles), slides, options)
     train, held = tiles[parting.trained], tiles[parting.held]
     judge = [held[at : at + _PIECE] for at in range(0, len(held), _PIECE)]
     _check_tokens(module, train[:1])
     reference = embed(module, judge)
     pieces = [train[at : at + _PIECE] for at in range(0, len(train), _PIECE)]
-    student = fake_quantize(module, pieces, recipe, multiply=False, trainable=True)
+    student = fake_quantize(module, pieces, for_merging(recipe, 1), multiply=False, trainable=True)
     if options.range_lr:
         learn_ranges(student)
-    error_before = cosine_error(reference, embed(student, judge))
+    deployed = merging(module, student, recipe)
+    error_before = cosine_error(reference, embed(deployed, judge))
     before = {name: value.detach().clone() for name, value in student.named_parameters()}
     state = _State(student, options, _identity(module, recipe, options, train), folder)
     resumed_at, losses = state.step, []
-    teacher = _Teacher(module, train)
+    teacher = _Teacher(module, train, merges=recipe.merge_tokens != 1)
     while state.step < options.steps:
         chosen = _order(len(train), options, state.step)
-        losses.append(_train_step(student, state, train[chosen], teacher.tokens(chosen), options))
+        losses.append(_train_step(deployed, state, train[chosen], teacher.tokens(chosen), options))
         if progress is not None:
             progress(state.step, losses[-1])
         if state.step % options.save_every == 0 or state.step == options.steps:
             state.save()
-    error_after = cosine_error(reference, embed(student, judge))
+    error_after = cosine_error(reference, embed(deployed, judge))
     if not error_after < error_before:
         with torch.no_grad():
             for name, value in student.named_parameters():
@@ -242,8 +246,12 @@ def _train_step(
     import torch
 
     state.set_rates()
-    found = student.tokens(student.normalise(torch.from_numpy(tiles)))
-    loss = token_loss(found, wanted, student.prefix_tokens, options.cosine)
+    pixels = torch.from_numpy(tiles)
+    if hasattr(student, "summaries"):
+        loss = token_loss(student.summaries(pixels), wanted, 1, options.cosine)
+    else:
+        found = student.tokens(student.normalise(pixels))
+        loss = token_loss(found, wanted, student.prefix_tokens, options.cosine)
     state.optimiser.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -278,20 +286,24 @@ def _identity(module: "nn.Module", recipe: Recipe, options: QadOptions, tiles: N
 
 
 class _Teacher:
-    """The full-precision encoder's tokens, computed once a tile and kept in FP16."""
+    """The full-precision encoder's tokens, or their summaries for one that merges, once a tile and kept in FP16."""
 
-    def __init__(self, module: Any, tiles: NDArray[np.uint8]) -> None:
-        self._module, self._tiles = module, tiles
+    def __init__(self, module: Any, tiles: NDArray[np.uint8], *, merges: bool) -> None:
+        self._module, self._tiles, self._merges = module, tiles, merges
         self._known: dict[int, Tensor] = {}
 
     def tokens(self, chosen: NDArray[np.int64]) -> "Tensor":
-        """`(B, T, D)` of the tiles at `chosen`."""
+        """`(B, T, D)` of the tiles at `chosen`; `(B, 2, D)` of summaries."""
         import torch
+
+        from atlas_edge.models.merged_vit import summaries_of
 
         new = [int(index) for index in chosen if int(index) not in self._known]
         if new:
             with torch.no_grad():
                 found = self._module.tokens(self._module.normalise(torch.from_numpy(self._tiles[new])))
+                if self._merges:
+                    found = summaries_of(found, self._module.prefix_tokens)
             self._known |= {index: tokens.half() for index, tokens in zip(new, found, strict=True)}
         return torch.stack([self._known[int(index)] for index in chosen]).float()
 

@@ -59,7 +59,7 @@ def quantize_onnx(
     """
     check_merging(module, recipe)
     if ranges is not None:
-        written = _write(module, quantize_with_ranges(module, ranges), spec, out, recipe=recipe, batch=batch)
+        written = write_quantized(merging(module, quantize_with_ranges(module, ranges), recipe), spec, out, batch=batch)
         digest = hashlib.sha256(ranges.read_bytes()).hexdigest()
         return {
             "recipe": recipe.model_dump(mode="json"),
@@ -70,7 +70,7 @@ def quantize_onnx(
         }
     # A merged token is a mean: the ranges of the network that merges nothing hold it.
     quantized = fake_quantize(module, list(calibration), recipe.model_copy(update={"merge_tokens": 1.0}))
-    written = _write(module, quantized, spec, out, recipe=recipe, batch=batch)
+    written = write_quantized(merging(module, quantized, recipe), spec, out, batch=batch)
     fitted = recipe.weights == "fitted"
     unknown = unfittable_part(module)
     return {
@@ -98,23 +98,21 @@ def check_merging(module: "torch.nn.Module", recipe: Recipe) -> None:
         check_merges_nothing(recipe, "this network", reason=str(unfoldable_part(module)))
 
 
-def _write(
-    module: "torch.nn.Module",
-    quantized: "torch.nn.Module",
-    spec: EncoderSpec,
-    out: Path,
-    *,
-    recipe: Recipe,
-    batch: int | None,
-) -> dict[str, Any]:
+def merging(module: "torch.nn.Module", quantized: "torch.nn.Module", recipe: Recipe) -> "torch.nn.Module":
+    """A fake-quantized encoder that merges as many tokens as a recipe asks for, its layers shared; itself for none.
+
+    Args:
+        module: In full precision.
+        quantized: From `fake_quantize`.
+        recipe: For which `check_merging` found nothing.
+    """
     if recipe.merge_tokens == 1:
-        return write_quantized(quantized, spec, out, batch=batch)
+        return quantized
     from atlas_edge.models.merged_vit import merged_vit
 
     merged = merged_vit(module, quantized, recipe.merge_tokens)
     assert merged is not None  # it was checked
-    counts = {f"blocks.{index}": count for index, count in merged.schedule.items()}
-    return {**write_quantized(merged, spec, out, batch=batch), "merged": counts}
+    return merged
 
 
 def write_quantized(
@@ -123,13 +121,13 @@ def write_quantized(
     """Write a fake-quantized encoder as ONNX with explicit Q/DQ, weights of fewer than 8 bits in INT8.
 
     Args:
-        quantized: From `fake_quantize`; `store_in_int8` changes it.
+        quantized: From `fake_quantize` or `merging`; `store_in_int8` changes it.
         spec: Its shape.
         out: ONNX file to write.
         batch: Fixed batch size; dynamic when None.
 
     Returns:
-        How many layers are quantized, and the coverage by layer kind.
+        How many layers are quantized, the coverage by layer kind, and how many tokens each block merges.
 
     Raises:
         InputError: The graph quantizes other layers than the encoder does, or cannot be written.
@@ -143,7 +141,11 @@ def write_quantized(
     with foreign_errors(f"{kind_of(quantized)} cannot be written as ONNX with Q/DQ"), quiet_modelopt():
         # The dynamo exporter has no translation for ModelOpt's fake quantizers.
         export_onnx(quantized, spec, out, batch=batch, dynamo=False)
-    return {"quantized_layers": len(wanted), "coverage": check_coverage(out, wanted)}
+    found = {"quantized_layers": len(wanted), "coverage": check_coverage(out, wanted)}
+    schedule = getattr(quantized, "schedule", None)
+    if schedule is not None:
+        found["merged"] = {f"blocks.{index}": count for index, count in schedule.items()}
+    return found
 
 
 def integer_weights(path: Path) -> Iterator[NDArray[np.int32]]:

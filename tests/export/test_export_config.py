@@ -42,23 +42,18 @@ def test_a_plan_for_another_target_is_a_contradiction(plan: Path) -> None:
         resolve(plan=plan, target="openvino")
 
 
-@pytest.mark.parametrize("target", ["onnx", "tensorrt", "tensorrt-rtx"])
-def test_only_openvino_merges_tokens(target: str) -> None:
+@pytest.mark.parametrize("target", Target)
+def test_merging_is_int8(target: Target, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--merge-tokens"):
-        resolve(target=Target(target), precision=Precision.INT8, merge_tokens=1.2)
-    assert resolve(target=Target(target), precision=Precision.INT8, merge_tokens=1.0).int8_recipe.merge_tokens == 1
-
-
-def test_merging_is_int8(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--merge-tokens"):
-        resolve(target=Target.OPENVINO, precision=Precision.BF16, merge_tokens=1.2)
-    config = resolve(target=Target.OPENVINO, precision=Precision.INT8, merge_tokens=1.25)
+        resolve(target=target, precision=Precision.FP16, merge_tokens=1.2)
+    assert resolve(target=target, precision=Precision.INT8, merge_tokens=1.0).int8_recipe.merge_tokens == 1
+    config = resolve(target=target, precision=Precision.INT8, merge_tokens=1.25)
     assert config.int8_recipe.merge_tokens == 1.25 and config.output.name.endswith("-merged1.25")
     saved = tmp_path / "recipe.json"
     save_recipe(config.int8_recipe, saved)
-    assert resolve(target=Target.OPENVINO, precision=Precision.INT8, recipe=saved).int8_recipe.merge_tokens == 1.25
+    assert resolve(target=target, precision=Precision.INT8, recipe=saved).int8_recipe.merge_tokens == 1.25
     with pytest.raises(UsageError, match="in a recipe, too"):
-        resolve(target=Target.ONNX, precision=Precision.INT8, recipe=saved)
+        resolve(target=target, precision=Precision.FP16, recipe=saved)
 
 
 def test_fewer_patch_tokens_are_no_output() -> None:

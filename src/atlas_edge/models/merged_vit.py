@@ -27,7 +27,15 @@ def merged_vit(encoder: EncoderModule, layers: EncoderModule, factor: float) -> 
         UsageError: So many tokens are not there, or patch tokens are an output.
     """
     folded = fold_vit(encoder)
-    return None if folded is None else MergedVit(layers, merge_schedule(folded, factor))
+    if folded is None:
+        return None
+    return MergedVit(layers, {} if factor == 1 else merge_schedule(folded, factor))
+
+
+def summaries_of(tokens: Tensor, prefix: int) -> Tensor:
+    """What `MergedVit.summaries` gives, of tokens `(B, N, D)` before any merging; without a prefix the mean twice."""
+    mean = tokens[:, prefix:].mean(dim=1)
+    return torch.stack([tokens[:, 0] if prefix else mean, mean], dim=1)
 
 
 class MergedVit(nn.Module):
@@ -53,13 +61,22 @@ class MergedVit(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Embed `(B, H, W, 3)` uint8 tiles as `(B, D)` float32."""
+        return self._pool(self._stream(tiles)).float()
+
+    def summaries(self, tiles: Tensor) -> Tensor:
+        """The first token and the mean of the patches they stand for, `(B, 2, D)`; see `summaries_of`."""
+        stream = self._stream(tiles)
+        mean = mean_of(stream, self.prefix)
+        return torch.stack([stream.tokens[:, 0] if self.prefix else mean, mean], dim=1)
+
+    def _stream(self, tiles: Tensor) -> Stream:
         backbone: Any = self.backbone
         placed = backbone._pos_embed(backbone.patch_embed(self.normalise(tiles)))
         tokens = backbone.norm_pre(placed[0] if isinstance(placed, tuple) else placed)
         stream = Stream(tokens[:, self.order])
         for index, block in enumerate(backbone.blocks):
             stream = self._through(block, stream, self.tables[index], self.schedule.get(index, 0))
-        return self._pool(replace(stream, tokens=backbone.norm(stream.tokens))).float()
+        return replace(stream, tokens=backbone.norm(stream.tokens))
 
     def _through(self, block: Any, stream: Stream, table: Tensor | None, count: int) -> Stream:
         attended, weights = _attention(block.attn, block.norm1(stream.tokens), stream, table)

@@ -171,25 +171,12 @@ def test_only_wide_rows_are_gathered(kind: str) -> None:
     assert rows and all(shape[-1].get_length() > 16 for shape in rows)
 
 
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("sensitivity", ()),
-        ("finetune", ("trained",)),
-    ],
-)
-def test_commands_that_cannot_merge_say_so(
-    command: str,
-    words: tuple[str, ...],
-    tiny_model: Path,
-    tiles: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_what_is_measured_layer_by_layer_merges_nothing(
+    tiny_model: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_recipe(for_merging(openvino_recipe(), 1.2), tmp_path / "recipe.json")
-    assert run_app(app, [command, str(tiny_model), str(tiles), *words, "--recipe", "recipe.json"]) == 2
+    assert run_app(app, ["sensitivity", str(tiny_model), str(tiles), "--recipe", "recipe.json"]) == 2
     said = capsys.readouterr().err
     assert "merges tokens, which" in said and "Traceback" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]

@@ -166,12 +166,13 @@ def merge(stream: Stream, attention: Tensor | None, count: int, prefix: int) -> 
     sizes = torch.ones_like(tokens[..., 0]) if stream.sizes is None else stream.sizes
     places = torch.arange(total).expand(batch, -1) if stream.places is None else stream.places
     patches = tokens[:, prefix:]
-    bare = functional.layer_norm(patches, (width,), eps=_EPS)
-    distance = 1 - bare[:, 0::2] @ bare[:, 1::2].transpose(1, 2) / width
-    if attention is not None:
-        distance = distance * attention[:, prefix::2, None].sqrt()
-    nearest, partner = distance.min(dim=2)
-    order = _ascending(nearest)
+    with torch.no_grad():
+        bare = functional.layer_norm(patches, (width,), eps=_EPS)
+        distance = 1 - bare[:, 0::2] @ bare[:, 1::2].transpose(1, 2) / width
+        if attention is not None:
+            distance = distance * attention[:, prefix::2, None].sqrt()
+        nearest, partner = distance.min(dim=2)
+        order = _ascending(nearest)
     gone, left = order[:, :count], order[:, count:]
     even, odd = (Stream(patches[:, at::2], sizes[:, prefix + at :: 2], places[:, prefix + at :: 2]) for at in (0, 1))
     moved, stays = _taken(even, gone), _taken(even, left)
