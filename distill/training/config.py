@@ -85,6 +85,8 @@ class TrainOptions(FitOptions):
         layer_decay: Factor on the learning rate from each block to the one before it, for a student whose first weights
             are good already; 1 trains all alike.
         weight_decay: AdamW's weight decay, on matrices only.
+        rounded_share: Share of the steps, the last ones, in which inputs and weights of Linear layers are rounded as
+            INT8 rounds them.
         clip: Largest gradient norm.
         ema: Decay of the averaged weights, which are what is saved; 0 saves the last.
         loss: 0.9 cosine + 0.1 smooth-L1, or L1 alone.
@@ -115,6 +117,7 @@ class TrainOptions(FitOptions):
     warmup: Annotated[int, Ge(0)] = 100
     layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0
     weight_decay: Annotated[float, Ge(0)] = 0.05
+    rounded_share: Annotated[float, Ge(0), Le(1)] = 0.0
     clip: Annotated[float, Gt(0)] = 1.0
     ema: Annotated[float, Ge(0), Lt(1)] = 0.998
     loss: LossName = "cosine"
