@@ -56,7 +56,9 @@ class Crew(Generic[Asked, Given]):
         future: Future[Given] = Future()
         self._asked.put((future, asked))
         with self._lock:
-            missing = [threading.Thread(target=self._run, name="decode") for _ in range(self.size - len(self._threads))]
+            absent = range(self.size - len(self._threads))
+            # None keeps a process that ends in the middle, such as by a second Ctrl-C, from ending.
+            missing = [threading.Thread(target=self._run, name="decode", daemon=True) for _ in absent]
             self._threads += missing
         for thread in missing:
             thread.start()
