@@ -47,6 +47,8 @@ class Check:
         run: Asks it. What it raises is an answer, too: `Skip` where it has none, anything else where it refuses the
             file.
         command: How to ask it without atlas-edge; `MODEL` is the file, `TILES` the tiles of `--test-data`.
+        version: What tells which one is installed, None where none is; for a program that is not pip's, or shares its
+            name there with another.
     """
 
     program: str
@@ -54,6 +56,7 @@ class Check:
     asked: str
     run: Callable[[Subject], Answer]
     command: str
+    version: Callable[[], str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,7 +97,8 @@ def run_conformance(
 
 def ask(check: Check, subject: Subject) -> Finding:
     """Ask one program; whatever it raises is its answer."""
-    version = installed_versions((check.distribution,)).get(check.distribution)
+    found = installed_versions((check.distribution,)).get(check.distribution)
+    version = found if check.version is None else check.version()
     known = figures = None
     if version is None:
         outcome, said = Outcome.SKIPPED, f"{check.distribution} is not installed"

@@ -225,18 +225,3 @@ def test_a_signature_is_asked_about_where_there_is_one(sound: Path, tmp_path: Pa
     words = ["conformance", str(folder), "--public-key"]
     assert run_app(app, [*words, str(tmp_path / "none.pub")]) == 2
     assert run_app(app, [*words, str(tmp_path / "text.pub")]) == 5
-
-
-@pytest.mark.parametrize("wrong", [{}, {"patch_size": 64}, {"patch_level": 1}])
-def test_a_wrong_scale_in_our_hdf5_is_caught(
-    bundle: Path, wrong: dict[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in ("h5py", "openslide", "tifffile", "imagecodecs"):
-        pytest.importorskip(module)
-    from atlas_edge.bench.conformance.checks.slides import CHECKS as SLIDES
-    from atlas_edge.embed.output import files
-
-    told = files.coords_attributes
-    monkeypatch.setattr(files, "coords_attributes", lambda *given: {**told(*given), **wrong})
-    finding = ask(SLIDES[0], read_subject(bundle))
-    assert finding.outcome is (Outcome.FAIL if wrong else Outcome.PASS), finding.said
