@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 import re
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import atlas_edge
+from atlas_edge.bench.accuracy.croma import croma_margins
 from support import ROOT, TINY_PX
 
 torch = pytest.importorskip("torch")
@@ -66,7 +68,7 @@ def run_file(name: str, bundle: Path) -> dict[str, Any]:
 
 def test_every_row_of_the_table_has_its_lines() -> None:
     files = set(re.findall(r"`(?:python |thunder benchmark custom:)(atlas_\w+\.py)", PAGE))
-    assert files == set(re.findall(r"^# (atlas_\w+\.py)$", PAGE, re.MULTILINE)) and len(files) == 5
+    assert files == set(re.findall(r"^# (atlas_\w+\.py)$", PAGE, re.MULTILINE)) and len(files) == 6
 
 
 def test_the_first_lines(bundle: Path, pixels: NDArray[np.uint8], wanted: NDArray[np.float32]) -> None:
@@ -195,6 +197,37 @@ def test_pathorob(bundle: Path, pixels: NDArray[np.uint8], wanted: NDArray[np.fl
     published("pathorob.models.utils", ModelWrapper=ModelWrapper)
     run_file("atlas_pathorob.py", bundle)
     np.testing.assert_array_equal(np.concatenate(seen), wanted)
+
+
+def test_croma(bundle: Path, published: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("croma")
+    pandas = pytest.importorskip("pandas")
+    random = np.random.default_rng(0)
+    classes, centers = random.integers(0, 2, 60), random.integers(0, 2, 60)
+    features = random.normal(0, 1, (60, 8)) + np.outer(classes, np.ones(8)) + np.outer(centers, np.linspace(0, 1, 8))
+
+    class FeatureDataManager:
+        def load_metadata(self, metadata_name: str) -> Any:
+            assert metadata_name == "camelyon"
+            columns = {"slide_id": np.arange(60) // 3, "patch_id": range(60), "biological_class": classes}
+            return pandas.DataFrame({"subset": "all", **columns, "medical_center": centers}).astype(str)
+
+        def load_features(self, model_name: str, dataset_name: str, metadata: Any) -> NDArray[np.float32]:
+            assert (model_name, dataset_name, len(metadata)) == ("atlas", "camelyon", 60)
+            return features.astype(np.float32)
+
+    published("pathorob.features.data_manager", FeatureDataManager=FeatureDataManager)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # croma's, of tiles that have too few neighbours
+        run_file("atlas_croma.py", bundle)
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in printed] == ["RobustnessIndex", "MarginAwareRobustnessIndex", "CRoMa"]
+    found = croma_margins(
+        features.astype(np.float32), [*map(str, classes)], [*map(str, centers)], [*map(str, np.arange(60) // 3)], k=11
+    )
+    assert found is not None
+    scores = found.scores
+    assert [float(line[1]) for line in printed] == [scores.ri, scores.mari, scores.croma]
 
 
 def test_plismbench(bundle: Path, pixels: NDArray[np.uint8], wanted: NDArray[np.float32], published: Any) -> None:

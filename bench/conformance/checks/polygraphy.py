@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,8 @@ _TIMEOUT_S = 600.0
 # It makes a session of each node: a minute for a ViT-S.
 _MOST_LINT_BYTES = 200_000_000
 _TILES = 8
+# Libraries that pip does not bring with it: it says so, and ends with 1.
+_LACKING = re.compile(r"No module named '(\w+)'")
 # Its package is no program; its console script says no more than this.
 _MAIN = "import sys; from polygraphy.tools import main; sys.exit(main())"
 
@@ -33,6 +36,8 @@ def _lint(subject: Subject) -> Answer:
         shape = f"{INPUT}:[{batch},{side},{side},3]"
         done = _polygraphy("check", "lint", str(graph), "--input-shapes", shape, "-o", str(report))
         if not report.is_file():
+            if (lacking := _LACKING.search(done.stderr + done.stdout)) is not None:
+                raise Skip(f"it needs {lacking[1]}, which is not installed")
             return Answer(passed=False, said=_last_words(done))
         found = json.loads(report.read_bytes())
     errors = [entry["message"] for entry in found["lint_entries"] if entry["level"] == "exception"]

@@ -1,6 +1,7 @@
 """What other people's programs say of a sound bundle, and of planted faults: each is caught, and by whom."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -225,3 +226,16 @@ def test_a_signature_is_asked_about_where_there_is_one(sound: Path, tmp_path: Pa
     words = ["conformance", str(folder), "--public-key"]
     assert run_app(app, [*words, str(tmp_path / "none.pub")]) == 2
     assert run_app(app, [*words, str(tmp_path / "text.pub")]) == 5
+
+
+def test_what_polygraphy_lacks_is_no_verdict_about_the_file(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas_edge.bench.conformance.checks import polygraphy
+
+    words = "[E] Module: 'onnx_graphsurgeon' could not be imported. Error was: No module named 'onnx_graphsurgeon'"
+    ended = subprocess.CompletedProcess(args=[], returncode=1, stdout="", stderr=words)
+    monkeypatch.setattr(polygraphy, "_polygraphy", lambda *arguments: ended)
+    lint = replace(polygraphy.CHECKS[0], distribution="numpy")
+    finding = ask(lint, read_subject(sound))
+    assert (finding.outcome, finding.said) == (Outcome.SKIPPED, "it needs onnx_graphsurgeon, which is not installed")
+    ended.stderr = "[E] no such model"
+    assert ask(lint, read_subject(sound)).outcome is Outcome.FAIL
