@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from atlas_edge.bench.conformance.checks import metadata, onnx, polygraphy, runtimes, signing, slides, tensorrt
+from atlas_edge.bench.conformance.checks import (
+    bioimageio,
+    metadata,
+    onnx,
+    polygraphy,
+    runtimes,
+    signing,
+    slides,
+    tensorrt,
+)
 from atlas_edge.bench.conformance.finding import Check, Finding, Outcome, Skip
 from atlas_edge.bench.conformance.subject import Subject
 from atlas_edge.bench.machine import Machine, this_machine
@@ -23,6 +32,7 @@ CHECKS: tuple[Check, ...] = (
     *polygraphy.CHECKS,
     *tensorrt.CHECKS,
     *slides.CHECKS,
+    *bioimageio.CHECKS,
     *signing.CHECKS,
 )
 # How ONNX Runtime says that it has no code for an operator in some number format: nothing is wrong with the file.
