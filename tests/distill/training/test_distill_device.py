@@ -13,7 +13,7 @@ from atlas_edge.distill.targets.losses import Target
 from atlas_edge.distill.targets.phis import FeatureStatistics, phi_s
 from atlas_edge.distill.training import loop
 from atlas_edge.distill.training.device import IMITATED, half_type, own_device
-from atlas_edge.distill.training.run import _held_out, distill, open_stream, training_tiles
+from atlas_edge.distill.training.run import distill, held_out_tiles, open_stream, training_tiles
 from atlas_edge.distill.training.student import Distiller
 from atlas_edge.errors import UsageError
 from atlas_edge.system.hardware import Cpu
@@ -76,7 +76,7 @@ def test_the_teacher_of_the_held_out_tiles_is_there_too(
     stream = open_stream(config, training_tiles(config))
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)
     monkeypatch.setattr(torch, "autocast", _Autocast)
-    assert len(_held_out(config, stream).features) == 24
+    assert len(held_out_tiles(config, stream).features) == 24
     assert eight_gpus == [torch.device("cuda", 3)] * 2
 
 
