@@ -87,6 +87,11 @@ def for_merging(recipe: Recipe, factor: float) -> Recipe:
     return recipe.model_copy(update={"name": f"{recipe.name}-merged{factor:g}", "merge_tokens": factor})
 
 
+def merging_nothing(recipe: Recipe) -> Recipe:
+    """The recipe of the same network with all its tokens."""
+    return recipe.model_copy(update={"merge_tokens": 1.0})
+
+
 def check_merges_nothing(recipe: Recipe, what: str, *, reason: str = "") -> None:
     """For `what` cannot merge tokens, and stands there for a reason.
 

@@ -20,9 +20,9 @@ def conformance(
     """Ask programs that others wrote what they say of a bundle's files, each with its own defaults.
 
     ONNX's checker, shape inference and reference evaluator, plain ONNX Runtime and OpenVINO, Polygraphy, the parsers of
-    TensorRT, OpenSlide, CLAM, TRIDENT, model signing: PASS, FAIL, or SKIPPED where one is not installed or has nothing
-    to say. Exit 3 where one refuses a file, or computes something else of it; the report is written all the same. For
-    example:
+    TensorRT, OpenSlide, CLAM, TRIDENT, bioimageio, model signing: PASS, FAIL, or SKIPPED where one is not installed or
+    has nothing to say. Exit 3 where one refuses a file, or computes something else of it; the report is written all the
+    same. For example:
 
         atlas-bench conformance bundles/atlas2-s-onnx-int8 --report reports/conformance
 

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError, UsageError
+from atlas_edge.quantize.finetune.held_out import part_tiles
 from atlas_edge.quantize.finetune.learned_ranges import PARAMETER, keep_ranges, learn_ranges
 from atlas_edge.quantize.onnx.fakequant import cosine_error, embed, fake_quantize
 from atlas_edge.quantize.onnx.qdq import check_merging, merging
-from atlas_edge.quantize.recipe import Recipe, for_merging
+from atlas_edge.quantize.recipe import Recipe, merging_nothing
 from atlas_edge.system.atomic import write_atomic
 
 if TYPE_CHECKING:
@@ -116,13 +117,13 @@ def distill_quantized(
     options = options or QadOptions()
     check_options(options)
     check_merging(module, recipe)
-    parting = _part(len(tiles), slides, options)
+    parting = part_tiles(len(tiles), slides, held_out=options.held_out, batch=options.batch, seed=options.seed)
     train, held = tiles[parting.trained], tiles[parting.held]
     judge = [held[at : at + _PIECE] for at in range(0, len(held), _PIECE)]
     _check_tokens(module, train[:1])
     reference = embed(module, judge)
     pieces = [train[at : at + _PIECE] for at in range(0, len(train), _PIECE)]
-    student = fake_quantize(module, pieces, for_merging(recipe, 1), multiply=False, trainable=True)
+    student = fake_quantize(module, pieces, merging_nothing(recipe), multiply=False, trainable=True)
     if options.range_lr:
         learn_ranges(student)
     deployed = merging(module, student, recipe)
@@ -189,42 +190,6 @@ def token_loss(student: "Tensor", teacher: "Tensor", prefix: int, cosine: float)
     distances = functional.smooth_l1_loss(student / scale, teacher / scale, reduction="none").mean(-1)
     both = cosine * cosines + (1 - cosine) * distances
     return both[:, 0].mean() + both[:, prefix:].mean()
-
-
-@dataclass(frozen=True, slots=True)
-class _Parting:
-    """Positions of the tiles that train, and of those that judge."""
-
-    trained: NDArray[np.int64]
-    held: NDArray[np.int64]
-    by: Literal["slide", "tile"]
-
-
-def _part(count: int, slides: Sequence[str] | None, options: QadOptions) -> _Parting:
-    parting = None if slides is None else _part_slides(np.asarray(slides), options)
-    if parting is None:
-        held = np.unique(np.linspace(0, count - 1, options.held_out).astype(int))
-        parting = _Parting(np.setdiff1d(np.arange(count), held), held, "tile")
-    if len(parting.held) < options.held_out or len(parting.trained) < options.batch:
-        raise UsageError(
-            f"{count} tiles are too few to hold {options.held_out} out and train on batches of {options.batch}",
-            hint="give more tiles",
-        )
-    return parting
-
-
-def _part_slides(slides: NDArray[np.str_], options: QadOptions) -> _Parting | None:
-    """The smallest slides judge, chance deciding among equals; None where fewer than half of the tiles would train."""
-    names, sizes = np.unique(slides, return_counts=True)
-    drawn = np.random.default_rng(options.seed).permutation(len(names))
-    order = drawn[np.argsort(sizes[drawn], kind="stable")]
-    few = 1 + int(np.searchsorted(np.cumsum(sizes[order]), options.held_out))
-    judging = np.isin(slides, names[order[:few]])
-    trained, candidates = np.flatnonzero(~judging), np.flatnonzero(judging)
-    if 2 * len(trained) < len(slides):
-        return None
-    held = candidates[np.linspace(0, len(candidates) - 1, options.held_out).astype(int)]
-    return _Parting(trained, held, "slide")
 
 
 def _check_tokens(module: Any, tile: NDArray[np.uint8]) -> None:

@@ -16,7 +16,7 @@ from atlas_edge.quantize.foreign import foreign_errors
 from atlas_edge.quantize.numerics.stages import unfittable_part
 from atlas_edge.quantize.onnx.fakequant import fake_quantize, kind_of, quiet_modelopt, store_in_int8
 from atlas_edge.quantize.paths import FITTED, NEAREST, TRAINED
-from atlas_edge.quantize.recipe import Recipe, check_merges_nothing
+from atlas_edge.quantize.recipe import Recipe, check_merges_nothing, merging_nothing
 from atlas_edge.spec import EncoderSpec
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def quantize_onnx(
             **written,
         }
     # A merged token is a mean: the ranges of the network that merges nothing hold it.
-    quantized = fake_quantize(module, list(calibration), recipe.model_copy(update={"merge_tokens": 1.0}))
+    quantized = fake_quantize(module, list(calibration), merging_nothing(recipe))
     written = write_quantized(merging(module, quantized, recipe), spec, out, batch=batch)
     fitted = recipe.weights == "fitted"
     unknown = unfittable_part(module)

@@ -24,7 +24,18 @@ def _test(subject: Subject) -> Answer:
         raise Skip("this bundle holds no ONNX graph")
     with tempfile.TemporaryDirectory() as folder:
         zoo = Path(folder) / "zoo"
-        layout = ("-m", "atlas_edge.export", "layout", str(subject.bundle), "--layout", "bioimageio", "--out", str(zoo))
+        # Nothing that lies in the folder where somebody stands is run.
+        layout = (
+            "-P",
+            "-m",
+            "atlas_edge.export",
+            "layout",
+            str(subject.bundle),
+            "--layout",
+            "bioimageio",
+            "--out",
+            str(zoo),
+        )
         written = _run(sys.executable, *layout)
         if written.returncode:
             raise Skip(f"atlas-export layout: {_last_words(written)}")

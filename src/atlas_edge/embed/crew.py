@@ -56,12 +56,11 @@ class Crew(Generic[Asked, Given]):
         future: Future[Given] = Future()
         self._asked.put((future, asked))
         with self._lock:
-            absent = range(self.size - len(self._threads))
-            # None keeps a process that ends in the middle, such as by a second Ctrl-C, from ending.
-            missing = [threading.Thread(target=self._run, name="decode", daemon=True) for _ in absent]
-            self._threads += missing
-        for thread in missing:
-            thread.start()
+            while len(self._threads) < self.size:
+                # A daemon keeps no process that ends in the middle, such as by a second Ctrl-C, from ending.
+                thread = threading.Thread(target=self._run, name="decode", daemon=True)
+                thread.start()
+                self._threads.append(thread)
         return future
 
     def result(self, future: "Future[Given]") -> Given:

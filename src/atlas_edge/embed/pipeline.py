@@ -185,7 +185,7 @@ def _encode(encoder: Encoder, pixels: NDArray[np.uint8], tokens: bool) -> tuple[
 def _decoded(
     reader: TileReader, first: int, threads: int | None, batch: int
 ) -> Generator[tuple[int, _Ready], None, None]:
-    """Batches in order, decoded by threads that stay at most so many more than they are ahead, and `_AHEAD`."""
+    """Batches in order, decoded in threads: each has one in hand, and at most `_AHEAD` more lie ready or wait."""
     coords, waiting = reader.grid.coords, deque[tuple[int, "Future[_Ready]"]]()
 
     def read(part: NDArray[np.int64]) -> _Ready:

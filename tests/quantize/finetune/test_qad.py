@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.models.load import LoadedModel
-from atlas_edge.quantize.finetune.qad import CHECKPOINT, QadOptions, QadResult, _part, distill_quantized
+from atlas_edge.quantize.finetune.held_out import part_tiles
+from atlas_edge.quantize.finetune.qad import CHECKPOINT, QadOptions, QadResult, distill_quantized
 from atlas_edge.quantize.recipe import Recipe
 
 RECIPE = Recipe(name="w3", weight_bits=3, smooth_alphas=(-1.0,), patch_embed=False)
@@ -76,7 +77,7 @@ def test_too_few_tiles_are_refused(tiny: LoadedModel, tiles: NDArray[np.uint8]) 
 
 def test_tiles_that_judge_are_of_slides_that_none_is_trained_on() -> None:
     slides = [f"slide-{number % 6}" for number in range(60)]
-    parting = _part(60, slides, QadOptions(held_out=16, batch=8))
+    parting = part_tiles(60, slides, held_out=16, batch=8, seed=0)
     assert len(parting.held) == 16 and len(parting.trained) == 40 and parting.by == "slide"
     assert not {slides[index] for index in parting.trained} & {slides[index] for index in parting.held}
 
@@ -96,7 +97,7 @@ def test_most_tiles_train_whatever_the_sizes_of_slides_and_the_seed(
     sizes: tuple[int, ...], trained: int, by: str, seed: int
 ) -> None:
     slides = [f"slide-{number}" for number, size in enumerate(sizes) for _ in range(size)]
-    parting = _part(len(slides), slides, QadOptions(held_out=32, batch=8, seed=seed))
+    parting = part_tiles(len(slides), slides, held_out=32, batch=8, seed=seed)
     assert len(parting.trained) == trained and len(parting.held) == 32 and parting.by == by
     assert not set(parting.trained.tolist()) & set(parting.held.tolist())
 

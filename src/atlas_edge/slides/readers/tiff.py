@@ -173,7 +173,9 @@ class TiffSlide(Slide):
             try:
                 data = self._bytes(start, max(piece.end for piece in run) - start, anew=False)
             except Exception as error:  # tifffile's handle raises what it likes when a share was gone
-                raise InputError(f"{self.path} cannot be read: {one_line(error)}", hint="see the share") from error
+                raise InputError(
+                    f"{self.path} cannot be read: {one_line(error)}", hint="see that its disk or share is there"
+                ) from error
             # What the file has no bytes for is asked for alone, and told.
             whole = [piece for piece in run if piece.end - start <= len(data)]
             found |= {piece.key: data[piece.offset - start : piece.end - start] for piece in whole}
