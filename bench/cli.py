@@ -4,6 +4,7 @@ from atlas_edge.bench.commands.accuracy import accuracy
 from atlas_edge.bench.commands.choose import choose
 from atlas_edge.bench.commands.compare import compare
 from atlas_edge.bench.commands.conformance import conformance
+from atlas_edge.bench.commands.fewer_tiles import fewer_tiles
 from atlas_edge.bench.commands.loadgen import loadgen
 from atlas_edge.bench.commands.pace import pace
 from atlas_edge.bench.commands.probe import probe
@@ -35,6 +36,7 @@ app.command(conformance)
 app.command(slide)
 app.command(slide_check)
 app.command(slide_pair)
+app.command(fewer_tiles)
 
 
 def main() -> None:

@@ -137,10 +137,14 @@ def result_line(item: Any) -> str:
     lines = [
         f"{name}: {item.tiles} tiles at {item.mpp:.3g} µm per pixel in {item.seconds:.1f} s "
         f"({item.tiles_per_s:.0f} tiles/s), {len(item.unreadable)} unreadable, {item.resumed_tiles} "
-        f"from an earlier run -> {printable(item.out)}"
+        f"from an earlier run{_left_out(item.skipped_tiles)} -> {printable(item.out)}"
     ]
     lines += [f"  unreadable at {where}: {reason}" for where, reason in item.unreadable.items()]
     return "\n".join(lines)
+
+
+def _left_out(skipped_tiles: int) -> str:
+    return f", {skipped_tiles} with tissue left out as --most-tiles says" if skipped_tiles else ""
 
 
 def _show_plans(jobs: Sequence[Any], bundles: Sequence[Any], config: Any, screen: Any, *, json: bool) -> None:
@@ -154,7 +158,8 @@ def _show_plans(jobs: Sequence[Any], bundles: Sequence[Any], config: Any, screen
     for plan in plans:
         screen.print(
             "{slide}: {vendor}, {slide_mpp:.3g} µm per pixel; {tiles} of {candidates} tiles at {mpp:.3g} µm per pixel "
-            "from level {level}, {size_mb:,.1f} MB, would go to {out}".format(
+            "from level {level}{left_out}, {size_mb:,.1f} MB, would go to {out}".format(
+                left_out=_left_out(plan["skipped_tiles"]),
                 **{**plan, "slide": printable(plan["slide"]), "out": printable(plan["out"])},
                 size_mb=plan["size_bytes"] / 1e6,
             ),

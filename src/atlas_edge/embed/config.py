@@ -58,6 +58,8 @@ class EmbedConfig(Options):
         stain: Where it is known, he, ihc, special (trichrome, Alcian blue and others) or dark (silver, melanin, coal):
             what may be pen, and what is tissue.
         icc: Turn colours into sRGB by the ICC profile that a slide holds; pixels as they are stored when left out.
+        most_tiles: Most tiles of a slide that are embedded, spread evenly over its tissue; the output lists the others,
+            and which tile stands for each. All are embedded when left out.
         tokens: Keep the patch tokens of every tile, too, as float16, where the bundle gives them: 0.2 MB a tile.
         max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
         threads: Decode threads; two, and more while the encoder waits for them, when left out.
@@ -79,6 +81,7 @@ class EmbedConfig(Options):
     pen: bool = True
     stain: Stain | None = None
     icc: Flag = False
+    most_tiles: Annotated[int | None, Ge(1)] = None
     tokens: Flag = False
     max_unreadable: Annotated[float, Ge(0), Le(1)] = 0.01
     threads: Annotated[int | None, Ge(1), Le(64)] = None

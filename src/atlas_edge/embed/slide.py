@@ -31,6 +31,7 @@ from atlas_edge.errors import AtlasError, InputError, NoTissue, UsageError
 from atlas_edge.slides import Slide, TileGrid, TileReader, TissueMask, find_tissue, open_slide, plan_grid
 from atlas_edge.slides.colour import to_srgb
 from atlas_edge.slides.open import check_file
+from atlas_edge.slides.spread import spread_evenly
 from atlas_edge.slides.tissue.given import given_mask
 from atlas_edge.spec import EncoderSpec
 from atlas_edge.system.atomic import write_atomic
@@ -57,6 +58,7 @@ class Embedding:
 class SlideResult:
     """What was written, and by which of `--devices` if any.
 
+    `skipped_tiles` have tissue and were not to be embedded.
     `tiles_per_s` covers this run's tiles only, from opening the slide to the finished file. Where several encoders
     share what is decoded, `seconds` and `stages` are those of all of them.
     """
@@ -66,6 +68,7 @@ class SlideResult:
     tiles: int
     resumed_tiles: int
     unreadable: dict[str, str]
+    skipped_tiles: int
     mpp: float
     level: int
     seconds: float
@@ -84,7 +87,8 @@ class SlidePlan:
         slide_mpp: µm per pixel of level 0.
         level: Level to read.
         mpp: µm per pixel of the tiles.
-        tiles: Tiles with tissue.
+        tiles: Tiles to embed.
+        skipped_tiles: Tiles with tissue besides.
         candidates: Tiles of the whole grid.
         size_bytes: Of the output, about.
     """
@@ -95,6 +99,7 @@ class SlidePlan:
     level: int
     mpp: float
     tiles: int
+    skipped_tiles: int
     candidates: int
     size_bytes: int
 
@@ -116,8 +121,9 @@ def plan_slide(path: Path, spec: EncoderSpec, config: EmbedConfig) -> SlidePlan:
             level=grid.level,
             mpp=grid.mpp,
             tiles=len(grid.coords),
+            skipped_tiles=grid.skipped_tiles,
             candidates=grid.candidates,
-            size_bytes=output_bytes(len(grid.coords), _row_bytes(spec, config)),
+            size_bytes=output_bytes(len(grid.coords), _row_bytes(spec, config), grid.skipped_tiles),
         )
 
 
@@ -209,7 +215,8 @@ def _embed_locked(
             journals.callback(journal.close)
             fillings.append(Filling(one.encoder, journal))
             for place in {one.out, kept}:
-                check_room(place, rows=len(grid.coords), journal_rows=journal.rows, row_bytes=journal.row_bytes)
+                held_rows = {"journal_rows": journal.rows, "row_bytes": journal.row_bytes}
+                check_room(place, rows=len(grid.coords), skipped=grid.skipped_tiles, **held_rows)
         resumed = [filling.journal.rows for filling in fillings]
         with explained_disk_full(kept):
             fill(TileReader(slide, grid, _colours_of(slide, config)), fillings, config, clock, progress)
@@ -228,6 +235,7 @@ def _embed_locked(
             tiles=len(grid.coords) - len(filling.journal.unreadable),
             resumed_tiles=rows,
             unreadable={str(grid.coords[index].tolist()): why for index, why in filling.journal.unreadable.items()},
+            skipped_tiles=grid.skipped_tiles,
             mpp=grid.mpp,
             level=grid.level,
             seconds=seconds,
@@ -272,7 +280,8 @@ def _lay_grid(slide: Slide, spec: EncoderSpec, config: EmbedConfig) -> tuple[Tis
         _LOGGER.warning("%s learnt tiles of %s, and these have %g", spec.name, spec.scales, mpp)
     mask = _mask_of(slide, config)
     wanted: dict[str, Any] = {"tile_px": spec.tile_px, "mpp": mpp, "overlap": config.overlap}
-    return mask, plan_grid(slide, mask, **wanted, min_tissue=config.min_tissue, rim=True)
+    grid = plan_grid(slide, mask, **wanted, min_tissue=config.min_tissue, rim=True)
+    return mask, grid if config.most_tiles is None else spread_evenly(grid, config.most_tiles)
 
 
 def _mask_of(slide: Slide, config: EmbedConfig) -> TissueMask | None:
@@ -331,6 +340,7 @@ def _plan_of(
     identity: SlideIdentity, encoder: Encoder, grid: TileGrid, config: EmbedConfig, bundle_sha256: str
 ) -> dict[str, Any]:
     able = capabilities_of(encoder)
+    left_out = {} if grid.skipped is None else {"skipped": hashlib.sha256(grid.skipped.coords.tobytes()).hexdigest()}
     # Through JSON unchanged: lists, strings and numbers only.
     return {
         "slide": [identity.size_bytes, identity.mtime_ns],
@@ -343,4 +353,5 @@ def _plan_of(
         "measures": list(MEASURES),
         "icc": config.icc,
         "tokens": config.tokens,
+        **left_out,
     }

@@ -21,6 +21,19 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SkippedTiles:
+    """Tiles with tissue that are not embedded.
+
+    Attributes:
+        coords: `(M, 2)` int64, as those of `TileGrid`.
+        by: `(M,)` int64, of each the index of the grid's tile that stands for it.
+    """
+
+    coords: NDArray[np.int64]
+    by: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TileGrid:
     """A grid of tiles.
 
@@ -36,6 +49,7 @@ class TileGrid:
         candidates: Tiles of the whole grid, with tissue or without.
         overlap: Pixels that a tile shares with each neighbour, as the encoder sees them.
         tissue_share: `(N,)` float32, tissue's share of each tile, 0-1; None where nobody looked for tissue.
+        skipped: Tiles with tissue that the grid leaves out; None where it has all of them.
     """
 
     level: int
@@ -49,6 +63,12 @@ class TileGrid:
     candidates: int
     overlap: int = 0
     tissue_share: NDArray[np.float32] | None = None
+    skipped: SkippedTiles | None = None
+
+    @property
+    def skipped_tiles(self) -> int:
+        """How many tiles with tissue it leaves out."""
+        return 0 if self.skipped is None else len(self.skipped.coords)
 
 
 def plan_grid(

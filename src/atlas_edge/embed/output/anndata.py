@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.embed.output.attributes import Attributes
-from atlas_edge.embed.output.rows import kept_rows, of_slide, of_tiles
+from atlas_edge.embed.output.rows import kept_rows, of_skipped, of_slide, of_tiles
 from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.slides import TileGrid
 
@@ -45,7 +45,8 @@ def write_anndata(
         for name in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
             file.create_group(name).attrs.update(_kind("dict", "0.1.0"))
         _array(file["obsm"], "spatial", coords + np.array([grid.size_x, grid.size_y]) / 2)
-        _array(file["uns"], "unreadable_coords", grid.coords[~keep])
+        for name, places in {"unreadable_coords": grid.coords[~keep], **of_skipped(keep, grid)}.items():
+            _array(file["uns"], name, places)
         for name, (values, _) in of_slide(journal, keep, grid).items():
             _array(file["uns"], name, values)
         about = file["uns"].create_group("atlas_edge")

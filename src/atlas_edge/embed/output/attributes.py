@@ -23,6 +23,7 @@ def slide_attributes(slide: Slide, identity: SlideIdentity, mask: TissueMask | N
         "slide_objective": slide.objective,
         "slide_icc_sha256": slide.icc_sha256,
         "slide_quickhash": slide.quickhash,
+        "skipped_tiles": grid.skipped_tiles or None,
         "mask": mask.source if mask is not None else None,
         "saturation_threshold": mask.saturation_threshold if mask is not None else None,
     }

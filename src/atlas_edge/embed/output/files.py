@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from atlas_edge.cli import require_module
 from atlas_edge.embed.output.anndata import write_anndata
 from atlas_edge.embed.output.attributes import Attributes, coords_attributes
-from atlas_edge.embed.output.rows import ROWS, kept_rows, of_slide, of_tiles
+from atlas_edge.embed.output.rows import ROWS, kept_rows, of_skipped, of_slide, of_tiles
 from atlas_edge.embed.output.spatialdata import write_spatialdata
 from atlas_edge.embed.output.tokens import write_tokens
 from atlas_edge.embed.resume.journal import Journal
@@ -27,6 +27,7 @@ from atlas_edge.system.atomic import replace_file
 
 # Coordinates, measures, and what a container needs.
 _BYTES_A_ROW_BESIDES = 64
+_BYTES_A_SKIPPED = 64  # as text at most
 _CONTAINER_BYTES = 2**15
 
 
@@ -54,7 +55,7 @@ def write_output(out: Path, journal: Journal, grid: TileGrid, attributes: Attrib
     partial = out.parent / f".{out.name}.new"
     _remove(partial)
     try:
-        _reserve(partial, output_bytes(len(keep), journal.row_bytes))
+        _reserve(partial, output_bytes(len(keep), journal.row_bytes, grid.skipped_tiles))
         write(partial, journal, keep, grid, attributes)
         _sync(partial)
         if out.is_dir():
@@ -86,7 +87,7 @@ def check_form(out: Path) -> Callable[[Path, Journal, NDArray[np.bool_], TileGri
     return write
 
 
-def check_room(out: Path, *, rows: int, journal_rows: int, row_bytes: int) -> None:
+def check_room(out: Path, *, rows: int, journal_rows: int, row_bytes: int, skipped: int = 0) -> None:
     """Refuse to begin where the journal and the output cannot both fit.
 
     Args:
@@ -94,11 +95,12 @@ def check_room(out: Path, *, rows: int, journal_rows: int, row_bytes: int) -> No
         rows: Tiles of the slide.
         journal_rows: Tiles that the journal holds already.
         row_bytes: Of all that is kept of a tile.
+        skipped: Tiles that are listed only.
 
     Raises:
         DiskFull: Too little space.
     """
-    needed = (rows - journal_rows) * row_bytes + output_bytes(rows, row_bytes)
+    needed = (rows - journal_rows) * row_bytes + output_bytes(rows, row_bytes, skipped)
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise _disk_full(out, f"{rows} tiles need {needed / 1e6:.2f} MB more, {free / 1e6:.2f} MB are free")
@@ -115,9 +117,9 @@ def explained_disk_full(out: Path) -> Iterator[None]:
         raise
 
 
-def output_bytes(rows: int, row_bytes: int) -> int:
-    """Size of an output with so many tiles, at most."""
-    return rows * (row_bytes + _BYTES_A_ROW_BESIDES) + _CONTAINER_BYTES
+def output_bytes(rows: int, row_bytes: int, skipped: int = 0) -> int:
+    """Size of an output with so many tiles, and so many that are listed only, at most."""
+    return rows * (row_bytes + _BYTES_A_ROW_BESIDES) + skipped * _BYTES_A_SKIPPED + _CONTAINER_BYTES
 
 
 def _reserve(path: Path, size_bytes: int) -> None:
@@ -141,7 +143,7 @@ def _write_hdf5(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: Til
         coords = file.create_dataset("coords", data=grid.coords[keep])
         coords.attrs.update(coords_attributes(grid, attributes))
         file.create_dataset("unreadable_coords", data=grid.coords[~keep])
-        for name, values in of_tiles(journal, keep, grid).items():
+        for name, values in (of_tiles(journal, keep, grid) | of_skipped(keep, grid)).items():
             file.create_dataset(name, data=values)
         for name, (values, about) in of_slide(journal, keep, grid).items():
             file.create_dataset(name, data=values).attrs.update(about)
@@ -159,8 +161,8 @@ def _write_zarr(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: Til
     coords = group.create_array("coords", data=grid.coords[keep], chunks=(max(shape[0], 1), 2))
     coords.update_attributes(coords_attributes(grid, attributes))
     group.create_array("unreadable_coords", data=grid.coords[~keep].reshape(-1, 2))
-    for name, values in of_tiles(journal, keep, grid).items():
-        group.create_array(name, data=values, chunks=(max(len(values), 1),))
+    for name, values in (of_tiles(journal, keep, grid) | of_skipped(keep, grid)).items():
+        group.create_array(name, data=values, chunks=(max(len(values), 1), *values.shape[1:]))
     for name, (values, about) in of_slide(journal, keep, grid).items():
         group.create_array(name, data=values).update_attributes(about)
     write_tokens(group.create_array, journal, keep, in_chunks=True)
@@ -177,6 +179,7 @@ def _write_parquet(
 
     dim = attributes["embed_dim"]
     about = {**attributes, **coords_attributes(grid, attributes), "unreadable_coords": grid.coords[~keep].tolist()}
+    about |= {name: values.tolist() for name, values in of_skipped(keep, grid).items()}
     fields = [("x", pyarrow.int64()), ("y", pyarrow.int64()), ("features", pyarrow.list_(pyarrow.float32(), dim))]
     measured = of_tiles(journal, keep, grid)
     fields += [(name, pyarrow.float32()) for name in measured]
@@ -201,9 +204,10 @@ def _write_pt(path: Path, journal: Journal, keep: NDArray[np.bool_], grid: TileG
     with zipfile.ZipFile(path, "a") as file:
         root = file.namelist()[0].partition("/")[0]
         file.writestr(f"{root}/{ABOUT}", json.dumps(attributes))
-        for name, coords in (("coords", grid.coords[keep]), ("unreadable_coords", grid.coords[~keep])):
+        places = {"coords": grid.coords[keep], "unreadable_coords": grid.coords[~keep], **of_skipped(keep, grid)}
+        for name, values in places.items():
             with file.open(f"{root}/{name}.npy", "w") as array:
-                np.save(array, coords)
+                np.save(array, values)
 
 
 def _sync(path: Path) -> None:

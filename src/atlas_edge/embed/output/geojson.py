@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas_edge.embed.output.rows import of_skipped
 from atlas_edge.slides import Slide, TileGrid, TissueMask
 from atlas_edge.system.atomic import write_atomic
 
 Ring = list[list[float]]
-_TISSUE, _UNREADABLE = [0, 110, 60], [220, 30, 30]
+_TISSUE, _UNREADABLE, _SKIPPED = [0, 110, 60], [220, 30, 30], [150, 150, 150]
 
 
 def write_geojson(
@@ -28,8 +29,9 @@ def write_geojson(
 
     Tissue is one annotation. A tile is a tile object whose measurement `row` says which row of `features` is its
     embedding, beside its share of tissue and its focus; one that could not be read has the class `Unreadable` and no
-    row. Coordinates are pixels of level 0, from the corner of what was scanned where the slide says one, as QuPath
-    counts.
+    row; one that was not to be embedded has the class `Not embedded` and, as `stands_in_row`, the row of the one that
+    stands for it. Coordinates are pixels of level 0, from the corner of what was scanned where the slide says one, as
+    QuPath counts.
 
     Args:
         out: Output.
@@ -51,6 +53,16 @@ def write_geojson(
         else:
             row += 1
         features.append(_feature("Polygon", [_box(x - left, y - top, grid)], properties))
+    if grid.skipped is not None:
+        kept = np.array([index not in unreadable for index in range(len(grid.coords))])
+        coords, rows = of_skipped(kept, grid).values()
+        for (x, y), stands_in in zip(coords.tolist(), rows.tolist(), strict=True):
+            properties = {
+                "objectType": "tile",
+                "classification": {"name": "Not embedded", "color": _SKIPPED},
+                "measurements": {"stands_in_row": stands_in},
+            }
+            features.append(_feature("Polygon", [_box(x - left, y - top, grid)], properties))
     path = out.with_suffix(".geojson")
     collection = {"type": "FeatureCollection", "features": features}
     write_atomic(path, json.dumps(collection, separators=(",", ":")).encode())

@@ -22,6 +22,7 @@ _GAP_PX = 24
 _TEXT_SHARE, _LEAST_TEXT_PX, _MOST_TEXT_PX = 1 / 70, 16, 32
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 _TILE, _UNREADABLE, _REJECTED, _TISSUE = (0, 110, 60), (220, 30, 30), (240, 150, 0), (30, 80, 230)
+_SKIPPED = (150, 150, 150)
 _MOST_PIXELS = 2**24
 _ROWS = 4096
 # Of each component, what lies between becomes the whole range of a colour.
@@ -32,9 +33,10 @@ _QUALITY = 88
 def write_overview(out: Path, slide: Slide, mask: TissueMask | None, grid: TileGrid, journal: Journal) -> Path:
     """Draw `NAME.overview.jpg` beside an output.
 
-    Left (above, for a wide slide) the slide with the outlines of its tiles, unreadable ones crossed out, the edge of
-    tissue, and what was taken for pen or a black border; right the first three principal components of the embeddings
-    as red, green and blue, each tile at its place: tissue that the encoder takes for alike has one colour.
+    Left (above, for a wide slide) the slide with the outlines of its tiles, unreadable ones crossed out and those that
+    were not to be embedded grey, the edge of tissue, and what was taken for pen or a black border; right the first
+    three principal components of the embeddings as red, green and blue, each tile at its place: tissue that the encoder
+    takes for alike has one colour.
 
     Args:
         out: Output.
@@ -147,6 +149,8 @@ def _with_mask(picture: Colours, mask: TissueMask | None) -> Colours:
 def _tiles_panel(picture: Colours, grid: TileGrid, unreadable: set[int], place: Place) -> Image.Image:
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
+    for corner in () if grid.skipped is None else grid.skipped.coords:
+        draw.rectangle(place(corner), outline=_SKIPPED)
     for index, corner in enumerate(grid.coords):
         left, top, right, bottom = place(corner)
         draw.rectangle((left, top, right, bottom), outline=_UNREADABLE if index in unreadable else _TILE)
@@ -177,6 +181,8 @@ def _legend(grid: TileGrid, mask: TissueMask | None, journal: Journal) -> list[t
             _TILE,
         )
     ]
+    if grid.skipped_tiles:
+        lines.append((f"{grid.skipped_tiles:,} tiles with tissue were not to be embedded", _SKIPPED))
     if journal.unreadable:
         lines.append((f"{len(journal.unreadable):,} tiles could not be read", _UNREADABLE))
     if mask is None:

@@ -20,6 +20,22 @@ def of_tiles(journal: Journal, keep: NDArray[np.bool_], grid: TileGrid) -> dict[
     return found if grid.tissue_share is None else {"tissue_share": grid.tissue_share[keep], **found}
 
 
+def of_skipped(keep: NDArray[np.bool_], grid: TileGrid) -> dict[str, NDArray[np.int64]]:
+    """Tiles that were not to be embedded, `(M, 2)`, and the row of the one that stands for each, `(M,)`.
+
+    Where that one was unreadable, the nearest readable one does; -1 where none is. Nothing where all were embedded.
+    """
+    if grid.skipped is None:
+        return {}
+    by = np.array(grid.skipped.by)
+    readable = np.flatnonzero(keep)
+    for lost in np.flatnonzero(~keep) if len(readable) else ():
+        away = ((grid.coords[readable] - grid.coords[lost]) ** 2).sum(axis=1)
+        by[grid.skipped.by == lost] = readable[away.argmin()]
+    row = np.where(keep, np.cumsum(keep) - 1, -1)
+    return {"skipped_coords": grid.skipped.coords, "skipped_row": row[by]}
+
+
 def of_slide(
     journal: Journal, keep: NDArray[np.bool_], grid: TileGrid
 ) -> dict[str, tuple[NDArray[np.float32], dict[str, str]]]:

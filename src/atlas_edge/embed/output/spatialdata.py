@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.embed.output.attributes import Attributes
-from atlas_edge.embed.output.rows import ROWS, kept_rows, of_slide, of_tiles
+from atlas_edge.embed.output.rows import ROWS, kept_rows, of_skipped, of_slide, of_tiles
 from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.embed.resume.plan import SPATIALDATA_ABOUT
 from atlas_edge.slides import TileGrid
@@ -46,7 +46,9 @@ def write_spatialdata(
     """
     import zarr
 
-    about: dict[str, Any] = json.loads(json.dumps({**attributes, "unreadable_coords": grid.coords[~keep].tolist()}))
+    places = {"unreadable_coords": grid.coords[~keep], **of_skipped(keep, grid)}
+    listed = {name: values.tolist() for name, values in places.items()}
+    about: dict[str, Any] = json.loads(json.dumps({**attributes, **listed}))
     root = zarr.open_group(
         path,
         mode="w",

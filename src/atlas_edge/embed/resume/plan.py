@@ -48,6 +48,7 @@ def plan_of(spec: EncoderSpec, config: "EmbedConfig", bundle_sha256: str) -> Pla
         "stain": config.stain or "",
         "icc": config.icc,
         "tokens": config.tokens,
+        "most_tiles": config.most_tiles or 0,
         "mask_sha256": sha256_file(config.mask) if config.mask is not None else "",
     }
 
@@ -55,7 +56,7 @@ def plan_of(spec: EncoderSpec, config: "EmbedConfig", bundle_sha256: str) -> Pla
 def differences(said: Mapping[str, Any], plan: Plan) -> list[str]:
     """In words, where what an output or a journal says of its plan is not `plan`; what it does not say is the same."""
     # Written before there were these.
-    said = {"overlap": 0, "stain": "", "icc": False, "tokens": False, "mask_sha256": "", **said}
+    said = {"overlap": 0, "stain": "", "icc": False, "tokens": False, "most_tiles": 0, "mask_sha256": "", **said}
     found = [
         f"{name} {_short(said[name])}, now {_short(value)}"
         for name, value in plan.items()

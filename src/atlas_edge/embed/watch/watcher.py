@@ -308,6 +308,7 @@ class Watcher:
             out=str(job.out),
             tiles=result.tiles,
             resumed_tiles=result.resumed_tiles,
+            skipped_tiles=result.skipped_tiles,
             seconds=round(result.seconds, 3),
             unreadable=result.unreadable,
         )
