@@ -131,11 +131,11 @@ def _for_vnni(found: Found) -> Upgrade:
 def _support(found: Found, variant: str, measured: bool) -> str:
     cpu = found.cpu
     sets = ("avx2", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-    says = found.openvino
+    says, kinds = found.openvino, str(found.topology)
     parts = [
         f"atlas-edge {__version__}",
         "Python {python}, {platform}".format(**hardware.system()),
-        f"{cpu.name}, {cpu.cores} of {found.all_cores or cpu.cores} cores",
+        f"{cpu.name}, {cpu.cores} of {found.all_cores or cpu.cores} cores" + (f" ({kinds})" if kinds else ""),
         "+".join(name for name in sets if getattr(cpu, name)) or "no AVX2",
         "openvino says nothing"
         if says is None

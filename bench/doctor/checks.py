@@ -39,11 +39,12 @@ def machine_checks(found: Found) -> list[Check]:
 def _cpu_checks(found: Found) -> list[Check]:
     cpu, integer, bfloat = found.cpu, found.integer, found.bfloat
     tried = "OpenVINO computes it here"
+    kinds = f" ({found.topology})" if str(found.topology) else ""
     return [
         Check(
             name="processor",
             status=Status.PASS if cpu.avx2 else Status.FAIL,
-            found=f"{cpu.name}, {cpu.cores} cores, {'AVX2' if cpu.avx2 else 'no AVX2'}",
+            found=f"{cpu.name}, {cpu.cores} cores{kinds}, {'AVX2' if cpu.avx2 else 'no AVX2'}",
             fix="" if cpu.avx2 else "use a processor with AVX2 (2013 or later)",
         ),
         Check(

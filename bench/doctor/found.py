@@ -1,7 +1,7 @@
 """What is found on this machine: asked of the system, of the driver, and of OpenVINO itself."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -12,6 +12,7 @@ from atlas_edge.system import hardware
 from atlas_edge.system.gpu_probe import GpuProbe, probe_gpu
 from atlas_edge.system.graphics import graphics
 from atlas_edge.system.hardware import Cpu
+from atlas_edge.system.topology import Topology, topology
 
 HIDES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """Variables that keep OpenVINO from instructions that the processor has."""
@@ -47,6 +48,7 @@ class Found:
         memory_bytes: In all.
         free_bytes: That programs can still have.
         all_cores: Physical cores, also those that this process may not use.
+        topology: Kinds of cores, and of how many nodes.
         virtual: Whether the processor says that it is a virtual machine's.
         hidden: `VARIABLE=VALUE` that keeps OpenVINO from instructions; empty without one.
     """
@@ -59,6 +61,7 @@ class Found:
     memory_bytes: int = 0
     free_bytes: int = 0
     all_cores: int = 0
+    topology: Topology = field(default_factory=Topology)
     virtual: bool = False
     hidden: str = ""
 
@@ -98,6 +101,7 @@ def look(tools: tuple[str, ...] = ()) -> Found:
         memory_bytes=memory.total,
         free_bytes=memory.available,
         all_cores=psutil.cpu_count(logical=False) or 0,
+        topology=topology(),
         virtual=_is_virtual(),
         hidden=", ".join(f"{name}={os.environ[name]}" for name in HIDES if name in os.environ),
     )

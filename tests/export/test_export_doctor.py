@@ -20,6 +20,7 @@ from atlas_edge.spec import Precision, Target
 from atlas_edge.system import hardware
 from atlas_edge.system.gpu_probe import Gpu, GpuProbe
 from atlas_edge.system.hardware import Cpu
+from atlas_edge.system.topology import Topology
 from packages import make_bundle
 from support import RunCommand
 
@@ -97,6 +98,14 @@ def test_openvino_is_asked_for_what_the_system_does_not_list(
         assert (judged[name].status is Status.PASS) == passed, judged[name]
     assert ("exact" in judged["OpenVINO's answer"].found) == exact
     assert diagnosis.advice.variant == ("openvino-int8" if exact else "openvino-fp32")
+
+
+def test_kinds_of_cores_are_told_apart() -> None:
+    hybrid = Topology(performance_cores=6, efficiency_cores=8, numa_nodes=2)
+    for topology, words in ((hybrid, " (6 for performance, 8 for efficiency, on 2 NUMA nodes)"), (Topology(), "")):
+        diagnosis = diagnose(NEW, NO_CARD, frozenset({"openvino"}), topology=topology)
+        assert {check.name: check for check in diagnosis.checks}["processor"].found == f"new, 8 cores{words}, AVX2"
+        assert f"new, 8 of 8 cores{words} | " in diagnosis.advice.support
 
 
 def test_a_broken_runtime_does_not_end_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
