@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from atlas_edge.bench.interval import Interval, geometric_mean_interval
 from atlas_edge.bench.options import SlideBenchOptions
-from atlas_edge.embed.pipeline import StageClock, StageSeconds, embedded
+from atlas_edge.embed.pipeline import StageClock, StageSeconds, embedded, whole_batch
 from atlas_edge.embed.resume.journal import Journal
 from atlas_edge.embed.slide_files import slide_files
 from atlas_edge.embed.workers import open_encoder
@@ -273,7 +273,7 @@ class _Turns:
         )
 
     def _encoder_only(self) -> None:
-        batch = self._options.batch
+        batch = whole_batch(self._options.batch, [self.encoder])
         begun = time.perf_counter()
         for start in range(0, len(self._pixels), batch):
             self.encoder.encode(self._pixels[start : start + batch])

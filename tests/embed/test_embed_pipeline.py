@@ -12,7 +12,9 @@ from test_embed import MeanEncoder
 
 from atlas_edge.embed import crew as crews
 from atlas_edge.embed.crew import Crew
-from atlas_edge.embed.pipeline import StageClock, embedded
+from atlas_edge.embed.pipeline import StageClock, embedded, whole_batch
+from atlas_edge.embed.workers import open_encoder
+from atlas_edge.encoder import Capabilities
 from atlas_edge.slides import TileReader, open_slide, plan_grid
 
 tifffile = pytest.importorskip("tifffile")
@@ -207,3 +209,50 @@ def test_threads_that_wait_for_a_share_become_many_at_once(monkeypatch: pytest.M
         crew.result(Batch())  # type: ignore[arg-type]
         sizes.append(crew.size)
     assert sorted(set(sizes)) == [2, 8, 16] and sizes[-1] == 16
+
+
+class Streams(MeanEncoder):
+    """An encoder of several streams that notes how many tiles each call brings."""
+
+    def __init__(self, streams: int, piece: int | None = 4) -> None:
+        self.capabilities = Capabilities(batch=piece, streams=streams)
+        self.calls: list[int] = []
+
+    def encode(self, tiles: Any) -> Any:
+        self.calls.append(len(tiles))
+        return super().encode(tiles)
+
+
+@pytest.mark.parametrize(
+    ("streams", "piece", "wanted", "batch"),
+    [
+        (2, 4, 64, 64), (6, 4, 64, 72), (12, 4, 64, 96), (14, 4, 64, 112), (16, 4, 64, 64), (1, 48, 64, 96),
+        (1, None, 64, 64), (16, 4, 8, 8), (1, 100, 64, 64), (3, 4, 1, 1),
+    ],
+)  # fmt: skip
+def test_no_stream_is_left_without_tiles(streams: int, piece: int | None, wanted: int, batch: int) -> None:
+    assert whole_batch(wanted, [Streams(streams, piece)]) == batch
+    # Of several encoders the largest.
+    assert whole_batch(wanted, [Streams(1, 4), Streams(streams, piece)]) == max(
+        batch, -(-wanted // 4) * 4 * (wanted > 3)
+    )
+
+
+def test_batches_are_those_and_the_embeddings_the_same(scan: Path) -> None:
+    share, encoder = Share(scan, 0.0), Streams(3)
+    found = share.embed(1, encoder)
+    assert set(encoder.calls) == {4}  # a batch of four fills no three streams
+    many = Streams(3)
+    batches = embedded(share.reader, [many], StageClock(), firsts=[0], threads=1, batch=20)
+    assert np.array_equal(np.concatenate([one.features for one in batches]), found)
+    assert many.calls == [24] * 25
+    share.slide.close()
+
+
+def test_cores_are_shared_out_evenly(mean_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Four tiles a call: a batch of 64 is 16 calls.
+    for cores, streams in ((1, 1), (2, 2), (12, 12), (16, 16), (17, 8), (24, 12), (32, 16), (40, 13), (96, 16)):
+        monkeypatch.setattr("atlas_edge.embed.workers.usable_cores", lambda cores=cores: cores)
+        encoder, _ = open_encoder(str(mean_bundle), batch=64)
+        assert encoder.capabilities.streams == streams, cores
+        encoder.close()

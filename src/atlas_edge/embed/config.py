@@ -63,7 +63,7 @@ class EmbedConfig(Options):
         tokens: Keep the patch tokens of every tile, too, as float16, where the bundle gives them: 0.2 MB a tile.
         max_unreadable: Largest share of unreadable tiles that a slide may have, 0-1.
         threads: Decode threads; two, and more while the encoder waits for them, when left out.
-        batch: Tiles a batch.
+        batch: Tiles a batch; more where the encoder's streams are then equally busy.
         overview: Draw NAME.overview.jpg: the slide, its tiles, and the embeddings as colours.
         geojson: Write NAME.geojson: tissue and tiles, for QuPath.
     """

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atlas_edge.embed.crew import Crew
-from atlas_edge.encoder import Encoder
+from atlas_edge.encoder import Encoder, capabilities_of
 from atlas_edge.slides import TileReader
 from atlas_edge.slides.focus import focus_of
 from atlas_edge.slides.reader import ReadTiles
@@ -112,6 +112,17 @@ class EmbeddedBatch:
         return _besides(self.focus, self.tokens)
 
 
+def whole_batch(batch: int, encoders: Sequence[Encoder]) -> int:
+    """`batch`, or so many more tiles that no graph is filled up and every stream of an encoder computes equally often.
+
+    Twelve streams of four tiles each compute 64 tiles in two rounds, of which the second has four calls for twelve
+    streams; 96 tiles fill both. A batch that does not fill all streams once stays as it is.
+    """
+    able = [capabilities_of(encoder) for encoder in encoders]
+    rounds = [(one.batch or 1) * one.streams for one in able]
+    return max([batch, *(-(-batch // tiles) * tiles for tiles in rounds if tiles <= batch)])
+
+
 def embedded(
     reader: TileReader,
     encoders: Sequence[Encoder],
@@ -130,9 +141,10 @@ def embedded(
         clock: Gathers seconds.
         firsts: Of each encoder the tile that it begins with, by its index in the grid: whole batches apart.
         threads: Decode threads; added while the encoder waits for them when None.
-        batch: Tiles a batch.
+        batch: Tiles a batch; see `whole_batch`.
         tokens: Give patch tokens, too.
     """
+    batch = whole_batch(batch, encoders)
     # Closed however the loop ends, so that no thread reads on when the caller closes the slide.
     with closing(_decoded(reader, min(firsts), threads, batch)) as batches:
         while True:

@@ -51,7 +51,8 @@ def open_encoder(
     Args:
         bundle: Bundle folder, or a model.
         batch: Tiles that `encode` will get.
-        streams: Calls side by side; as many as there are cores and the batch fills when None.
+        streams: Calls side by side; when None as many as there are cores, or a half or third of that where the batch
+            fills no more.
         running: On what it runs.
 
     Returns:
@@ -64,11 +65,15 @@ def open_encoder(
     able = encoder.capabilities
     if able.configure is not None:
         # Two calls of one thread each wait less for one another, and for the decoder, than one call of two threads.
-        fills = max(batch // (able.batch or batch), 1)
-        able.configure(streams=streams or min(usable_cores(), fills))
+        able.configure(streams=streams or _even_streams(usable_cores(), max(batch // (able.batch or batch), 1)))
     elif streams is not None:
         raise UsageError(f"--streams {streams}: {encoder.runtime} has no streams", hint="leave --streams out")
     return encoder, bundle_hash(bundle)
+
+
+def _even_streams(cores: int, most: int) -> int:
+    """At most so many, of equally many cores each: 16 streams would leave a third of 24 cores idle, 12 none."""
+    return max(cores // -(-cores // most), 1)
 
 
 def read_spec(bundle: str) -> tuple[EncoderSpec, str]:
