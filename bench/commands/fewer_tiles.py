@@ -90,10 +90,12 @@ def _rows(report: "FewerTiles") -> "Rows":
     notes = ["moved: the slide's mean embedding, in root mean square distances of its tiles from it"]
     if len(next(iter(report.slides.values()))) < LEAST_SLIDES:
         notes.append(f"cosine: wants {LEAST_SLIDES} slides, whose middle it is counted from")
+    headings = ("most tiles", "embedded", "cosine", "moved", "share of a class, pp", "same main class")
+    known = [column for column in range(len(headings)) if any(row[column] for row in rows)]
     return Rows(
         title="Some tiles in place of all: the worst slide",
-        headings=("most tiles", "embedded", "cosine", "moved", "share of a class, pp", "same main class"),
-        rows=tuple(rows),
+        headings=tuple(headings[column] for column in known),
+        rows=tuple(tuple(row[column] for column in known) for row in rows),
         notes=tuple(notes),
     )
 
