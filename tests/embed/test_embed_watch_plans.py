@@ -38,6 +38,13 @@ def test_a_scale_that_is_given_no_more_is_another_plan(drop: Path) -> None:
     assert names(watch(drop), "begin") == []
 
 
+@pytest.mark.parametrize("asked", [{"overlap": 8}, {"stain": "ihc"}, {"min_tissue": 0.3}, {"most_tiles": 9}])
+def test_a_folder_without_a_journal_is_taken_with_any_option(drop: Path, asked: dict[str, Any]) -> None:
+    assert names(watch(drop, EmbedConfig(**asked)), "done") == ["a.tif", "c.tif"]
+    with pytest.raises(UsageError, match=next(iter(asked))):
+        watch(drop)
+
+
 def test_a_watcher_of_a_boot_before_does_not_keep_the_next_from_another_plan(
     drop: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

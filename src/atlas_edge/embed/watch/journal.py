@@ -70,7 +70,7 @@ class WatchJournal:
         """
         self._plan = plan
         before = read_plan(self._connection)
-        different = differences(before or {}, plan)
+        different = [] if before is None else differences(before, plan)
         if not different:
             self._queue_what_lacked({"--mpp": "given_mpp" in plan, "--re-embed": replace})
         if not different or not replace:
@@ -290,11 +290,11 @@ class WatchJournal:
     def _check_plan(self, sql: sqlite3.Connection) -> None:
         if self._plan is None:
             return
-        before = read_plan(sql) or {}
-        if differences(before, self._plan):
+        before = read_plan(sql)
+        if before is not None and differences(before, self._plan):
             raise UsageError("another watcher gave --out another plan", hint="stop it, or choose another --out")
-        if before.keys() != self._plan.keys():
-            write_plan(sql, before | self._plan)
+        if before is None or before.keys() != self._plan.keys():
+            write_plan(sql, {**(before or {}), **self._plan})
 
     def _row(self, path: Path) -> sqlite3.Row | None:
         found: sqlite3.Row | None = self._connection.execute(
