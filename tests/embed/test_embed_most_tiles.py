@@ -20,6 +20,7 @@ from atlas_edge.slides import TileReader
 from embed.conftest import RunHere, lose_tiles
 from embed.test_embed import FailsLate, MeanEncoder
 from embed.test_embed_tokens import TokenEncoder
+from embed.test_embed_watch_faults import watch
 from support import disk_full_after
 
 h5py = pytest.importorskip("h5py")
@@ -227,3 +228,22 @@ def test_on_the_command_line(scan: Path, mean_bundle: Path, tmp_path: Path, run_
     other = run_here(*arguments)
     assert other.returncode == 2 and "most_tiles 50, now 0" in " ".join(other.stderr.split()), other.stderr
     assert len(read_hdf5(out)["features"]) == 50 and out.with_suffix(".overview.jpg").is_file()
+
+
+def test_a_watcher_embeds_as_many(drop: Path) -> None:
+    done = [line for line in watch(drop, SOME) if line["event"] == "done"]
+    assert [(line["tiles"], line["skipped_tiles"]) for line in done] == [(100, 500)] * 2
+    # The watcher's own journal says it, too.
+    with pytest.raises(UsageError, match="most_tiles 100, now 0"):
+        watch(drop, ALL)
+    assert len(read_hdf5(drop.parent / "out" / "a.h5")["features"]) == 100
+
+
+def test_clams_training_and_tridents_readers_see_whole_rows(scan: Path, tmp_path: Path) -> None:
+    embed_slide(scan, MeanEncoder(), tmp_path / "some.h5", SOME)
+    with h5py.File(tmp_path / "some.h5") as file:
+        # CLAM's Whole_Slide_Bag_FP and training; TRIDENT's read_coords.
+        assert len(file["coords"]) == len(file["features"]) == 100
+        assert {"patch_size", "patch_level", "level0_magnification", "target_magnification"} <= set(
+            file["coords"].attrs
+        )
