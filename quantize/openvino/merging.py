@@ -3,8 +3,8 @@
 Next to no work beside the blocks: what is compared is one small product a block, and only rows are gathered. One-hot
 rows times tokens join them: a scatter by index is slower in the plugin, and sums in no fixed order.
 
-Every row that is gathered is wider than a register: for narrower ones the plugin has a kernel of its own, which now and
-then reads out of bounds for a single tile (2026.4, AVX-512: `vpgatherdd` in a call of `Gather`, once in some hundred).
+Every row that is gathered is wider than a register: for narrower ones the plugin has a kernel of its own, which for a
+single tile reads beyond the indices' end and crashes or answers wrongly (2026.4; docs/notes/2026-11-30-openvino.md).
 """
 
 from dataclasses import dataclass, replace
