@@ -3,10 +3,14 @@
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from atlas_edge.bench.interval import Interval
+from atlas_edge.bench.judge.gate import Verdict
 from atlas_edge.quantize.plan import SavedPlan, save_plan
+from atlas_edge.quantize.search.accuracy import PlanAccuracy
 from atlas_edge.quantize.search.search import SearchConfig, SearchResult, TriedPlan
 from atlas_edge.system import hardware
 from atlas_edge.system.atomic import atomic_folder
@@ -82,7 +86,8 @@ def markdown(result: SearchResult, config: SearchConfig) -> str:
     calibration, evaluation = result.calibration, result.evaluation
     lines += [
         "",
-        f"Calibrated on {calibration.tiles} tiles of {calibration.name}, chosen by the figures themselves on "
+        f"Calibrated on {calibration.tiles} tiles of {calibration.name}, chosen by the figures themselves (of plans "
+        "that merge tokens: by their whole intervals) on "
         f"{evaluation.tiles} of {evaluation.name}, confirmed on {result.confirmation.tiles} others. "
         "Throughput over full precision, 95 % interval, all plans taking turns.",
     ]
@@ -110,33 +115,43 @@ def rows(result: SearchResult) -> list[tuple[str, ...]]:
 
 
 def plot_front(result: SearchResult, path: Path) -> None:
-    """Throughput against cost, the front as a line, as SVG."""
+    """Throughput against cost, as SVG: the probe's drop and the predictions that change; without labels the cosine."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.add_subplot()
+    panels = _LABELLED if result.tried[0].accuracy.drop_pp is not None else _UNLABELLED
+    figure = Figure(figsize=(8.4, 1.2 + 2.6 * len(panels)), layout="constrained")
+    rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     front = pareto_front(result.tried)
-    axes.plot([e.speed.ratio.estimate for e in front], [_cost(e) for e in front], "-", color="#999999", lw=1, zorder=1)
-    for entry in result.tried:
-        color = "#009e73" if entry.verdict.value == "PASS" else "#d55e00"
-        ratio, cost = entry.speed.ratio, _cost(entry)
-        spread = [[ratio.estimate - ratio.low], [ratio.high - ratio.estimate]]
-        axes.errorbar(
-            ratio.estimate, cost, xerr=spread, yerr=_spread(entry), fmt="o", color=color, ms=5, elinewidth=0.7
-        )
-        mark = " (chosen)" if entry.plan == result.chosen else ""
-        axes.annotate(
-            entry.plan.name + mark, (ratio.estimate, cost), xytext=(5, 5), textcoords="offset points", fontsize=7
-        )
-    labelled = result.tried[0].accuracy.drop_pp is not None
-    axes.set_xlabel("throughput over full precision")
-    axes.set_ylabel("accuracy drop, percentage points" if labelled else "1 - cosine, 99th percentile")
-    axes.set_title("green passes the gate, red does not; the line is the Pareto front", loc="left", fontsize=9)
-    axes.grid(lw=0.3)
+    for axes, (name, figure_of) in zip(rows, panels.items(), strict=True):
+        if axes is rows[0]:
+            on_front = [(entry.speed.ratio.estimate, figure_of(entry.accuracy).estimate) for entry in front]
+            axes.plot(*zip(*on_front, strict=True), "-", color="#999999", lw=1, zorder=1)
+        for number, entry in enumerate(result.tried, 1):
+            ratio, cost = entry.speed.ratio, figure_of(entry.accuracy)
+            axes.errorbar(
+                ratio.estimate, cost.estimate, xerr=_ends(ratio), yerr=_ends(cost), fmt="o", ms=5, elinewidth=0.7,
+                color=_COLORS[entry.verdict], label=f"{number}  {entry.plan.name}" + _mark(entry, result),
+            )  # fmt: skip
+            place = (ratio.estimate, cost.estimate)
+            axes.annotate(str(number), place, xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.set_ylabel(name)
+        axes.grid(lw=0.3)
+    rows[-1].set_xlabel("throughput over full precision")
+    title = "green passes the gate, orange is undecided, red fails; the line is the Pareto front"
+    rows[0].set_title(title, loc="left", fontsize=9)
+    rows[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
     buffer = io.BytesIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     path.write_bytes(buffer.getvalue())
+
+
+def _mark(entry: TriedPlan, result: SearchResult) -> str:
+    return " (chosen)" if entry.plan == result.chosen else ""
+
+
+def _ends(interval: Interval) -> list[list[float]]:
+    return [[max(interval.estimate - interval.low, 0)], [max(interval.high - interval.estimate, 0)]]
 
 
 def _saved(result: SearchResult, config: SearchConfig) -> SavedPlan:
@@ -157,6 +172,21 @@ def _cost(entry: TriedPlan) -> float:
     return 1 - accuracy.cosine_p1.estimate if accuracy.drop_pp is None else accuracy.drop_pp.estimate
 
 
-def _spread(entry: TriedPlan) -> Any:
-    drop = entry.accuracy.drop_pp
-    return None if drop is None else [[drop.estimate - drop.low], [drop.high - drop.estimate]]
+def _drop(accuracy: PlanAccuracy) -> Interval:
+    assert accuracy.drop_pp is not None
+    return accuracy.drop_pp
+
+
+def _flips(accuracy: PlanAccuracy) -> Interval:
+    assert accuracy.flip_percent is not None
+    return accuracy.flip_percent
+
+
+def _distance(accuracy: PlanAccuracy) -> Interval:
+    p1 = accuracy.cosine_p1
+    return replace(p1, estimate=1 - p1.estimate, low=1 - p1.high, high=1 - p1.low)
+
+
+_LABELLED = {"accuracy drop, pp": _drop, "changed predictions, %": _flips}
+_UNLABELLED = {"1 - cosine, 99th percentile": _distance}
+_COLORS = {Verdict.PASS: "#009e73", Verdict.INCONCLUSIVE: "#e69f00", Verdict.FAIL: "#d55e00"}

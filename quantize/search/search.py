@@ -65,7 +65,8 @@ class TriedPlan:
         plan: What was tried.
         accuracy: Measured on the target.
         speed: Measured beside all others.
-        verdict: PASS where the figures themselves keep the budget, on the tiles that choose; FAIL elsewhere.
+        verdict: On the tiles that choose. PASS where the figures themselves keep the budget, or, of a plan that merges
+            tokens, where their whole intervals do (INCONCLUSIVE where the figures alone do); FAIL elsewhere.
     """
 
     plan: Plan
@@ -129,7 +130,9 @@ def search(config: SearchConfig, say: Say) -> tuple[SearchResult, PlanBench]:
     measured, sensitivity = _try_plans(bench, config, started)
     speeds = bench.race([plan for plan, _ in measured])
     tried = [
-        TriedPlan(plan=plan, accuracy=found, speed=speeds[plan.name], verdict=_first_verdict(found, config.budget))
+        TriedPlan(
+            plan=plan, accuracy=found, speed=speeds[plan.name], verdict=_first_verdict(plan, found, config.budget)
+        )
         for plan, found in measured
     ]
     chosen, checked, reasons = _choose(bench, tried, config.budget)
@@ -192,7 +195,7 @@ def _try_plans(
     slowest_s = 0.0
 
     def attempt(plan: Plan, *, optional: bool) -> bool:
-        """Whether the plan was measured, and passes."""
+        """Whether the plan was measured, and its figures keep the budget."""
         nonlocal slowest_s
         known, begun = bench.known(plan), time.monotonic()
         limit_s = 60 * config.minutes * (1 - _RESERVE)
@@ -203,10 +206,10 @@ def _try_plans(
         measured.append((plan, accuracy))
         took_s = time.monotonic() - begun
         slowest_s = max(slowest_s, took_s)
-        verdict = _first_verdict(accuracy, config.budget)
+        verdict = _first_verdict(plan, accuracy, config.budget)
         when = "known from before" if known is not None else f"{took_s:.0f} s"
         bench.say(f"{plan.name}: {verdict}; {accuracy.sentence()}; {when}")
-        return verdict is Verdict.PASS
+        return verdict is not Verdict.FAIL
 
     everything = False
     for number, plan in enumerate(first_plans(target, bench.backend.float_precisions(), config.int8)):
@@ -229,8 +232,15 @@ def _try_plans(
     return measured, sensitivity
 
 
-def _first_verdict(accuracy: PlanAccuracy, budget: Budget) -> Verdict:
-    return Verdict.PASS if keeps_budget(accuracy, budget) else Verdict.FAIL
+def _first_verdict(plan: Plan, accuracy: PlanAccuracy, budget: Budget) -> Verdict:
+    if not keeps_budget(accuracy, budget):
+        return Verdict.FAIL
+    # Merging always costs something: of many factors the luckiest on few tiles would win.
+    return judge_plan(accuracy, budget) if _merges(plan) else Verdict.PASS
+
+
+def _merges(plan: Plan) -> bool:
+    return plan.recipe is not None and plan.recipe.merge_tokens > 1
 
 
 def _sensitivity(bench: PlanBench, config: SearchConfig) -> Sensitivity:
@@ -256,9 +266,7 @@ def _choose(bench: PlanBench, tried: list[TriedPlan], budget: Budget) -> tuple[P
     for look in range(1, _LOOKS + 1):
         if not passing:
             break
-        # The second is the one that changes embeddings least.
-        closest = [max(passing, key=lambda entry: entry.accuracy.cosine_median)]
-        best, why = preferred(passing if look == 1 else closest)
+        best, why = preferred(passing)
         reasons += why
         if best.speed.ratio.estimate <= 1:
             reasons.append(f"{best.plan.name} is no faster than full precision here, which is kept")
@@ -272,5 +280,13 @@ def _choose(bench: PlanBench, tried: list[TriedPlan], budget: Budget) -> tuple[P
         )
         if verdict is Verdict.PASS:
             return best.plan, checked, reasons
-        passing.remove(best)
+        passing = _more_careful(passing, than=best)
     return tried[0].plan, tried[0].accuracy, reasons
+
+
+def _more_careful(passing: list[TriedPlan], *, than: TriedPlan) -> list[TriedPlan]:
+    """What is looked at after a plan was not confirmed: those that merge nothing if it merged, else the closest."""
+    others = [entry for entry in passing if entry is not than]
+    if _merges(than.plan):
+        return [entry for entry in others if not _merges(entry.plan)]
+    return [max(others, key=lambda entry: entry.accuracy.cosine_median)] if others else []

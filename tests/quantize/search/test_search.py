@@ -30,7 +30,7 @@ from atlas_edge.quantize.search.bench import MeasureConfig, PlanBench
 from atlas_edge.quantize.search.candidates import first_plans, gentler_plans
 from atlas_edge.quantize.search.journal import Journal
 from atlas_edge.quantize.search.report import pareto_front
-from atlas_edge.quantize.search.search import TriedPlan, _choose, preferred
+from atlas_edge.quantize.search.search import TriedPlan, _choose, _first_verdict, preferred
 from atlas_edge.quantize.search.stored_embeddings import RememberingEncoder
 from atlas_edge.quantize.search.timing import PlanSpeed
 from atlas_edge.quantize.sensitivity.measure import LayerSensitivity, Sensitivity
@@ -189,6 +189,31 @@ def test_what_other_tiles_do_not_confirm_is_not_kept(drops: dict[str, float], ch
     assert (plan.name, bench.asked) == (chosen, asked)
     assert accuracy.drop_pp is not None and accuracy.drop_pp.estimate == (0.0 if chosen == "fp32" else drops[chosen])
     assert sum("tiles that did not choose it" in reason for reason in reasons) == len(asked)
+
+
+def test_after_a_plan_that_merges_the_fastest_that_merges_nothing_is_looked_at() -> None:
+    # The luckiest of many factors is not confirmed: INT8 is not given up for that.
+    drops = {"int8, 1.3": 2.2, "int8, 1.15": 0.1, "int8": 0.5, "bf16": 0.1}
+    rates = {"int8, 1.3": 40, "int8, 1.15": 35, "int8": 30, "bf16": 20}
+    tried = [_tried("fp32", 10, 0.0), *(_tried(name, rates[name], 1.0) for name in drops)]
+    for number, entry in enumerate(tried):
+        _, _, factor = entry.plan.name.partition(", ")
+        if factor:
+            recipe = Recipe(merge_tokens=float(factor))
+            tried[number] = replace(entry, plan=entry.plan.model_copy(update={"recipe": recipe}))
+    bench: Any = ConfirmingBench(drops)
+    plan, _, _ = _choose(bench, tried, Budget(max_drop_pp=2.5))
+    assert (plan.name, bench.asked) == ("int8", ["int8, 1.3", "int8"])
+
+
+def test_a_plan_that_merges_passes_by_its_whole_interval() -> None:
+    entry = _tried("int8", 30, 1.0)
+    budget = Budget(max_drop_pp=1.2)
+    merging = entry.plan.model_copy(update={"recipe": Recipe(merge_tokens=1.3)})
+    assert _first_verdict(entry.plan, entry.accuracy, budget) is Verdict.PASS
+    assert _first_verdict(merging, entry.accuracy, budget) is Verdict.INCONCLUSIVE
+    assert _first_verdict(merging, entry.accuracy, Budget(max_drop_pp=1.6)) is Verdict.PASS
+    assert _first_verdict(merging, entry.accuracy, Budget(max_drop_pp=0.9)) is Verdict.FAIL
 
 
 @pytest.mark.parametrize("slides", [True, False])
