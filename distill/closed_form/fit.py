@@ -13,7 +13,7 @@ from atlas_edge.system.hardware import peak_memory_bytes
 # What of a training configuration a fit reads.
 OPTIONS = {
     "teachers", "tiles", "out", "student", "patch", "registers", "pooling", "init_from", "init_tiles", "whitening",
-    "views", "stored", "fresh", "fresh_share", "precision", "seed", "threads", "half", "keep_paths"
+    "init_rounded", "views", "stored", "fresh", "fresh_share", "precision", "seed", "threads", "half", "keep_paths"
 }  # fmt: skip
 
 

@@ -10,7 +10,9 @@ not copied channel by channel (weight selection, Xu et al., ICLR 2024, arXiv:231
    every linear layer is refitted by ridge regression from the student's own activations to the teacher's. Each
    fit sees the errors of those before it and corrects them. Of a deeper teacher the blocks that turn the stream most
    are taken (ShortGPT, Men et al., arXiv:2403.03853), and what those between them add is part of the errors. Queries
-   and keys of rotary networks are fitted before they are turned: the student turns them by its teacher's angles.
+   and keys of rotary networks are fitted before they are turned: the student turns them by its teacher's angles. For
+   a student that will run in INT8 its own activations are those of the rounded student: directions that rounding
+   drowns are leant on less, and its errors are made up for.
 3. The output is centred and its spread evened out. A teacher's CLS tokens of stained tissue differ most by colour and
    density: a few directions hold nearly all variance, and cosines say little else. The student's channels are turned
    to the principal directions of its own CLS tokens, and the last LayerNorm takes the mean away and divides each by a
@@ -44,6 +46,7 @@ from atlas_edge.distill.closed_form.blocks import (
 from atlas_edge.distill.closed_form.inheritable import check_parts, check_sizes, neurons_and_output
 from atlas_edge.distill.closed_form.moments import Moments, Streams, damped, seen_tokens, token_shares
 from atlas_edge.distill.closed_form.whitening import even_out
+from atlas_edge.distill.rounding import rounded_input, rounding
 
 if TYPE_CHECKING:
     from timm.models.eva import Eva
@@ -88,6 +91,7 @@ def inherit(
     *,
     half: bool = False,
     whitening: float = 0.5,
+    rounded: bool = False,
 ) -> Inherited:
     """Overwrite a student's weights with those fitted to its teacher.
 
@@ -104,6 +108,7 @@ def inherit(
         half: Compute activations in bfloat16, about twice as fast where the CPU has it, half as fast where it has not;
             the fits stay float64.
         whitening: 0-1: the CLS embedding's channels are divided by their deviation to this power (see `even_out`).
+        rounded: Fit to what the student's layers read and compute when INT8 rounds them.
 
     Raises:
         ValueError: The two networks do not fit each other.
@@ -125,8 +130,8 @@ def inherit(
         for student_block, number in zip(student.blocks, taken, strict=True):
             _pass_by(teacher.blocks[done:number], streams, table)
             teacher_block, done = teacher.blocks[number], number + 1
-            _inherit_attention(student_block, teacher_block, streams, basis, table)
-            _inherit_mlp(student_block, teacher_block, streams, basis)
+            _inherit_attention(student_block, teacher_block, streams, basis, table, rounded=rounded)
+            _inherit_mlp(student_block, teacher_block, streams, basis, rounded=rounded)
     _reset_norm(student.norm)
     _rescale(student)
     fit = Moments()
@@ -210,7 +215,7 @@ def _inherit_embedding(student: Any, teacher: Any, basis: Tensor) -> None:
 
 
 def _inherit_attention(
-    student: Any, teacher: Any, streams: Sequence[Streams], basis: Tensor, table: Tensor | None
+    student: Any, teacher: Any, streams: Sequence[Streams], basis: Tensor, table: Tensor | None, *, rounded: bool
 ) -> None:
     _reset_norm(student.norm1)
     _reset_scale(student, 1)
@@ -222,7 +227,7 @@ def _inherit_attention(
         mixed = mix(qkv, attention, table)
         delta = scaled(teacher, 1, attention.proj(mixed))
         written.add(part, mixed, delta @ basis, rows)
-        read.add(part, student.norm1(part.own), qkv, rows)
+        read.add(part, _seen(student.norm1(part.own), rounded=rounded), qkv, rows)
         part.teacher += delta
     chosen = _choose_heads(written, heads, student.attn.num_heads)
     columns = torch.cat([torch.arange(h * head_dim, (h + 1) * head_dim) for h in chosen])
@@ -231,7 +236,7 @@ def _inherit_attention(
     def mixed_of(part: Streams) -> Tensor:
         return mix(queries_keys_values(student.attn, student.norm1(part.own)), student.attn, table)
 
-    _fit_writer(student.attn.proj, mixed_of, streams, basis, weights)
+    _fit_writer(student.attn.proj, mixed_of, streams, basis, weights, rounded=rounded)
 
 
 def _fit_qkv(student: Any, read: Moments, columns: Sequence[Tensor]) -> None:
@@ -262,7 +267,7 @@ def _fit_qkv(student: Any, read: Moments, columns: Sequence[Tensor]) -> None:
             bias.copy_(found)
 
 
-def _inherit_mlp(student: Any, teacher: Any, streams: Sequence[Streams], basis: Tensor) -> None:
+def _inherit_mlp(student: Any, teacher: Any, streams: Sequence[Streams], basis: Tensor, *, rounded: bool) -> None:
     _reset_norm(student.norm2)
     _reset_scale(student, 2)
     written, read, weights = Moments(), Moments(), [part.weights for part in streams]
@@ -273,7 +278,7 @@ def _inherit_mlp(student: Any, teacher: Any, streams: Sequence[Streams], basis: 
         active, delta = student.mlp.act(hidden), scaled(teacher, 2, added)
         if number in looked_at:
             written.add(part, active, delta @ basis, rows)
-        read.add(part, student.norm2(part.own), hidden, rows)
+        read.add(part, _seen(student.norm2(part.own), rounded=rounded), hidden, rows)
         part.teacher += delta
     chosen = _choose_neurons(written, student.mlp.fc1.out_features)
     _set(student.mlp.fc1, read.ridge(chosen))
@@ -282,7 +287,7 @@ def _inherit_mlp(student: Any, teacher: Any, streams: Sequence[Streams], basis: 
         active: Tensor = student.mlp.act(student.mlp.fc1(student.norm2(part.own)))
         return active
 
-    _fit_writer(student.mlp.fc2, activate, streams, basis, weights)
+    _fit_writer(student.mlp.fc2, activate, streams, basis, weights, rounded=rounded)
 
 
 def _fit_writer(
@@ -291,16 +296,21 @@ def _fit_writer(
     streams: Sequence[Streams],
     basis: Tensor,
     weights: Sequence[Tensor],
+    *,
+    rounded: bool,
 ) -> None:
     """Fit what a layer adds to the student's stream, so that it makes up for all errors so far, and add it."""
     fit = Moments()
     for part, rows in zip(streams, weights, strict=True):
         with torch.autocast("cpu", enabled=False):
             missing = part.teacher @ basis - part.own
-        fit.add(part, inputs(part), missing, rows)
+        with rounding(wanted=rounded):
+            read = inputs(part)
+        fit.add(part, _seen(read, rounded=rounded), missing, rows)
     _set(linear, fit.ridge())
     for part in streams:
-        part.own += linear(inputs(part))
+        with rounding(wanted=rounded):
+            part.own += linear(inputs(part))
 
 
 def _choose_heads(moments: Moments, heads: int, wanted: int) -> tuple[int, ...]:
@@ -344,6 +354,11 @@ def _reset_norm(norm: nn.Module) -> None:
     # The fitted linear layers hold the teacher's scale and shift.
     nn.init.ones_(norm.weight)
     nn.init.zeros_(norm.bias)
+
+
+def _seen(values: Tensor, *, rounded: bool) -> Tensor:
+    """What a layer reads of its input."""
+    return rounded_input(values) if rounded else values
 
 
 def _set(linear: nn.Linear, fitted: tuple[Tensor, Tensor]) -> None:

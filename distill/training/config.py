@@ -35,6 +35,7 @@ class FitOptions(Options):
         init_tiles: Views used for the fit in closed form, spread over all views of all tiles.
         whitening: How far that fit evens out the CLS embedding's channels: 0 turns and centres them, 1 gives them equal
             deviations.
+        init_rounded: Fit to inputs and weights rounded as INT8 rounds them, for a student that INT8 changes less.
         views: Stored views of each tile; a cache knows its own.
         stored: Augmentation that teacher and student see; a cache knows its own.
         fresh: Augmentation that only the student sees.
@@ -54,6 +55,7 @@ class FitOptions(Options):
     pooling: Literal["cls", "cls+mean"] | None = None
     init_tiles: Annotated[int, Ge(2)] = 384
     whitening: Annotated[float, Ge(0), Le(1)] = 0.5
+    init_rounded: Flag = False
     views: Annotated[int, Ge(1)] = 4
     stored: AugmentationName = "weak"
     fresh: AugmentationName = "strong"
@@ -144,6 +146,10 @@ class TrainConfig(TrainOptions):
     """
 
     teachers: Annotated[tuple[str, ...], MinLen(1)]
+
+    def is_rounded(self, step: int) -> bool:
+        """Whether a step is among the last ones, in which the student computes as INT8 does."""
+        return step >= self.steps - round(self.rounded_share * self.steps)
 
     def same_run(self) -> dict[str, object]:
         """What must not change between a run and its continuation."""

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from atlas_edge.distill.data.stream import TrainingBatch, ViewStream
+from atlas_edge.distill.rounding import rounding
 from atlas_edge.distill.targets.losses import feature_loss, nested_loss, relational_loss
 from atlas_edge.distill.training.config import TrainConfig
 from atlas_edge.distill.training.device import autocast, own_device
 from atlas_edge.distill.training.held_out import HeldOut, held_out_figures, normalised
 from atlas_edge.distill.training.metrics import MetricsLog
 from atlas_edge.distill.training.out_of_memory import memory_explained, more_parts, smaller_batch, stored_features
-from atlas_edge.distill.training.rounding import rounding
 from atlas_edge.distill.training.sharding import agree, shard, sharding_wanted, whole
 from atlas_edge.distill.training.state import State, start
 from atlas_edge.distill.training.student import Architecture
@@ -186,7 +186,7 @@ def train_step(config: TrainConfig, state: State, accelerator: Any, batch: Train
     terms = []
     for part in batch.parts(config.accumulate):
         images = normalised(part.pixels, state.architecture).to(device)
-        with autocast(device, config.precision), rounding(config, batch.step):
+        with autocast(device, config.precision), rounding(wanted=config.is_rounded(batch.step)):
             tokens = state.model(images)
         found = _loss(config, state, tokens.float(), part)
         share = len(part.pixels) / len(batch.pixels)

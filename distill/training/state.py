@@ -229,6 +229,7 @@ def fit_to_teacher(config: TrainConfig, stream: ViewStream, backbone: nn.Module,
             teacher_views=shown,
             half=config.precision != "fp32" and cpu().bfloat16,
             whitening=config.whitening,
+            rounded=config.init_rounded,
         )
 
 

@@ -253,6 +253,7 @@ def inherit_from(
     teacher_views: "NDArray[Any]",
     half: bool = False,
     whitening: float = 0.5,
+    rounded: bool = False,
 ) -> Fitted:
     """Give the student weights fitted to a ViT teacher (see `inherit`).
 
@@ -264,6 +265,7 @@ def inherit_from(
         teacher_views: The same views without the fresh half.
         half: Compute activations in bfloat16.
         whitening: See `inherit`.
+        rounded: See `inherit`.
 
     Raises:
         UsageError: The teacher is a cache, has random weights, or the two networks do not fit each other.
@@ -292,7 +294,7 @@ def inherit_from(
         vit.set_input_size((side, side))
         backbone.eval()
         images = _batches(student_views, architecture.mean, architecture.std)
-        found = inherit(backbone, vit, images, teacher_images(), half=half, whitening=whitening)
+        found = inherit(backbone, vit, images, teacher_images(), half=half, whitening=whitening, rounded=rounded)
     except ValueError as error:
         raise UsageError(
             f"the student cannot inherit from {teacher}: {error}", hint="use --init random, or another --student"

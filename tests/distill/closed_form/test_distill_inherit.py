@@ -5,8 +5,10 @@ import torch
 from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
 from torch.nn import functional as F
 
+from atlas_edge.distill import rounding as rounding_module
 from atlas_edge.distill.closed_form.inherit import inherit
 from atlas_edge.distill.closed_form.whitening import even_out
+from atlas_edge.distill.rounding import rounding
 
 
 def _vit(
@@ -83,6 +85,23 @@ def test_a_teacher_with_gated_mlps_is_followed(mlp: object) -> None:
     found = inherit(student, teacher, images[:64].split(16), images[:64].split(16))
     fitted = _cosine(student, teacher, images[64:], found)
     assert fitted > 0.9 and fitted > _cosine(fresh, teacher, images[64:], found) + 0.2
+
+
+def test_a_fit_to_rounded_layers_makes_up_for_the_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 3 bits instead of 8, so that it shows in networks this small.
+    monkeypatch.setattr(rounding_module, "_LEVELS", 7)
+    torch.manual_seed(2)
+    images = torch.randn(96, 3, 32, 32)
+    teacher, plain, rounded = _vit(64, 2), _vit(32, 1, seed=1), _vit(32, 1, seed=1)
+    cosines = {}
+    for name, student in (("plain", plain), ("rounded", rounded)):
+        found = inherit(student, teacher, images[:64].split(16), images[:64].split(16), rounded=name == "rounded")
+        with torch.inference_mode():
+            with rounding(wanted=True):
+                tokens = student.forward_features(images[64:])
+            mapped, target = tokens @ found.head_weight.T + found.head_bias, teacher.forward_features(images[64:])
+        cosines[name] = float(F.cosine_similarity(mapped, target, dim=-1).mean())
+    assert cosines["rounded"] > cosines["plain"] + 0.02
 
 
 def test_layer_scale_does_not_shrink_what_was_fitted() -> None:

@@ -9,8 +9,8 @@ import torch
 from tiny_runs import losses_of, tiny_config
 from torch.nn import functional as F
 
+from atlas_edge.distill.rounding import rounded_input, rounded_weight, rounding
 from atlas_edge.distill.training import loop
-from atlas_edge.distill.training.rounding import rounded_input, rounded_weight, rounding
 from atlas_edge.distill.training.run import distill
 from atlas_edge.quantize.numerics.rounding import fake_round, fake_weight, grid_ends
 
@@ -33,9 +33,9 @@ def test_gradients_pass_over_the_rounding(tmp_path: Path) -> None:
     torch.manual_seed(0)
     linear, values = torch.nn.Linear(16, 8), torch.randn(5, 16, requires_grad=True)
     config = tiny_config(tmp_path, tmp_path, tmp_path, tmp_path / "out", steps=10, rounded_share=0.3)
-    with rounding(config, 6):
+    with rounding(wanted=config.is_rounded(6)):
         assert torch.equal(linear(values), F.linear(values, linear.weight, linear.bias))
-    with rounding(config, 7):
+    with rounding(wanted=config.is_rounded(7)):
         found = linear(values)
     plain = values.detach()
     expected = fake_round(plain, *grid_ends(float(plain.min()), float(plain.max())))

@@ -1,4 +1,4 @@
-"""Training with what INT8 will round: inputs and weights of every Linear layer, on the grids that exports use.
+"""A student that computes as INT8 does: inputs and weights of Linear layers rounded, on the grids that exports use.
 
 In the forward pass values are rounded, in the backward pass the rounding is passed over (straight-through: Bengio et
 al., arXiv:1308.3432; Jacob et al., CVPR 2018, arXiv:1712.05877, section 3).
@@ -13,15 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from atlas_edge.distill.training.config import TrainConfig
-
 _LEVELS, _LARGEST = 255, 127
 
 
-def rounding(config: TrainConfig, step: int) -> AbstractContextManager[object]:
-    """In which the student computes its tokens at a step: rounded in the last `rounded_share` of a run's steps."""
-    rounded_steps = round(config.rounded_share * config.steps)
-    return _Rounding() if step >= config.steps - rounded_steps else nullcontext()
+def rounding(*, wanted: bool) -> AbstractContextManager[object]:
+    """In which Linear layers compute with rounded inputs and weights, if wanted."""
+    return _Rounding() if wanted else nullcontext()
 
 
 class _Rounding(TorchFunctionMode):
