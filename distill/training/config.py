@@ -35,7 +35,7 @@ class FitOptions(Options):
         init_tiles: Views used for the fit in closed form, spread over all views of all tiles.
         whitening: How far that fit evens out the CLS embedding's channels: 0 turns and centres them, 1 gives them equal
             deviations.
-        init_rounded: Fit to inputs and weights rounded as INT8 rounds them, for a student that INT8 changes less.
+        init_rounded: Fit to inputs and weights rounded as INT8 rounds them, which helps a fit to few views.
         views: Stored views of each tile; a cache knows its own.
         stored: Augmentation that teacher and student see; a cache knows its own.
         fresh: Augmentation that only the student sees.
