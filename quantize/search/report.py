@@ -86,12 +86,16 @@ def markdown(result: SearchResult, config: SearchConfig) -> str:
     calibration, evaluation = result.calibration, result.evaluation
     lines += [
         "",
-        f"Calibrated on {calibration.tiles} tiles of {calibration.name}, chosen by the figures themselves (of plans "
-        "that merge tokens: by their whole intervals) on "
+        f"Calibrated on {calibration.tiles} tiles of {calibration.name}, chosen by the figures themselves"
+        f"{_by_intervals(config)} on "
         f"{evaluation.tiles} of {evaluation.name}, confirmed on {result.confirmation.tiles} others. "
         "Throughput over full precision, 95 % interval, all plans taking turns.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _by_intervals(config: SearchConfig) -> str:
+    return " (of plans that merge tokens: by their whole intervals)" if config.merge_tokens else ""
 
 
 def rows(result: SearchResult) -> list[tuple[str, ...]]:

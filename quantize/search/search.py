@@ -66,7 +66,8 @@ class TriedPlan:
         accuracy: Measured on the target.
         speed: Measured beside all others.
         verdict: On the tiles that choose. PASS where the figures themselves keep the budget, or, of a plan that merges
-            tokens, where their whole intervals do (INCONCLUSIVE where the figures alone do); FAIL elsewhere.
+            more tokens than the recipe begun with, where their whole intervals do (INCONCLUSIVE where the figures alone
+            do); FAIL elsewhere.
     """
 
     plan: Plan
@@ -130,9 +131,7 @@ def search(config: SearchConfig, say: Say) -> tuple[SearchResult, PlanBench]:
     measured, sensitivity = _try_plans(bench, config, started)
     speeds = bench.race([plan for plan, _ in measured])
     tried = [
-        TriedPlan(
-            plan=plan, accuracy=found, speed=speeds[plan.name], verdict=_first_verdict(plan, found, config.budget)
-        )
+        TriedPlan(plan=plan, accuracy=found, speed=speeds[plan.name], verdict=_first_verdict(plan, found, config))
         for plan, found in measured
     ]
     chosen, checked, reasons = _choose(bench, tried, config.budget)
@@ -206,7 +205,7 @@ def _try_plans(
         measured.append((plan, accuracy))
         took_s = time.monotonic() - begun
         slowest_s = max(slowest_s, took_s)
-        verdict = _first_verdict(plan, accuracy, config.budget)
+        verdict = _first_verdict(plan, accuracy, config)
         when = "known from before" if known is not None else f"{took_s:.0f} s"
         bench.say(f"{plan.name}: {verdict}; {accuracy.sentence()}; {when}")
         return verdict is not Verdict.FAIL
@@ -232,15 +231,16 @@ def _try_plans(
     return measured, sensitivity
 
 
-def _first_verdict(plan: Plan, accuracy: PlanAccuracy, budget: Budget) -> Verdict:
-    if not keeps_budget(accuracy, budget):
+def _first_verdict(plan: Plan, accuracy: PlanAccuracy, config: SearchConfig) -> Verdict:
+    if not keeps_budget(accuracy, config.budget):
         return Verdict.FAIL
     # Merging always costs something: of many factors the luckiest on few tiles would win.
-    return judge_plan(accuracy, budget) if _merges(plan) else Verdict.PASS
+    return judge_plan(accuracy, config.budget) if _merging(plan) > config.int8.merge_tokens else Verdict.PASS
 
 
-def _merges(plan: Plan) -> bool:
-    return plan.recipe is not None and plan.recipe.merge_tokens > 1
+def _merging(plan: Plan) -> float:
+    """How many times less the blocks of its network compute."""
+    return 1.0 if plan.recipe is None else plan.recipe.merge_tokens
 
 
 def _sensitivity(bench: PlanBench, config: SearchConfig) -> Sensitivity:
@@ -285,8 +285,8 @@ def _choose(bench: PlanBench, tried: list[TriedPlan], budget: Budget) -> tuple[P
 
 
 def _more_careful(passing: list[TriedPlan], *, than: TriedPlan) -> list[TriedPlan]:
-    """What is looked at after a plan was not confirmed: those that merge nothing if it merged, else the closest."""
+    """What is looked at after a plan was not confirmed: if it merged tokens, all that merge none, else the closest."""
     others = [entry for entry in passing if entry is not than]
-    if _merges(than.plan):
-        return [entry for entry in others if not _merges(entry.plan)]
+    if _merging(than.plan) > 1:
+        return [entry for entry in others if _merging(entry.plan) == 1]
     return [max(others, key=lambda entry: entry.accuracy.cosine_median)] if others else []

@@ -30,7 +30,7 @@ from atlas_edge.quantize.search.bench import MeasureConfig, PlanBench
 from atlas_edge.quantize.search.candidates import first_plans, gentler_plans
 from atlas_edge.quantize.search.journal import Journal
 from atlas_edge.quantize.search.report import pareto_front
-from atlas_edge.quantize.search.search import TriedPlan, _choose, _first_verdict, preferred
+from atlas_edge.quantize.search.search import SearchConfig, TriedPlan, _choose, _first_verdict, preferred
 from atlas_edge.quantize.search.stored_embeddings import RememberingEncoder
 from atlas_edge.quantize.search.timing import PlanSpeed
 from atlas_edge.quantize.sensitivity.measure import LayerSensitivity, Sensitivity
@@ -208,12 +208,18 @@ def test_after_a_plan_that_merges_the_fastest_that_merges_nothing_is_looked_at()
 
 def test_a_plan_that_merges_passes_by_its_whole_interval() -> None:
     entry = _tried("int8", 30, 1.0)
-    budget = Budget(max_drop_pp=1.2)
-    merging = entry.plan.model_copy(update={"recipe": Recipe(merge_tokens=1.3)})
-    assert _first_verdict(entry.plan, entry.accuracy, budget) is Verdict.PASS
-    assert _first_verdict(merging, entry.accuracy, budget) is Verdict.INCONCLUSIVE
-    assert _first_verdict(merging, entry.accuracy, Budget(max_drop_pp=1.6)) is Verdict.PASS
-    assert _first_verdict(merging, entry.accuracy, Budget(max_drop_pp=0.9)) is Verdict.FAIL
+    measure = MeasureConfig(model="m", tiles="t", evaluation="e", target=Target.ONNX, out=Path("out"))
+
+    def verdict(recipe: Recipe, drop: float, start: Recipe | None = None) -> Verdict:
+        config = SearchConfig(measure=measure, budget=Budget(max_drop_pp=drop), recipe=start)
+        return _first_verdict(entry.plan.model_copy(update={"recipe": recipe}), entry.accuracy, config)
+
+    assert verdict(Recipe(), 1.2) is Verdict.PASS
+    assert verdict(Recipe(merge_tokens=1.3), 1.2) is Verdict.INCONCLUSIVE
+    assert verdict(Recipe(merge_tokens=1.3), 1.6) is Verdict.PASS
+    assert verdict(Recipe(merge_tokens=1.3), 0.9) is Verdict.FAIL
+    # Who begins with a recipe that merges has chosen that one.
+    assert verdict(Recipe(merge_tokens=1.3), 1.2, start=Recipe(merge_tokens=1.3)) is Verdict.PASS
 
 
 @pytest.mark.parametrize("slides", [True, False])
