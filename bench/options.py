@@ -148,10 +148,10 @@ class SlideBenchOptions(Options):
 
     tiles: int = 256
     rounds: int = 4
-    threads: int = 1
-    streams: int | None = None
+    threads: Annotated[int, Ge(1), Le(64)] = 1
+    streams: Annotated[int | None, Ge(1)] = None
     device: str | None = None
-    batch: int = 64
-    mpp: float | None = None
-    tile_mpp: float | None = None
-    scanner_s: Annotated[float | None, Parameter(name="--scanner-seconds")] = None
+    batch: Annotated[int, Ge(1)] = 64
+    mpp: Annotated[float | None, Gt(0)] = None
+    tile_mpp: Annotated[float | None, Gt(0)] = None
+    scanner_s: Annotated[float | None, Gt(0), Parameter(name="--scanner-seconds")] = None

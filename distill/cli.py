@@ -11,7 +11,7 @@ from atlas_edge.distill.reporting.display import Display
 from atlas_edge.distill.training.config import AugmentationName, FitOptions, PresetName, TrainConfig, TrainOptions
 from atlas_edge.errors import UsageError
 from atlas_edge.models.students import OWN_NAMES
-from atlas_edge.options import Flag, Output, Threads
+from atlas_edge.options import Count, Flag, Output, Threads
 
 if TYPE_CHECKING:
     import cyclopts
@@ -90,7 +90,7 @@ def cache(
     out: Path,
     views: int = 4,
     augmentation: AugmentationName = "weak",
-    tile_px: int = 224,
+    tile_px: Count = 224,
     grid: int | None = None,
     batch: int = 16,
     threads: Threads = None,

@@ -207,5 +207,5 @@ def _check(
     if unknown:
         raise InputError(
             f"evaluation class {unknown[0]!r} does not occur among the tiles to fit on ({', '.join(fitted)})",
-            hint="give --fit a tile set with the same classes",
+            hint="fit the probe on tiles of the same classes: --fit, or where there is none the tiles that calibrate",
         )

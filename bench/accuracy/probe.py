@@ -55,7 +55,7 @@ def fit_probe(method: ProbeMethod, features: NDArray[np.float32], labels: NDArra
     if len(classes) < 2:
         raise InputError(
             f"the tiles to fit a probe on have {len(classes)} class, expected at least two",
-            hint="give --fit a tile set with labels (class folders, or a label column)",
+            hint="fit it on tiles with labels (class folders, or a label column): --fit, or the tiles that calibrate",
         )
     names = tuple(str(name) for name in classes)
     if method == "knn":

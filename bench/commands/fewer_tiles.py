@@ -1,6 +1,6 @@
 """`atlas-bench fewer-tiles FEATURES…`, registered by `bench.cli`."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,19 +9,33 @@ from cyclopts import Parameter
 
 from atlas_edge.cli import print_json
 from atlas_edge.errors import GateFailed, InputError, UsageError
-from atlas_edge.options import Output
+from atlas_edge.options import Options, Output
 
 if TYPE_CHECKING:
     from atlas_edge.bench.report.rows import Rows
     from atlas_edge.bench.slides.fewer_tiles import FewerTiles
 
 
+@dataclass(frozen=True, kw_only=True)
+class FewerTilesOptions(Options):
+    """What `atlas-bench fewer-tiles` compares, and what it may cost.
+
+    Attributes:
+        most_tiles: Most tiles of a slide; give it again to compare.
+        min_cosine: Least cosine of a slide's mean embedding, from the middle of all slides, of which there are three at
+            least.
+        max_share_pp: How far the share of a class among a slide's tiles may move, percentage points.
+    """
+
+    most_tiles: Annotated[tuple[Annotated[int, Ge(1)], ...], Parameter(negative="")]
+    min_cosine: Annotated[float | None, Ge(-1), Le(1)] = None
+    max_share_pp: Annotated[float | None, Ge(0), Le(100)] = None
+
+
 def fewer_tiles(
     *features: Path,
-    most_tiles: Annotated[list[Annotated[int, Ge(1)]], Parameter(negative="")],
+    wanted: FewerTilesOptions,
     bundle: Path | None = None,
-    min_cosine: Annotated[float | None, Ge(-1), Le(1)] = None,
-    max_share_pp: Annotated[float | None, Ge(0), Le(100)] = None,
     output: Output = Output(),
 ) -> None:
     """Say what `atlas-embed --most-tiles` costs on slides of which all tiles are embedded.
@@ -33,35 +47,33 @@ def fewer_tiles(
 
     Args:
         features: HDF5 files that atlas-embed wrote, of all tiles, by one encoder.
-        most_tiles: Most tiles of a slide; give it again to compare.
+        wanted: What is compared.
         bundle: What embedded them, beside which atlas-bench probe stored a classifier: compare its decisions, too.
-        min_cosine: Least cosine of a slide's mean embedding, from the middle of all slides, of which there are three at
-            least.
-        max_share_pp: How far the share of a class among a slide's tiles may move, percentage points.
         output: What is printed.
     """
     screen = output.screen()
     if not features:
         raise UsageError("no features to compare", hint="atlas-bench fewer-tiles out/*.h5 --most-tiles 500")
-    names = [path.name for path in features]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"{twice[0]} is named twice", hint="name each slide once")
     from atlas_edge.bench.report.terminal import print_rows
     from atlas_edge.bench.selftest.probe import read_probe
-    from atlas_edge.bench.slides.check import read_features
+    from atlas_edge.bench.slides.check import features_of, read_features
     from atlas_edge.bench.slides.fewer_tiles import compare_fewer_tiles
 
+    files = features_of(features)
+    names = [path.name for path in files]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"{twice[0]} is named twice", hint="name each slide once")
     probe = None if bundle is None else read_probe(bundle)
     if bundle is not None and probe is None:
         raise InputError(
             f"no classifier lies beside {bundle}", hint=f"atlas-bench probe {bundle} --reference M --fit T"
         )
     report = compare_fewer_tiles(
-        [read_features(path) for path in features],
-        most_tiles,
+        [read_features(path) for path in files],
+        wanted.most_tiles,
         probe=probe,
-        min_cosine=min_cosine,
-        max_share_pp=max_share_pp,
+        min_cosine=wanted.min_cosine,
+        max_share_pp=wanted.max_share_pp,
     )
     print_rows(screen, [_rows(report)])
     if output.json:

@@ -47,7 +47,11 @@ def pace(
         raise UsageError(
             "give encoders to time, or --tiles-per-s, one of the two", hint="atlas-bench pace --tiles-per-s 145"
         )
-    rates = [(f"{tiles_per_s:g} tiles/s", tiles_per_s, tile_px, mpp or MPP)] if tiles_per_s is not None else []
+    rates = (
+        [(f"{tiles_per_s:g} tiles/s", tiles_per_s, tile_px, MPP if mpp is None else mpp)]
+        if tiles_per_s is not None
+        else []
+    )
     if encoders:
         rates = _timed(encoders, rounds, threads, mpp)
     found = {
@@ -83,7 +87,7 @@ def _timed(
                 name,
                 figures.throughput.tiles_per_s,
                 opened.facts[name].spec.tile_px,
-                mpp or opened.facts[name].spec.mpp or MPP,
+                (opened.facts[name].spec.mpp or MPP) if mpp is None else mpp,
             )
             for name, figures in timed.encoders.items()
         ]

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from atlas_edge.cli import print_json
 from atlas_edge.errors import GateFailed, UsageError
-from atlas_edge.options import Output
+from atlas_edge.options import Count, Output
 
 
 def slide_check(
     *features: Path,
     slides: Path,
     reference: str,
-    tiles: int = 256,
+    tiles: Count = 256,
     min_cosine: float | None = None,
     outlines: Path | None = None,
     output: Output = Output(),
@@ -36,10 +36,10 @@ def slide_check(
     if not features:
         raise UsageError("no features to check", hint="atlas-bench slide-check out/*.h5 --slides scans --reference M")
     from atlas_edge.bench.judge.gate import Verdict
-    from atlas_edge.bench.slides.check import check_slides, read_features
+    from atlas_edge.bench.slides.check import check_slides, features_of, read_features
     from atlas_edge.models.load import load_encoder
 
-    files = [read_features(path) for path in features]
+    files = [read_features(path) for path in features_of(features)]
     encoder = load_encoder(reference)
     report = check_slides(files, slides, encoder, most_tiles=tiles, min_cosine=min_cosine, outlines=outlines)
     for name, median in report.cosine_median.items():

@@ -1,6 +1,7 @@
 """Is what was written for a slide right: features against a reference, coordinates on a thumbnail, two scanners."""
 
 import dataclasses
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from atlas_edge.encoder import Encoder
 from atlas_edge.errors import InputError
 from atlas_edge.slides import Slide, TileGrid, TileReader, open_slide, plan_grid
 from atlas_edge.slides.colour import to_srgb
+from atlas_edge.system.paths import matches, printable
 
 _THUMBNAIL_PX = 1200
 _COLOURS = ((0, 60, 255), (255, 140, 0))
@@ -63,6 +65,21 @@ class SlideCheck:
     verdict: Verdict | None
     advice: str
     outlines: tuple[str, ...]
+
+
+def features_of(given: Sequence[Path]) -> list[Path]:
+    """Files that were named, by name or by pattern (no Windows shell expands one).
+
+    Raises:
+        InputError: One that is not there, or a pattern that nothing matches.
+    """
+    found: list[Path] = []
+    for path in given:
+        matching = [path] if path.exists() else matches(path) if glob.has_magic(str(path)) else []
+        if not matching:
+            raise InputError(f"{printable(path)} does not exist", hint="give HDF5 files that atlas-embed wrote")
+        found += matching
+    return found
 
 
 def read_features(path: Path) -> SlideFeatures:

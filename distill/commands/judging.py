@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from atlas_edge.cli import print_json
 from atlas_edge.distill.reporting.display import print_comparison, print_evaluation
 from atlas_edge.errors import UsageError
-from atlas_edge.options import Many, Options, Output, Seed
+from atlas_edge.options import Many, Options, Output, Seed, Threads
+
+_Some = Annotated[int, Ge(0), Parameter(validator=validators.Number(gte=0))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +41,10 @@ def evaluate(
     /,
     *,
     judged: JudgedTiles,
-    stress_limit: int = 128,
+    stress_limit: _Some = 128,
     scans: Annotated[tuple[Path, ...], Parameter(negative="", consume_multiple=True)] = (),
     keep: Path | None = None,
-    threads: int | None = None,
+    threads: Threads = None,
     output: Output = Output(),
 ) -> None:
     """Say what of its teacher a student keeps.
@@ -79,7 +81,7 @@ def compare(
     against: Many,
     judged: JudgedTiles,
     keep: Path | None = None,
-    threads: int | None = None,
+    threads: Threads = None,
     output: Output = Output(),
 ) -> None:
     """Say whether students of one recipe are better than those of another, on the same tiles.

@@ -24,6 +24,8 @@ Verbose = Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")]
 Many = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=True)]
 Threads = Annotated[int | None, Ge(1), Parameter(validator=validators.Number(gte=1))]
 """Of inference, or its streams; None is the runtime's own choice. Runtimes read 0 and less each in its own way."""
+Count = Annotated[int, Ge(1), Parameter(validator=validators.Number(gte=1))]
+"""Of what there must be one at least."""
 Limit = Annotated[int | None, Ge(1), Parameter(validator=validators.Number(gte=1))]
 """Most tiles; None for all."""
 Seed = Annotated[int, Ge(0), Parameter(validator=validators.Number(gte=0))]

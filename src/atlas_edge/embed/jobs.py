@@ -13,7 +13,7 @@ from atlas_edge.embed.resume.plan import Plan, attributes_of, differences, is_cu
 from atlas_edge.embed.slide_files import find_slides, one_a_series, slide_identity, slide_stem
 from atlas_edge.errors import InputError, UsageError
 from atlas_edge.slides.readers.ngff import is_ngff
-from atlas_edge.system.paths import SLIDE_SUFFIXES, printable
+from atlas_edge.system.paths import SLIDE_SUFFIXES, matches, printable
 
 FORMS = ("h5", "h5ad", "zarr", "spatialdata", "parquet", "pt")
 OUTPUT_SUFFIXES = (".h5", ".hdf5", ".h5ad", ".zarr", ".spatialdata", ".parquet", ".pt")
@@ -73,10 +73,10 @@ def expand(slides: Sequence[Path], out: Path) -> list[FoundSlide]:
                 )
             found += [FoundSlide(path, given) for path in inside]
         elif not given.exists() and glob.has_magic(str(given)):
-            matches = _matches(given)
-            if not matches:
+            matching = [path for path in matches(given) if path.is_file() or is_ngff(path)]
+            if not matching:
                 raise InputError(f"no slide matches {printable(given)}", hint="check the pattern")
-            found += [FoundSlide(path, path.parent) for path in matches]
+            found += [FoundSlide(path, path.parent) for path in matching]
         else:
             found.append(FoundSlide(given, given.parent))
     slides_of = {slide.path.absolute(): slide for slide in found}
@@ -217,12 +217,6 @@ def not_its_output(out: Path, said: Mapping[str, Any] | None, mend: str) -> Usag
     what = "is no output of atlas-embed that can be read" if said is None else f"was made of {said['slide']}"
     ways = [f"add {mend} to replace it"] if mend else []
     return UsageError(f"{printable(out)} {what}", hint=", or ".join([*ways, "choose another --out"]))
-
-
-def _matches(pattern: Path) -> list[Path]:
-    root = Path(pattern.anchor)
-    names = root.glob(str(pattern.relative_to(root)))
-    return sorted(path for path in names if (path.is_file() or is_ngff(path)) and not path.name.startswith("."))
 
 
 def _place_that_holds(slide: FoundSlide, out: Path, form: str, is_folder: Callable[[Path], bool]) -> Path | None:

@@ -24,3 +24,9 @@ def printable(name: str | Path) -> str:
     Python keeps them as lone surrogates, which can be neither hashed nor written to a report.
     """
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def matches(pattern: Path) -> list[Path]:
+    """What a pattern such as `out/*.h5` names, sorted, hidden files apart: no Windows shell expands one."""
+    root = Path(pattern.anchor)
+    return sorted(path for path in root.glob(str(pattern.relative_to(root))) if not path.name.startswith("."))

@@ -94,6 +94,13 @@ def test_a_budget_is_judged_on_the_worst_slide(
     assert "wants 3 slides" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_pattern_names_files_where_no_shell_expands_it(
+    embedded: list[Path], bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("fewer-tiles", embedded[0].with_name("[012].h5"), "--most-tiles", 600, "--json") == 0
+    assert list(json.loads(capsys.readouterr().out)["slides"]["600"]) == ["0.h5", "1.h5", "2.h5"]
+
+
 def test_what_cannot_be_judged_is_refused(
     embedded: list[Path], bench: Bench, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -122,6 +129,10 @@ def test_what_cannot_be_judged_is_refused(
     ):
         assert bench("fewer-tiles", *arguments) == 2, arguments
     assert bench("fewer-tiles", embedded[0].with_name("0.tif"), "--most-tiles", 5) == 5
+    capsys.readouterr()
+    for name in ("none.h5", "none*.h5"):
+        assert bench("fewer-tiles", tmp_path / name, "--most-tiles", 5) == 5
+        assert f"{name} does not exist" in capsys.readouterr().err
     assert bench("fewer-tiles", embedded[0], "--most-tiles", 5, "--bundle", tmp_path / "bundle") == 5
     capsys.readouterr()
 
